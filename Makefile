@@ -1,0 +1,57 @@
+# Two commands: `make quickstart` distils a student, `make test` checks everything.
+
+PYTHON ?= python3
+# On a machine without a GPU set TORCH_INDEX to the address of PyTorch's CPU wheels, as the
+# selector on pytorch.org shows it: plain pip would fetch several GB of CUDA libraries.
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := $(VENV)/.locked
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+RECIPE ?= recipes/demo.yaml
+
+.PHONY: help quickstart test check format schema up down lock clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
+
+quickstart: $(LOCK) ## distil the demo's teacher into a student on this CPU
+	@$(BIN)/python -m flows.distill_student $(RECIPE)
+
+test: $(LOCK) ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(LOCK) ## lint, types, import contracts, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m deployments.generate --check
+
+format: $(LOCK) ## format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+schema: $(LOCK) ## write the recipe's JSON schema and the deployments' parameters
+	@$(BIN)/python -m deployments.generate
+
+up: $(LOCK) ## start server, pools and workers here, and register the deployments
+	@$(BIN)/python -m deployments.local up
+
+down: $(LOCK) ## stop what `make up` started
+	@$(BIN)/python -m deployments.local down
+
+lock: $(LOCK) ## write constraints.txt from what is installed
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed -E 's/\+cpu$$//' > constraints.txt
+
+clean: ## remove the environment and everything that runs have made
+	rm -rf $(VENV) .distillery
+
+$(LOCK): pyproject.toml constraints.txt
+	@echo "Creating $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) -c constraints.txt -e '.[dev,s3,postgresql]'
+	@touch $@

@@ -1,0 +1,45 @@
+"""The training curve as Markdown: a picture, and the validation losses in a table."""
+
+import base64
+import io
+from typing import Any
+
+
+def curve_markdown(facts: dict[str, Any]) -> str:
+    """Return a training's curve: loss and validation loss by step, nats per response token.
+
+    The picture is inside the text, as a PNG under a `data:` address.
+
+    Args:
+        facts: Of the training's manifest: `curve`, `best_validation_loss`, `resumed_from_step`.
+    """
+    validation = [(entry["step"], entry["eval_loss"]) for entry in _having(facts, "eval_loss")]
+    lines = [f"![training curve](data:image/png;base64,{_picture(facts)})", ""]
+    if validation:
+        best = min(validation, key=lambda point: point[1])
+        lines += [f"Best validation loss {best[1]:.4f} at step {best[0]:.0f}.", ""]
+        lines += ["| step | validation loss |", "|---:|---:|"]
+        lines += [f"| {step:.0f} | {loss:.4f} |" for step, loss in validation]
+    return "\n".join(lines)
+
+
+def _having(facts: dict[str, Any], key: str) -> list[dict[str, float]]:
+    return [entry for entry in facts["curve"] if key in entry]
+
+
+def _picture(facts: dict[str, Any]) -> str:
+    """Return the curve as base64 of a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(entry["step"], entry[key]) for entry in _having(facts, key)]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
+    axes.set(xlabel="optimizer step", ylabel="loss, nats per response token", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()

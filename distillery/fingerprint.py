@@ -1,0 +1,90 @@
+"""Fingerprints: one hash over everything that can change a result, and nothing else."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from schemas.base import versioned
+from schemas.errors import RecipeError
+
+# Files of a model folder that decide what it computes and how text becomes tokens.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON text that is the same for equal values: sorted keys, no spaces, UTF-8 as it is.
+
+    >>> canonical_json({"b": 1, "a": ["é", None]})
+    '{"a":["é",null],"b":1}'
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def sha256(value: Any) -> str:
+    """Return the hex sha256 of the canonical JSON of ``value``.
+
+    Lone surrogates, which JSON text may hold but UTF-8 may not, are hashed as they are.
+    """
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def stage_fingerprint(
+    stage: str, *, logic_version: int, inputs: Mapping[str, Any], spec: Mapping[str, Any]
+) -> str:
+    """Return the fingerprint of one stage's result, 64 hex digits.
+
+    Args:
+        stage: Name of the stage.
+        logic_version: Raised whenever the stage's code would give another result.
+        inputs: Fingerprints of what goes in.
+        spec: The parts of the recipe that the stage reads; runtime fields are left out.
+    """
+    return sha256(
+        {
+            "stage": stage,
+            "logic_version": logic_version,
+            "inputs": dict(inputs),
+            "spec": versioned(dict(spec)),
+        }
+    )
+
+
+def file_hash(path: Path) -> str:
+    """Return the hex sha256 of a local file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_identity(model: str, revision: str | None, *, role: str) -> str:
+    """Return what tells one set of weights and tokenizer from another.
+
+    For a local folder the hash of its files (weights, configuration, tokenizer, chat template);
+    for a hub model its id and commit hash.
+
+    Raises:
+        RecipeError: ``model`` is neither a folder with a model nor a hub id with a pinned revision.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+        if not any(file.suffix == ".json" for file in files):
+            raise RecipeError(
+                f"{role} folder {model!r} has no model in it (no config.json). Name the folder "
+                "that save_pretrained wrote."
+            )
+        return sha256({file.name: file_hash(file) for file in files})
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise RecipeError(
+            f"{role} {model!r} is neither an existing folder nor a hub id of the form owner/name. "
+            f"Correct {role}.model."
+        )
+    if revision is None or not (len(revision) == 40 and set(revision) <= set("0123456789abcdef")):
+        raise RecipeError(
+            f"{role} {model!r} has no pinned revision ({revision!r}). A moving revision makes the "
+            f"store serve another model's results. Set {role}.revision to a commit hash."
+        )
+    return f"{model}@{revision}"

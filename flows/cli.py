@@ -1,0 +1,99 @@
+"""The command line: ``python -m flows.distill_student RECIPE [section.key=value ...]``."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from prefect.states import State
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+
+from distillery.store import Store
+from distillery.tables import terminal_table
+from schemas.distillation import Distillation
+from schemas.errors import DistilleryError
+from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
+from schemas.refs import ModelRef
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def run_distillation() -> None:
+    """Run the spine on a recipe and print the comparison, the verdict and where things are."""
+    from flows.distill_student import distill_student
+
+    recipe, state = _run(distill_student, Recipe)
+    outcome: Distillation = state.result()
+    store = Store(recipe.store.root)
+    console.print()
+    console.print(terminal_table(outcome.comparison))
+    verdict = "green" if outcome.promotion.promoted else "yellow"
+    console.print(f"[{verdict}]{escape(outcome.promotion.sentence.capitalize())}[/]")
+    console.print(f"Report:  {store.path(outcome.report.uri)}/report.html")
+    console.print(f"Student: {store.path(outcome.student.uri)}")
+
+
+def run_teacher_training() -> None:
+    """Train a teacher by a recipe and print where it is."""
+    from flows.train_teacher import train_teacher
+
+    recipe, state = _run(train_teacher, TeacherTrainingRecipe)
+    model: ModelRef = state.result()
+    console.print(f"Teacher: {recipe.output} ({model.num_parameters:,} parameters)")
+
+
+def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[Any]]:
+    """Return the recipe of the command line and the completed state of ``flow`` run on it."""
+    parser = argparse.ArgumentParser(prog=f"python -m {flow.__module__}", description=flow.__doc__)
+    parser.add_argument("recipe", help="YAML file, such as recipes/demo.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="laid over the recipe, deeply; the value is YAML (training.epochs=3)",
+    )
+    arguments = parser.parse_args()
+    _show_only_our_log()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides, kind)
+        sections = {name: getattr(recipe, name) for name in kind.model_fields}
+        state: State[Any] = flow(**sections, return_state=True)
+    except DistilleryError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit("stopped; run the same command again to go on from here")
+    if not state.is_completed():
+        error = state.result(raise_on_failure=False)
+        if isinstance(error, DistilleryError):
+            _fail(error)
+        state.result()
+    return recipe, state
+
+
+def _fail(error: DistilleryError) -> NoReturn:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[red]{type(error).__name__}:[/] {escape(str(error))}"
+    )
+    sys.exit(1)
+
+
+def _show_only_our_log() -> None:
+    """Print one line per stage, and of Prefect's own log only warnings that are not ours.
+
+    A failed run's error is printed once, at the end, without the orchestrator's traceback.
+    """
+    for name in (None, "prefect"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_is_worth_showing)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    logging.getLogger("distillery").addHandler(lines)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    if record.name.startswith(("distillery", "prefect.flow_runs", "prefect.task_runs")):
+        return False
+    return record.levelno >= logging.WARNING

@@ -1,0 +1,23 @@
+"""Flow: train a model on hard targets; runs on the GPU work pool."""
+
+from prefect import flow
+
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.refs import DatasetRef, ModelRef
+from schemas.student import StudentSpec
+from schemas.training import TrainingSpec
+from tasks.training import train_model
+
+
+@flow(name="train-student", flow_run_name="{name}")
+def train_student(
+    rows: DatasetRef,
+    prompts: DatasetRef,
+    student: StudentSpec,
+    training: TrainingSpec = TrainingSpec(),
+    store: StoreSpec = StoreSpec(),
+    execution: ExecutionSpec = ExecutionSpec(),
+    name: StageName = StageName.TRAIN_STUDENT,
+) -> ModelRef:
+    """Return ``student`` trained on the responses of ``rows``; resumes from its checkpoints."""
+    return train_model(rows, prompts, student, training, store, execution, name)

@@ -1,0 +1,1 @@
+"""Contracts of Distillery: the recipe, the frames, the refs, the errors. No torch, no Prefect."""

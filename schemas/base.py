@@ -1,0 +1,141 @@
+"""What every section of a recipe shares: frozen, documented, and strict about unknown keys."""
+
+import difflib
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+class Spec(BaseModel):
+    """A section of a recipe: frozen, refuses unknown keys, described by its field docstrings."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        # No setting is meant to be infinite, and canonical JSON could not hold it.
+        allow_inf_nan=False,
+    )
+
+
+class Branch(Spec):
+    """One alternative of a union, told apart by ``kind``.
+
+    The Prefect form keeps the fields of the alternative that was shown before, and refuses to
+    submit when the JSON schema forbids them. So a branch drops the keys of its sibling branches,
+    refuses every other unknown key when the flow starts, and leaves the JSON schema open.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_keys_of_no_branch(
+        cls, value: Any, validate: ModelWrapValidatorHandler[Self]
+    ) -> Self:
+        if not isinstance(value, dict):
+            return validate(value)
+        family: type[Branch] = next(base for base in cls.__mro__[1:] if Branch in base.__mro__)
+        siblings = [cls] if family is Branch else family.__subclasses__()
+        known = {name for sibling in siblings for name in sibling.model_fields}
+        problems = [_unknown_key(key, cls, value[key]) for key in value if key not in known]
+        try:
+            branch = validate({k: item for k, item in value.items() if k in cls.model_fields})
+        except ValidationError as error:
+            problems += [_same_error(item) for item in error.errors()]
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return branch
+
+
+def _unknown_key(key: Any, kind: type[BaseModel], value: Any) -> InitErrorDetails:
+    """Return the error that says that ``kind`` has no ``key``."""
+    sentence = unknown_key_message(str(key), sorted(kind.model_fields))
+    return InitErrorDetails(
+        type=PydanticCustomError("unknown_key", "{sentence}", {"sentence": sentence}),
+        loc=(str(key),),
+        input=value,
+    )
+
+
+def _same_error(item: Any) -> InitErrorDetails:
+    """Return one entry of ``ValidationError.errors()`` as pydantic takes it back."""
+    context = {**item.get("ctx", {}), "sentence": item["msg"]}
+    return InitErrorDetails(
+        type=PydanticCustomError(item["type"], "{sentence}", context),
+        loc=item["loc"],
+        input=item["input"],
+    )
+
+
+def unknown_key_message(key: str, known: list[str]) -> str:
+    """Return the sentence that refuses ``key`` and names the nearest known key.
+
+    >>> unknown_key_message("modle", ["kind", "model"])
+    "there is no key 'modle' here. Did you mean 'model'? Known keys: kind, model."
+    """
+    return f"there is no key {key!r} here.{nearest(key, known)} Known keys: {', '.join(known)}."
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a question that names what of ``known`` is most like ``name``, or nothing.
+
+    >>> nearest("refusl", ["refusal", "empty"])
+    " Did you mean 'refusal'?"
+    """
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def runtime_field(default: Any, **constraints: Any) -> Any:
+    """Return a pydantic field that cannot change a stage's result, so no fingerprint holds it.
+
+    Concurrency, inference batch sizes, devices, prices: change them and everything is reused.
+    """
+    return Field(default, json_schema_extra={"changes_result": False}, **constraints)
+
+
+def _is_versioned(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return not (isinstance(extra, dict) and extra.get("changes_result") is False)
+
+
+def versioned(spec: Any) -> Any:
+    """Return the part of ``spec`` that can change a result, as plain JSON types.
+
+    Source: the fingerprint section of docs/architecture.md.
+    """
+    if isinstance(spec, BaseModel):
+        fields = type(spec).model_fields
+        return {k: versioned(getattr(spec, k)) for k, f in fields.items() if _is_versioned(f)}
+    if isinstance(spec, dict):
+        return {str(key): versioned(item) for key, item in spec.items()}
+    if isinstance(spec, list | tuple):
+        return [versioned(item) for item in spec]
+    return spec
+
+
+class Ref(BaseModel):
+    """A frozen pointer to something in the store; what flows between stages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    uri: str
+    """Folder in the store, an fsspec URL or a path."""
+
+    fingerprint: str
+    """Fingerprint of the stage that made it."""
+
+    def with_uri(self, uri: str) -> Self:
+        """Return the same ref at another place."""
+        return self.model_copy(update={"uri": uri})

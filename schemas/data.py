@@ -1,0 +1,123 @@
+"""Where the prompts come from and how a row becomes a prompt."""
+
+import string
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from schemas.base import Branch, Spec, runtime_field
+
+
+class ColumnMap(Spec):
+    """Which column of the source holds what."""
+
+    id: str | None = None
+    """Unique id of a row. None: made from the split and the row number."""
+
+    messages: str | None = None
+    """Chat messages, a list of {role, content}. None: the prompt comes from `prompt_template`."""
+
+    reference: str | None = None
+    """The right answer. Needed for `gold` and `test`; ignored for `train` and `validation`."""
+
+
+class _Source(Branch):
+    """Rows from somewhere."""
+
+    columns: ColumnMap = Field(ColumnMap(), title="Columns")
+    """Which column holds what."""
+
+    max_rows: int | None = Field(None, ge=1)
+    """Keep a seeded random sample of so many rows. None: all."""
+
+
+class FileSource(_Source):
+    """A JSONL, CSV or Parquet file."""
+
+    kind: Literal["file"] = "file"
+    """A file."""
+
+    path: str = runtime_field(...)
+    """Path or fsspec URL. `${NAME}` and `${NAME:-default}` stand for environment variables. The
+    fingerprint holds the file's content, not its place."""
+
+    format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
+    """auto: by the ending of the path."""
+
+
+class HubSource(_Source):
+    """A data set of the Hugging Face hub."""
+
+    kind: Literal["hub"] = "hub"
+    """A Hugging Face data set."""
+
+    dataset: str
+    """Id, such as `PolyAI/banking77`."""
+
+    revision: str
+    """Commit hash. A moving revision would serve other rows under the same fingerprint."""
+
+    name: str | None = None
+    """Configuration of the data set, if it has several."""
+
+    split: str
+    """Split of the data set, such as `train`."""
+
+
+Source = Annotated[FileSource | HubSource, Field(discriminator="kind")]
+
+
+class DataSpec(Spec):
+    """The rows of the four splits."""
+
+    train: Source | None = Field(None, title="Training prompts")
+    """Prompts that the teacher answers for the student to learn from. Their references, if any,
+    are not read. Needed by everything but `train_teacher`, which learns from `gold` alone."""
+
+    validation: Source | None = Field(None, title="Validation prompts")
+    """Prompts that the teacher answers for early stopping. None: `validation_fraction` of train."""
+
+    gold: Source | None = Field(None, title="Gold rows")
+    """The labelled rows that you have. A from-scratch baseline is trained on them, with
+    `validation_fraction` of them set aside for early stopping."""
+
+    test: Source = Field(title="Test rows")
+    """Held-out labelled rows on which teacher, baseline and student are compared. Never trained
+    on; a training prompt that equals one of them is dropped."""
+
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5)
+    """Share of the training prompts set aside when `validation` is not given, and of the gold rows
+    always. 0.1 keeps the early-stopping signal steady from about a thousand prompts on."""
+
+    prompt_template: str = "{text}"
+    """How a row becomes the user message; `{column}` stands for a column of the source, `{{` and
+    `}}` for braces."""
+
+    system_prompt: str | None = None
+    """System message put before every prompt, except where a row's messages begin with one of their
+    own. None: none."""
+
+    max_invalid_fraction: float = runtime_field(0.01, ge=0, le=1)
+    """Share of quarantined rows above which the run stops before any teacher is asked. One row in
+    a hundred is dirt; more is a broken export."""
+
+    seed: int = 0
+    """Seed of the samples and of the validation split."""
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _names_columns(cls, template: str) -> str:
+        advice = "Write {column} for a column, {{ and }} for braces that are text."
+        try:
+            fields = [
+                field[1:] for field in string.Formatter().parse(template) if field[1] is not None
+            ]
+        except ValueError as error:
+            raise ValueError(f"{template!r:.80} cannot be read: {error}. {advice}") from None
+        if odd := [name for name, form, conversion in fields if not name or form or conversion]:
+            raise ValueError(f"{template!r:.80} has braces around no column: {odd[0]!r}. {advice}")
+        if not fields:
+            raise ValueError(
+                f"{template!r:.80} names no column, so all prompts would be the same. {advice}"
+            )
+        return template

@@ -1,0 +1,46 @@
+"""The one tree of errors that a user can meet.
+
+DistilleryError
+├── RecipeError           the recipe asks for something that cannot be done (also a ValueError)
+├── InputDataError        a data file, or a row of it, cannot be used (also a ValueError)
+├── StoreError            the store cannot be read or written (also a RuntimeError)
+├── TeacherError          the teacher cannot answer (also a RuntimeError)
+├── TrainingError         training cannot start or go on (also a RuntimeError)
+├── ReleaseError          the training set does not pass its release gate (also a RuntimeError)
+└── StageError            a stage ended without a result (also a RuntimeError)
+
+Every message says what is wrong with its value, why it matters where that is not plain, and the
+one thing to do. All are picklable: Prefect stores the exceptions of failed runs.
+"""
+
+
+class DistilleryError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class RecipeError(DistilleryError, ValueError):
+    """The recipe asks for something that cannot be done."""
+
+
+class InputDataError(DistilleryError, ValueError):
+    """A data file, or a row of it, cannot be used."""
+
+
+class StoreError(DistilleryError, RuntimeError):
+    """The store cannot be read or written."""
+
+
+class TeacherError(DistilleryError, RuntimeError):
+    """The teacher cannot answer."""
+
+
+class TrainingError(DistilleryError, RuntimeError):
+    """Training cannot start or go on."""
+
+
+class ReleaseError(DistilleryError, RuntimeError):
+    """The training set does not pass its release gate."""
+
+
+class StageError(DistilleryError, RuntimeError):
+    """A stage ended without a result."""

@@ -1,0 +1,78 @@
+"""Where results are kept and how the run is carried out. Nothing here changes a result."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import Spec
+
+
+class StageName(StrEnum):
+    """The stages, by the names of their tasks and of their folders in the store."""
+
+    LOAD_PROMPTS = "load_prompts"
+    VALIDATE_PROMPTS = "validate_prompts"
+    GENERATE_RESPONSES = "generate_responses"
+    FILTER_RESPONSES = "filter_responses"
+    RELEASE_DATASET = "release_dataset"
+    TRAIN_BASELINE = "train_baseline"
+    TRAIN_STUDENT = "train_student"
+    TRAIN_TEACHER = "train_teacher"
+    EVALUATE_MODELS = "evaluate_models"
+    COMPARE_MODELS = "compare_models"
+    PROMOTE_STUDENT = "promote_student"
+
+
+_UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
+    StageName.VALIDATE_PROMPTS: (StageName.LOAD_PROMPTS,),
+    StageName.GENERATE_RESPONSES: (StageName.VALIDATE_PROMPTS,),
+    StageName.FILTER_RESPONSES: (StageName.GENERATE_RESPONSES,),
+    StageName.RELEASE_DATASET: (StageName.FILTER_RESPONSES,),
+    StageName.TRAIN_BASELINE: (StageName.VALIDATE_PROMPTS,),
+    StageName.TRAIN_STUDENT: (StageName.RELEASE_DATASET,),
+    StageName.TRAIN_TEACHER: (StageName.VALIDATE_PROMPTS,),
+    StageName.EVALUATE_MODELS: (StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT),
+    StageName.COMPARE_MODELS: (StageName.EVALUATE_MODELS,),
+    StageName.PROMOTE_STUDENT: (StageName.COMPARE_MODELS,),
+}
+
+
+class StoreSpec(Spec):
+    """The store and the ledger."""
+
+    root: str = ".distillery"
+    """Path or fsspec URL (`s3://bucket/prefix`) under which everything is kept."""
+
+    ledger_url: str | None = None
+    """SQLAlchemy URL of the ledger of teacher responses. None: SQLite inside a local root. A
+    remote root needs one, and so do several hosts that write at once: PostgreSQL."""
+
+
+class ExecutionSpec(Spec):
+    """How the run is carried out."""
+
+    mode: Literal["inline", "deployment"] = "inline"
+    """inline: stages that load a model run in this process. deployment: each goes to its own
+    deployment on a work pool (`make up` starts them)."""
+
+    force: tuple[StageName, ...] = ()
+    """Stages to do again although the store has their result, and with them every stage that
+    uses their results. Teacher responses come from the ledger all the same."""
+
+    chunk_rows: int = Field(1000, ge=1)
+    """Prompts per chunk of teacher generation. About 1,000 keep the orchestrator's load small."""
+
+    child_timeout_s: float = Field(86_400.0, gt=0)
+    """Longest wait for a child deployment, seconds, queueing included. A day: longer than any
+    training that a nightly run should hold, short enough that a dead worker is noticed."""
+
+    def forces(self, stage: StageName) -> bool:
+        """Return whether ``stage``, or a stage that it depends on, is to be done again.
+
+        >>> ExecutionSpec(force=(StageName.TRAIN_STUDENT,)).forces(StageName.EVALUATE_MODELS)
+        True
+        >>> ExecutionSpec(force=(StageName.TRAIN_STUDENT,)).forces(StageName.TRAIN_BASELINE)
+        False
+        """
+        return stage in self.force or any(map(self.forces, _UPSTREAM.get(stage, ())))

@@ -1,0 +1,140 @@
+"""Filters over teacher responses, and the closed list of reasons for dropping a row."""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.base import Branch, Spec
+
+
+class DropReason(StrEnum):
+    """Why a row left the pipeline. Closed: every dropped row carries exactly one of these."""
+
+    # prompts
+    UNREADABLE_ROW = "unreadable_row"
+    EMPTY_PROMPT = "empty_prompt"
+    DUPLICATE_ID = "duplicate_id"
+    MISSING_REFERENCE = "missing_reference"
+    REFERENCE_NOT_IN_FORMAT = "reference_not_in_format"
+    MALFORMED_MESSAGES = "malformed_messages"
+    FOUND_IN_TEST = "found_in_test"
+    # responses
+    TEACHER_FAILED = "teacher_failed"
+    EMPTY = "empty"
+    TRUNCATED = "truncated"
+    REFUSAL = "refusal"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    NOT_A_LABEL = "not_a_label"
+    NO_REGEX_MATCH = "no_regex_match"
+    NOT_JSON = "not_json"
+    JSON_SCHEMA_VIOLATION = "json_schema_violation"
+    DUPLICATE = "duplicate"
+
+
+class _Filter(Branch):
+    """Keeps or drops a row."""
+
+
+class EmptyFilter(_Filter):
+    """Drops responses that are empty or white space."""
+
+    kind: Literal["empty"] = "empty"
+    """Drop empty responses."""
+
+
+class TruncatedFilter(_Filter):
+    """Drops responses that were cut at max_new_tokens: the student would learn to stop midway."""
+
+    kind: Literal["truncated"] = "truncated"
+    """Drop truncated responses."""
+
+
+class RefusalFilter(_Filter):
+    """Drops responses in which the teacher declines."""
+
+    kind: Literal["refusal"] = "refusal"
+    """Drop refusals."""
+
+    patterns: tuple[str, ...] = (
+        r"^(i'?m|i am) (sorry|unable|not able)\b",
+        r"^(sorry|unfortunately|my apologies),? (but )?i (can ?not|can'?t|am unable|won'?t)\b",
+        r"^i (can ?not|can'?t|won'?t|am not able to|am unable to) (help|assist|answer|comply|do)\b",
+        r"^as an ai\b",
+    )
+    """Case-insensitive regular expressions searched in the stripped response. Anchored at its
+    start, where refusals stand; a customer's quoted apology further on is no refusal."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _are_regular_expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{pattern!r} is no regular expression: {error}. Correct it."
+                ) from None
+        return patterns
+
+
+class LengthFilter(_Filter):
+    """Drops responses outside length bounds."""
+
+    kind: Literal["length"] = "length"
+    """Drop responses by length."""
+
+    min_chars: int = Field(1, ge=0)
+    """Shortest response kept, characters."""
+
+    max_chars: int = Field(20_000, ge=1)
+    """Longest response kept, characters."""
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> Self:
+        if self.min_chars > self.max_chars:
+            raise ValueError(
+                f"min_chars={self.min_chars} is above max_chars={self.max_chars}, so every "
+                "response would be dropped. Change one of them."
+            )
+        return self
+
+
+class FormatFilter(_Filter):
+    """Drops responses that are not in `task.answer_format`."""
+
+    kind: Literal["format"] = "format"
+    """Drop responses outside the task's answer format."""
+
+
+class DuplicateFilter(_Filter):
+    """Drops every row after the first with the same prompt and the same response."""
+
+    kind: Literal["duplicate"] = "duplicate"
+    """Drop exact duplicates."""
+
+
+Filter = Annotated[
+    EmptyFilter | TruncatedFilter | RefusalFilter | LengthFilter | FormatFilter | DuplicateFilter,
+    Field(discriminator="kind"),
+]
+
+
+class FilterSpec(Spec):
+    """What a response has to be to enter the training set."""
+
+    rules: tuple[Filter, ...] = Field(
+        (EmptyFilter(), TruncatedFilter(), RefusalFilter(), FormatFilter(), DuplicateFilter()),
+        title="Rules",
+    )
+    """Filters in order; the first that drops a row gives the reason."""
+
+    min_keep_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of responses that has to be kept, or the training set is not released. Below a half
+    something is wrong with the teacher, the prompt or a filter."""
+
+    min_train_rows: int = Field(20, ge=1)
+    """Training rows that have to be kept, or the training set is not released. Fewer teach
+    nothing."""

@@ -1,0 +1,116 @@
+"""pandera contracts of the frames that cross a stage boundary.
+
+Messages travel as canonical JSON text (a list of {role, content}): one column, one hash, the same
+bytes in Parquet, in the ledger and in a fingerprint.
+"""
+
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+import pyarrow
+from pandera.typing.pandas import Series
+
+from schemas.filters import DropReason
+
+SPLITS = ("train", "validation", "gold", "test")
+RESPONSE_STATES = ("ok", "empty", "truncated", "failed")
+
+
+class _Frame(pa.DataFrameModel):  # type: ignore[misc]
+    class Config:
+        strict = True
+        ordered = True
+        coerce = False
+
+
+class PromptFrame(_Frame):
+    """Prompts of all splits, valid and ready for a teacher."""
+
+    prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=SPLITS)
+    messages: Series[str] = pa.Field(str_startswith="[")
+    reference: Series[str] = pa.Field(nullable=True)
+    content_hash: Series[str] = pa.Field(str_length={"min_value": 64, "max_value": 64})
+    source_row: Series[int] = pa.Field(ge=1)
+
+
+class QuarantineFrame(_Frame):
+    """Prompts that were put aside, each with its row in the source and the reason."""
+
+    prompt_id: Series[str] = pa.Field(nullable=True)
+    split: Series[str] = pa.Field(isin=SPLITS)
+    messages: Series[str] = pa.Field(nullable=True)
+    reference: Series[str] = pa.Field(nullable=True)
+    source_row: Series[int] = pa.Field(ge=1)
+    reason: Series[str] = pa.Field(isin=[reason.value for reason in DropReason])
+    detail: Series[str]
+
+
+class ResponseFrame(_Frame):
+    """A teacher's responses, one row per prompt."""
+
+    prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=("train", "validation"))
+    messages: Series[str] = pa.Field(str_startswith="[")
+    response: Series[str]
+    state: Series[str] = pa.Field(isin=RESPONSE_STATES)
+    prompt_tokens: Series[int] = pa.Field(ge=0)
+    completion_tokens: Series[int] = pa.Field(ge=0)
+    request_hash: Series[str] = pa.Field(str_length={"min_value": 64, "max_value": 64})
+
+
+class TrainingFrame(_Frame):
+    """Rows to learn from: a prompt and the response to give."""
+
+    prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
+    split: Series[str] = pa.Field(isin=("train", "validation"))
+    messages: Series[str] = pa.Field(str_startswith="[")
+    response: Series[str] = pa.Field(str_length={"min_value": 1})
+
+
+class RejectedFrame(_Frame):
+    """Responses that were dropped, each with the filter, the reason and what it saw."""
+
+    prompt_id: Series[str]
+    split: Series[str] = pa.Field(isin=("train", "validation"))
+    messages: Series[str]
+    response: Series[str]
+    filter: Series[str]
+    reason: Series[str] = pa.Field(isin=[reason.value for reason in DropReason])
+    detail: Series[str]
+
+
+class ScoreFrame(_Frame):
+    """Answers of the compared models to the test rows. `score` is null where unscored."""
+
+    model: Series[str] = pa.Field(isin=("teacher", "baseline", "student"))
+    prompt_id: Series[str]
+    answer: Series[str] = pa.Field(nullable=True)
+    reference: Series[str]
+    score: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    new_tokens: Series[int] = pa.Field(ge=0)
+
+
+def check_frame(frame: pd.DataFrame, contract: type[pa.DataFrameModel]) -> pd.DataFrame:
+    """Return ``frame`` unchanged when it keeps ``contract``.
+
+    Raises:
+        pandera.errors.SchemaErrors: With every broken rule and row, not only the first. A broken
+            contract between stages is a bug of ours, not of the user's data.
+    """
+    validated: Any = contract.validate(frame, lazy=True)
+    return pd.DataFrame(validated)
+
+
+def arrow_schema(contract: type[pa.DataFrameModel]) -> pyarrow.Schema:
+    """Return the Arrow schema in which frames of ``contract`` are stored.
+
+    >>> arrow_schema(TrainingFrame).names
+    ['prompt_id', 'split', 'messages', 'response']
+    """
+    numbers = {"int64": pyarrow.int64(), "float64": pyarrow.float64()}
+    columns = contract.to_schema().columns
+    return pyarrow.schema(
+        [(name, numbers.get(str(c.dtype), pyarrow.string())) for name, c in columns.items()]
+    )

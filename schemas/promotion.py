@@ -1,0 +1,104 @@
+"""The gate's verdict and the pointer to the promoted student."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.comparison import Interval
+from schemas.refs import ModelRef
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GateCheck(_Record):
+    """One condition of the gate."""
+
+    condition: str
+    """Field of the gate, such as `min_retention`."""
+
+    required: float
+    """What the gate asks for."""
+
+    measured: float | None
+    """What was measured. None: the figure is missing, and the condition fails."""
+
+    passed: bool
+    """Whether the condition holds."""
+
+    sentence: str
+    """The same in words, with the margin."""
+
+
+class PromotedStudent(_Record):
+    """One promotion: which student, on what figures, when."""
+
+    student: ModelRef
+    """The model."""
+
+    promoted_at: datetime
+    """When, UTC."""
+
+    scores_fingerprint: str
+    """Fingerprint of the evaluation on which it passed."""
+
+    num_rows: int
+    """Test rows of that evaluation."""
+
+    accuracy: Interval | None
+    """The student's accuracy."""
+
+    retention: Interval | None
+    """Its accuracy / the teacher's."""
+
+    gain: Interval | None
+    """Its accuracy minus the baseline's."""
+
+    checks: tuple[GateCheck, ...]
+    """The conditions it passed."""
+
+
+class ChampionPointer(_Record):
+    """Content of `aliases/<task>/<alias>.json`: the promoted student and those before it."""
+
+    schema_version: int = 1
+    """Version of this layout."""
+
+    task: str
+    """Name of the task."""
+
+    alias: str
+    """Name of the alias."""
+
+    current: PromotedStudent
+    """The student that the alias stands for."""
+
+    previous: tuple[PromotedStudent, ...] = ()
+    """Those before it, newest first."""
+
+
+class Promotion(_Record):
+    """What `promote_student` decided."""
+
+    promoted: bool
+    """Whether all conditions hold, so that the alias now stands for this student."""
+
+    checks: tuple[GateCheck, ...]
+    """Every condition that was asked."""
+
+    alias_uri: str
+    """The pointer in the store, relative to its root."""
+
+    student: ModelRef
+    """The student that was judged."""
+
+    previous: ModelRef | None
+    """The student that the alias stood for before, if any."""
+
+    @property
+    def sentence(self) -> str:
+        """Return the verdict in words: what passed, or every condition that failed."""
+        failed = [check.sentence for check in self.checks if not check.passed]
+        verdict = "not promoted: " if failed else "promoted: "
+        return verdict + "; ".join(failed or [check.sentence for check in self.checks])

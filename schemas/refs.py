@@ -1,0 +1,61 @@
+"""Refs: what a stage returns and the next one takes. Never frames, never tensors."""
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.base import Ref
+
+
+class DatasetRef(Ref):
+    """A folder of Parquet shards in the store."""
+
+    num_rows: int
+    """Rows over all shards."""
+
+    columns: tuple[str, ...]
+    """Column names, in order."""
+
+
+class ModelRef(Ref):
+    """A folder with a model and its tokenizer, as ``save_pretrained`` writes them."""
+
+    num_parameters: int
+    """Parameters of the merged model (an adapter counts with its base)."""
+
+
+class ReportRef(Ref):
+    """A folder with the comparison of one run: comparison.json, comparison.md, report.html."""
+
+
+class _Bundle(BaseModel):
+    """Several outputs of one stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PromptSet(_Bundle):
+    """What `validate_prompts` returns."""
+
+    prompts: DatasetRef
+    """Valid rows of all splits."""
+
+    gold: DatasetRef
+    """The labelled rows, ready to learn from."""
+
+    quarantined: DatasetRef
+    """Rows put aside, each with its reason."""
+
+
+class FilteredSet(_Bundle):
+    """What `filter_responses` returns."""
+
+    kept: DatasetRef
+    """Responses that passed."""
+
+    rejected: DatasetRef
+    """Responses that did not, each with its reason."""
+
+    num_responses: int
+    """Rows before the filters."""
+
+    drop_reasons: dict[str, int]
+    """Rejected rows by reason, most frequent first."""

@@ -1,0 +1,97 @@
+"""The student: the model that learns."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.base import Branch
+from schemas.teacher import Dtype
+
+
+class _Student(Branch):
+    """The model that learns."""
+
+
+class PretrainedStudent(_Student):
+    """A pretrained causal language model. Its baseline is the model as it comes."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    """A pretrained model."""
+
+    model: str
+    """Folder or hub id."""
+
+    revision: str | None = None
+    """Commit hash of a hub model; required for one. A folder is fingerprinted by its files."""
+
+    dtype: Dtype = "bfloat16"
+    """Precision of the weights."""
+
+    trust_remote_code: bool = False
+    """Run code from the model's repository. Refused without a pinned revision."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> "PretrainedStudent":
+        if self.trust_remote_code and not self.revision:
+            raise ValueError(
+                f"student {self.model!r} asks for trust_remote_code without a pinned revision. "
+                "The code that runs could change under you. Set student.revision to a commit hash."
+            )
+        return self
+
+
+class FromScratchStudent(_Student):
+    """A Llama with random weights. Its baseline is the same, trained on the gold rows."""
+
+    kind: Literal["from_scratch"] = "from_scratch"
+    """A new model."""
+
+    num_layers: int = Field(ge=1)
+    """Decoder layers; latency grows with them."""
+
+    hidden_size: int = Field(ge=8)
+    """Width."""
+
+    intermediate_size: int = Field(ge=8)
+    """Width inside the feed-forward block; 2 to 4 times hidden_size is usual."""
+
+    num_heads: int = Field(ge=1)
+    """Attention heads; divides hidden_size."""
+
+    dtype: Dtype = "float32"
+    """Precision in which the trained weights are kept; training itself holds float32."""
+
+    initializer_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights. 0.02 is usual at widths of a thousand; narrow
+    models start better wider, at about 1 / sqrt(hidden_size). Layers that write to the residual
+    stream start smaller by sqrt(2 * num_layers), as in GPT-2."""
+
+    tie_embeddings: bool = True
+    """Share the weights of input embedding and output layer: fewer parameters, which matters
+    where the vocabulary is most of the model."""
+
+    max_length: int = Field(512, ge=16)
+    """Longest sequence, prompt and response, tokens."""
+
+    tokenizer: str | None = None
+    """Folder or hub id of a tokenizer to use, for instance the teacher's (soft targets need a
+    shared one). None: a byte-level BPE is trained on the training prompts and gold answers."""
+
+    vocab_size: int = Field(1024, ge=300)
+    """Size of the trained BPE; not read when `tokenizer` is given. 1,024 suits narrow domains."""
+
+    whole_tokens: tuple[str, ...] = ()
+    """Strings that the trained BPE keeps as one token each, such as the skeleton of a JSON answer:
+    each field then follows a token of its own, which one layer can tell apart."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "FromScratchStudent":
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} over num_heads={self.num_heads} is not an even "
+                "whole number, which rotary embeddings need. Change one of them."
+            )
+        return self
+
+
+StudentSpec = Annotated[PretrainedStudent | FromScratchStudent, Field(discriminator="kind")]

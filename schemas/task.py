@@ -1,0 +1,71 @@
+"""The task: what a prompt asks for and what a well-formed answer to it looks like."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from schemas.base import Branch, Spec
+
+
+class TaskType(StrEnum):
+    """Kinds of task. Each has its own metrics; see ``distillery.metrics``."""
+
+    CLASSIFICATION = "classification"
+    NLI = "nli"
+    CONVERSATION = "conversation"
+    QA = "qa"
+    MATH = "math"
+    SUMMARIZATION = "summarization"
+
+
+class _AnswerFormat(Branch):
+    """What a well-formed answer looks like."""
+
+
+class LabelSet(_AnswerFormat):
+    """The answer is one label of a list."""
+
+    kind: Literal["labels"] = "labels"
+    """One label of a list."""
+
+    labels: tuple[str, ...] = Field(min_length=2)
+    """All labels. A reference outside them is quarantined, a response outside them dropped."""
+
+
+class RegexFormat(_AnswerFormat):
+    """The answer matches a regular expression from its first to its last character."""
+
+    kind: Literal["regex"] = "regex"
+    """A regular expression."""
+
+    pattern: str
+    """Python regular expression; the whole stripped answer has to match."""
+
+
+class JsonFormat(_AnswerFormat):
+    """The answer is JSON text that satisfies a JSON schema."""
+
+    kind: Literal["json"] = "json"
+    """A JSON schema."""
+
+    json_schema: dict[str, JsonValue]
+    """JSON schema (draft 2020-12) of the parsed answer."""
+
+
+AnswerFormat = Annotated[LabelSet | RegexFormat | JsonFormat, Field(discriminator="kind")]
+
+
+class TaskSpec(Spec):
+    """What is being distilled."""
+
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """Short name: titles the report and names the published student. Artifact keys allow only
+    lower-case letters, digits and dashes."""
+
+    type: TaskType
+    """Kind of task; decides the metrics."""
+
+    answer_format: AnswerFormat | None = Field(None, title="Answer format")
+    """What a well-formed answer is. References are checked against it before the teacher is
+    asked, responses by the filter `format`. None: any text."""

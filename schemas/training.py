@@ -1,0 +1,112 @@
+"""How the student is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Branch, Spec, runtime_field
+
+
+class _Method(Branch):
+    """Which weights are trained."""
+
+
+class FullMethod(_Method):
+    """All weights are trained."""
+
+    kind: Literal["full"] = "full"
+    """Full fine-tuning."""
+
+
+class LoraMethod(_Method):
+    """Low-rank adapters are trained and merged into the weights at the end (arXiv:2106.09685)."""
+
+    kind: Literal["lora"] = "lora"
+    """LoRA."""
+
+    r: int = Field(16, ge=1)
+    """Rank. 16 is enough for most single tasks; raise it when the training loss stalls."""
+
+    alpha: int = Field(32, ge=1)
+    """Scale is alpha / r; twice the rank is the usual start."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input; 0 as teacher data are plentiful."""
+
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers that get an adapter. All linear ones: better than attention alone at equal size."""
+
+
+Method = Annotated[FullMethod | LoraMethod, Field(discriminator="kind")]
+
+
+class TrainingSpec(Spec):
+    """Hyperparameters. The baseline of a from-scratch student is trained with the same ones."""
+
+    objective: Literal["hard_targets"] = "hard_targets"
+    """hard_targets: cross-entropy on the teacher's responses (sequence-level distillation,
+    arXiv:1606.07947)."""
+
+    method: Method = Field(FullMethod(), title="Method")
+    """Full fine-tuning or LoRA."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate. 2e-4 suits LoRA; take about 1e-5 for full fine-tuning of a pretrained
+    model and 1e-3 and more for small models from scratch."""
+
+    batch_size: int = Field(16, ge=1)
+    """Rows per optimizer step, over all devices and accumulation steps."""
+
+    micro_batch_size: int = runtime_field(32, ge=1)
+    """Most rows per forward pass; a larger `batch_size` is accumulated. Lower it when memory runs
+    out."""
+
+    epochs: float = Field(3.0, gt=0)
+    """Most passes over the training rows."""
+
+    min_steps: int = Field(0, ge=0)
+    """Fewest optimizer steps: small sets are passed over more often, so that a baseline on a few
+    gold rows is not undertrained. 0: `epochs` alone decides."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay of the learning rate after warm-up."""
+
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay."""
+
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    """Decay of AdamW's second moment. 0.95 forgets faster and bears higher learning rates, which
+    short runs from scratch want."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+
+    max_length: int = Field(1024, ge=16)
+    """Longest sequence, prompt and response, tokens. Longer rows are left out, counted and named:
+    cutting a response would teach the student to stop midway."""
+
+    evaluations: int = Field(10, ge=1)
+    """How often over the run the validation loss is measured and a checkpoint written."""
+
+    patience: int | None = Field(3, ge=1)
+    """Stop after so many evaluations without a better validation loss. None: never."""
+
+    seed: int = 0
+    """Seed of initial weights, order of rows and dropout."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward and backward pass; the master weights stay float32. bfloat16 on
+    GPUs that have it."""
+
+    gradient_checkpointing: bool = runtime_field(False)
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+
+    cpu_threads: int | None = runtime_field(None, ge=1)
+    """Threads of a CPU training. None: one per core. Models of well under a million parameters
+    run faster on 1."""
+
+    device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
+    """auto: the GPU when there is one, otherwise the CPU. cuda: refused where there is none."""

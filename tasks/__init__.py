@@ -1,0 +1,1 @@
+"""Thin Prefect wrappers: each calls one function of the library and returns refs."""

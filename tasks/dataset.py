@@ -1,0 +1,58 @@
+"""Tasks: filter the responses, release the training set."""
+
+from distillery.filtering import filter_responses as filter_rows
+from distillery.release import release_dataset as release_rows
+from distillery.stage import StageResult
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.filters import FilterSpec
+from schemas.refs import DatasetRef, FilteredSet
+from schemas.task import TaskSpec
+from tasks.artifacts import counts_markdown, publish_markdown, publish_table
+from tasks.stage import stage_task
+
+
+@stage_task
+def filter_responses(
+    responses: DatasetRef,
+    task: TaskSpec,
+    filters: FilterSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[FilteredSet, StageResult]:
+    """Return the responses that pass the filters, and the rejected ones with their reasons."""
+    result = filter_rows(responses, task, filters, store, execution)
+    outputs = FilteredSet(
+        kept=result.dataset("kept"),
+        rejected=result.dataset("rejected"),
+        num_responses=result.manifest.counts["responses"],
+        drop_reasons=result.drop_reasons,
+    )
+    counts = {"kept": outputs.kept.num_rows} | outputs.drop_reasons
+    publish_table(
+        f"filters-{task.name}",
+        [{"reason": reason, "rows": count} for reason, count in counts.items()],
+        counts_markdown("kept, or dropped because", counts)
+        + f"\n\nRejected rows: `{store.root}/{outputs.rejected.uri}`",
+        "Teacher responses kept and dropped, by reason",
+    )
+    return outputs, result
+
+
+@stage_task
+def release_dataset(
+    filtered: FilteredSet,
+    task: TaskSpec,
+    filters: FilterSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[DatasetRef, StageResult]:
+    """Return the training set once it passes its Great Expectations suite."""
+    result = release_rows(filtered, task, filters, store, execution)
+    docs = f"{store.root}/{result.report('data_docs').uri}/index.html"
+    publish_markdown(
+        f"release-{task.name}",
+        f"Released {filtered.kept.num_rows:,} rows: all "
+        f"{result.manifest.facts['expectations']} expectations hold. Data Docs: `{docs}`",
+        "Release gate of the training set",
+    )
+    return result.dataset("training_set"), result

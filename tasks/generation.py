@@ -1,0 +1,59 @@
+"""Tasks: answer a chunk of prompts, collect the responses."""
+
+import threading
+
+from prefect import task
+
+from distillery import generation as library
+from distillery.stage import Stage, StageResult
+from schemas.errors import DistilleryError, StageError
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.teacher import TeacherSpec
+from tasks.artifacts import ProgressReport, counts_markdown, publish_markdown
+from tasks.stage import stage_task
+
+
+@task(name="generate_chunk", task_run_name="prompts from {chunk.start}", persist_result=False)
+def generate_chunk(
+    chunk: library.Chunk,
+    teacher: TeacherSpec,
+    store: StoreSpec,
+    progress: ProgressReport,
+    stopped: threading.Event,
+) -> library.ChunkCounts:
+    """Return the counts of a chunk whose responses are in the ledger.
+
+    ``stopped`` is set by the first chunk that meets an error which the others would meet too.
+    """
+    if stopped.is_set():
+        raise StageError(f"prompts from {chunk.start} were not asked: another chunk failed.")
+    try:
+        return library.generate_chunk(
+            chunk,
+            teacher,
+            store,
+            on_progress=lambda done, total: progress.update(done, total, part=chunk.start),
+        )
+    except DistilleryError:
+        stopped.set()
+        raise
+
+
+@stage_task
+def collect_responses(
+    stage: Stage,
+    prompts: DatasetRef,
+    teacher: TeacherSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+    counts: list[library.ChunkCounts],
+) -> tuple[DatasetRef, StageResult]:
+    """Return the responses of all chunks as one data set."""
+    result = library.collect_responses(stage, prompts, teacher, store, execution, counts)
+    publish_markdown(
+        "responses",
+        counts_markdown("responses", result.manifest.counts),
+        "Teacher responses, by state and by where they came from",
+    )
+    return result.dataset("responses"), result

@@ -1,0 +1,84 @@
+"""What all stage tasks share: the state `Cached` for reused results, and retries."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from prefect import task
+from prefect.states import Completed, State
+
+from distillery.stage import Stage, StageResult, find_stage
+from schemas.errors import DistilleryError
+from schemas.execution import ExecutionSpec, StoreSpec
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("distillery.run")
+
+# Attempts at a row belong to the ledger, and a DistilleryError tells of something that a second
+# try would meet again. What is left is infrastructure: a lost connection, a store that hiccups.
+_RETRIES = 2
+_RETRY_DELAY_S = 5
+
+
+def _is_infrastructure(_task: object, _run: object, state: State[object]) -> bool:
+    try:
+        state.result()  # type: ignore[unused-coroutine]
+    except DistilleryError:
+        return False
+    except (ConnectionError, TimeoutError):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def stage_task(function: Callable[P, tuple[R, StageResult]]) -> Callable[P, R]:
+    """Return ``function`` as a task whose run ends `Cached` when the store had the result.
+
+    ``function`` returns what flows on and the stage's result. Prefect keeps no copy of either: the
+    manifest in the store is the one cache.
+    """
+
+    @task(
+        name=function.__name__,
+        retries=_RETRIES,
+        retry_delay_seconds=_RETRY_DELAY_S,
+        retry_condition_fn=_is_infrastructure,
+        persist_result=False,
+    )
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R | State[R]:
+        return ended(*function(*args, **kwargs))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        value: R = run(*args, **kwargs, return_state=True).result()
+        return value
+
+    return call
+
+
+def ended(value: R, result: StageResult) -> R | State[R]:
+    """Return ``value``, in the state `Cached` when the stage's result was reused."""
+    logger.info(result.sentence)
+    if not result.reused:
+        return value
+    message = f"{result.manifest.stage} {result.manifest.fingerprint[:12]} was in the store."
+    return Completed(name="Cached", message=message, data=value)
+
+
+@task(name="look_up_stage", task_run_name="look up {stage.name}", persist_result=False)
+def _look_up(
+    stage: Stage, store: StoreSpec, execution: ExecutionSpec
+) -> StageResult | State[StageResult] | None:
+    found = find_stage(stage, store, execution)
+    return ended(found, found) if found else None
+
+
+def look_up_stage(stage: Stage, store: StoreSpec, execution: ExecutionSpec) -> StageResult | None:
+    """Return the finished result of ``stage``, or None when it has to be done."""
+    result: StageResult | None = _look_up(stage, store, execution, return_state=True).result()
+    return result

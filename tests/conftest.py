@@ -1,0 +1,36 @@
+"""One Prefect server for the session, and nothing of the user's home or network."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "GX_ANALYTICS_ENABLED": "False", "TQDM_DISABLE": "1"}
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that lives as long as the session; flows of this process use it."""
+    from flows.environment import prepare_environment
+
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    prepare_environment()
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_LOGGING_TO_API_ENABLED,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    # A heartbeat thread costs each flow a second when it is joined.
+    settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_LOGGING_TO_API_ENABLED: False}
+    with prefect_test_harness(server_startup_timeout=120), temporary_settings(settings):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> None:
+    """Prefect's own lines are noise in a failure's output; ours stay."""
+    logging.getLogger("prefect").setLevel(logging.WARNING)
