@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 
 from distillery.chat import load_messages
 from distillery.contestants import (
@@ -23,8 +22,7 @@ from distillery.contestants import (
     baseline_identity,
     greedy,
 )
-from distillery.generation import _Asking
-from distillery.ledger import Ledger
+from distillery.generation import answer_requests
 from distillery.local_model import LocalModel
 from distillery.metrics import refuse_unsupported_task, score_answer
 from distillery.performance import (
@@ -37,23 +35,25 @@ from distillery.performance import (
     rows_to_time,
 )
 from distillery.stage import Attempt, Stage, StageResult, run_stage
-from distillery.store import RowWriter
 from distillery.teacher import make_request, teacher_identity
 from schemas.comparison import Measurements, ModelMeasurement, ModelRole, Performance
 from schemas.errors import StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.frames import ScoreFrame, arrow_schema, check_frame
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from distillery.store import RowWriter
+
 logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 1
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
-_IS_TEST = pads.field("split") == "test"
 _HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alone
 
 # What the stage reads of the evaluation section; the rest is about intervals.
@@ -181,7 +181,9 @@ class _Evaluation:
     @functools.cached_property
     def num_rows(self) -> int:
         """Return how many test rows there are."""
-        return int(self.attempt.store.dataset(self.prompts).count_rows(filter=_IS_TEST))
+        return int(
+            self.attempt.store.dataset(self.prompts).count_rows(filter=pc.field("split") == "test")
+        )
 
     def run(self, files: ExitStack) -> None:
         """Write the scores and measure; ``files`` holds downloads as long as needed."""
@@ -191,6 +193,8 @@ class _Evaluation:
                 "nothing to compare the models on. Give data.test rows that pass validation."
             )
         attempt = self.attempt
+        from schemas.frames import ScoreFrame, arrow_schema
+
         with attempt.row_writer("scores", arrow_schema(ScoreFrame)) as writer:
             with attempt.timed("teacher_answers"):
                 self._score("teacher", self._ask_teacher, writer)
@@ -214,9 +218,11 @@ class _Evaluation:
         self,
         role: ModelRole,
         answer: Callable[[Sequence[dict[str, Any]]], list[_Scored]],
-        writer: RowWriter,
+        writer: "RowWriter",
     ) -> None:
         """Write the answers and scores of one model to all test rows."""
+        from schemas.frames import ScoreFrame, check_frame
+
         for rows in self._chunks():
             answers = answer(rows)
             frame = _score_frame(role, rows, answers, self.task)
@@ -241,10 +247,10 @@ class _Evaluation:
         ]
         by_hash = {request.request_hash: request for request in requests}
         num_rows = Counter(request.request_hash for request in requests)
+        from distillery.ledger import Ledger
+
         with Ledger.open(self.store) as ledger:
-            asking = _Asking(self.contest.teacher, ledger, by_hash, num_rows, None)
-            asking.run()
-            counts = asking.counts()
+            counts = answer_requests(by_hash, num_rows, self.contest.teacher, ledger)
             if counts.unfinished:
                 raise TeacherError(
                     f"{counts.unfinished} of {len(rows)} test prompts have no answer of the "
@@ -337,8 +343,10 @@ def _conversation(row: dict[str, Any]) -> Conversation:
 
 def _score_frame(
     role: ModelRole, rows: Sequence[dict[str, Any]], answers: Sequence[_Scored], task: TaskSpec
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Return a ScoreFrame; the score is null where there is no answer."""
+    import pandas as pd
+
     scores = [
         score_answer(task, scored.text, row["reference"], truncated=scored.truncated)
         for row, scored in zip(rows, answers, strict=True)

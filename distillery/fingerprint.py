@@ -88,3 +88,17 @@ def model_identity(model: str, revision: str | None, *, role: str) -> str:
             f"store serve another model's results. Set {role}.revision to a commit hash."
         )
     return f"{model}@{revision}"
+
+
+def tokenizer_identity(tokenizer: str) -> str:
+    """Return the hash of a tokenizer's local folder.
+
+    Raises:
+        RecipeError: There is no such folder; a hub id is not pinned, so it could change.
+    """
+    if not Path(tokenizer).expanduser().is_dir():
+        raise RecipeError(
+            f"student.tokenizer {tokenizer!r} is no existing folder. A tokenizer of the hub could "
+            "change under you. Download it and name its folder."
+        )
+    return model_identity(tokenizer, None, role="student")

@@ -13,13 +13,12 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from distillery.fingerprint import sha256
-from distillery.ledger import Ledger, LedgerRow
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
 from distillery.teacher import (
@@ -35,6 +34,9 @@ from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.teacher import TeacherSpec
+
+if TYPE_CHECKING:
+    from distillery.ledger import Ledger, LedgerRow
 
 logger = logging.getLogger(__name__)
 
@@ -153,9 +155,31 @@ def generate_chunk(
     for request in _chunk_requests(chunk, teacher, Store(store.root)):
         requests.setdefault(request.request_hash, request)
         num_rows[request.request_hash] += 1
+    from distillery.ledger import Ledger
+
     with Ledger.open(store) as ledger:
-        asking = _Asking(teacher, ledger, requests, num_rows, on_progress)
-        asking.run()
+        return answer_requests(requests, num_rows, teacher, ledger, on_progress=on_progress)
+
+
+def answer_requests(
+    requests: dict[str, Request],
+    num_rows: collections.Counter[str],
+    teacher: TeacherSpec,
+    ledger: "Ledger",
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ChunkCounts:
+    """Bring ``requests`` to a response in the ledger and return what became of their rows.
+
+    Args:
+        requests: By their hash.
+        num_rows: How many rows wait for each.
+        teacher: Who answers what the ledger does not have.
+        ledger: Where responses are looked up and committed.
+        on_progress: Called with the rows done so far and those in all.
+    """
+    asking = _Asking(teacher, ledger, requests, num_rows, on_progress)
+    asking.run()
     return asking.counts()
 
 
@@ -165,7 +189,7 @@ class _Asking:
     def __init__(
         self,
         teacher: TeacherSpec,
-        ledger: Ledger,
+        ledger: "Ledger",
         requests: dict[str, Request],
         num_rows: collections.Counter[str],
         on_progress: Callable[[int, int], None] | None,
@@ -252,6 +276,7 @@ def collect_responses(
     Raises:
         TeacherError: Some prompts have no response in a final state; the stage stays unsealed.
     """
+    from distillery.ledger import Ledger
     from schemas.frames import ResponseFrame, arrow_schema
 
     def work(attempt: Attempt) -> None:
@@ -274,7 +299,7 @@ def collect_responses(
 class _Collection:
     """Joins prompts with their responses, batch by batch, and counts on the way."""
 
-    def __init__(self, teacher: TeacherSpec, ledger: Ledger) -> None:
+    def __init__(self, teacher: TeacherSpec, ledger: "Ledger") -> None:
         self._identity = teacher_identity(teacher)
         self._sampling = Sampling.of(teacher)
         self._ledger = ledger
@@ -306,7 +331,7 @@ class _Collection:
             room = _NAMED_PROMPTS - len(self._first_missing)
             self._first_missing += [row["prompt_id"] for row in missing[:room]]
 
-    def _join(self, row: dict[str, Any], response: LedgerRow) -> dict[str, Any]:
+    def _join(self, row: dict[str, Any], response: "LedgerRow") -> dict[str, Any]:
         """Return one row of the output. Tokens that the endpoint did not count are 0."""
         self.by_state[response.state] += 1
         if response.model_reported is not None:
@@ -365,7 +390,9 @@ def _row_request(identity: dict[str, Any], sampling: Sampling, row: dict[str, An
     return make_request(identity, messages, sampling, prompt_id=row["prompt_id"])
 
 
-def _ledger_row(identity: dict[str, Any], response: Response) -> LedgerRow:
+def _ledger_row(identity: dict[str, Any], response: Response) -> "LedgerRow":
+    from distillery.ledger import LedgerRow
+
     request = response.request
     body = request_body(request.messages, request.sampling, request.sample_index)
     return LedgerRow(

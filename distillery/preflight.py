@@ -3,7 +3,7 @@
 import os
 
 from distillery.answers import check_answer_format
-from distillery.fingerprint import model_identity
+from distillery.fingerprint import model_identity, tokenizer_identity
 from distillery.metrics import refuse_unsupported_task
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
@@ -42,7 +42,7 @@ def check_recipe(
     if isinstance(student, PretrainedStudent):
         collect(model_identity, student.model, student.revision, role="student")
     elif student.tokenizer is not None:
-        collect(model_identity, student.tokenizer, None, role="student")
+        collect(tokenizer_identity, student.tokenizer)
     if data.train is None:
         problems.append("data.train is missing, so the teacher has nothing to answer. Add it.")
     if data.gold is None and not isinstance(student, PretrainedStudent):

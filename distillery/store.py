@@ -17,12 +17,10 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
@@ -33,6 +31,10 @@ from schemas.execution import StageName
 from schemas.manifest import SCHEMA_VERSION, Manifest
 from schemas.promotion import ChampionPointer
 from schemas.refs import DatasetRef
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow.dataset as pads
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ class Store:
 
     # -- reading -----------------------------------------------------------------------------
 
-    def dataset(self, ref: DatasetRef) -> pads.Dataset:
+    def dataset(self, ref: DatasetRef) -> "pads.Dataset":
         """Return the shards of ``ref`` as one Arrow data set, read lazily and in order."""
         with _read_errors(self.path(ref.uri)):
             files = sorted(self.fs.glob(self.path(ref.uri) + "/*.parquet"))
@@ -147,13 +149,15 @@ class Store:
                     f"data set {self.path(ref.uri)!r} is gone from the store. Run again: the "
                     "stages that miss it are done again."
                 )
+            import pyarrow.dataset as pads  # brings pandas
+
             return pads.dataset(files, filesystem=self.fs, format="parquet")
 
     def batches(
         self, ref: DatasetRef, *, splits: tuple[str, ...] | None = None, batch_rows: int = 8192
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of ``ref`` in batches, only those of ``splits`` when given."""
-        condition = None if splits is None else pads.field("split").isin(list(splits))
+        condition = None if splits is None else pc.field("split").isin(list(splits))
         with _read_errors(self.path(ref.uri)):
             for batch in self.dataset(ref).to_batches(filter=condition, batch_size=batch_rows):
                 if batch.num_rows:
@@ -280,9 +284,9 @@ class RowWriter:
             store.make_folder(uri)
             self._open_shard()
 
-    def write(self, rows: pa.RecordBatch | pd.DataFrame) -> None:
+    def write(self, rows: "pa.RecordBatch | pd.DataFrame") -> None:
         """Append rows; a frame is converted by the schema."""
-        if isinstance(rows, pd.DataFrame):
+        if not isinstance(rows, pa.RecordBatch):
             rows = pa.RecordBatch.from_pandas(rows, schema=self.schema, preserve_index=False)
         with _store_errors(self._action):
             if self._shard_rows >= SHARD_ROWS:
@@ -307,10 +311,12 @@ class RowWriter:
 
     def _open_shard(self) -> None:
         self._open_files.close()
+        from pyarrow import parquet
+
         path = f"{self._store.path(self.uri)}/{self._shard:05d}.parquet"
         file = self._open_files.enter_context(self._store.fs.open(path, "wb"))
         self._parquet = self._open_files.enter_context(
-            pq.ParquetWriter(file, self.schema, compression="zstd")
+            parquet.ParquetWriter(file, self.schema, compression="zstd")
         )
         self._shard, self._shard_rows = self._shard + 1, 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from distillery.chat import load_messages
 from distillery.checkpoints import download_checkpoints, upload_checkpoint
-from distillery.fingerprint import model_identity, sha256
+from distillery.fingerprint import model_identity, sha256, tokenizer_identity
 from distillery.models import IGNORED, open_student, quiet_transformers, tokenize_row
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
@@ -46,7 +46,7 @@ def training_stage(
         inputs["student"] = model_identity(student.model, student.revision, role="student")
         spec["student"] = {"dtype": student.dtype}
     elif student.tokenizer is not None:
-        inputs["tokenizer"] = model_identity(student.tokenizer, None, role="student")
+        inputs["tokenizer"] = tokenizer_identity(student.tokenizer)
         spec["student"] = student.model_copy(update={"tokenizer": None})
     else:
         inputs["prompts"] = prompts.fingerprint

@@ -1,7 +1,5 @@
 """Tasks: filter the responses, release the training set."""
 
-from distillery.filtering import filter_responses as filter_rows
-from distillery.release import release_dataset as release_rows
 from distillery.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
@@ -20,7 +18,9 @@ def filter_responses(
     execution: ExecutionSpec,
 ) -> tuple[FilteredSet, StageResult]:
     """Return the responses that pass the filters, and the rejected ones with their reasons."""
-    result = filter_rows(responses, task, filters, store, execution)
+    from distillery import filtering
+
+    result = filtering.filter_responses(responses, task, filters, store, execution)
     outputs = FilteredSet(
         kept=result.dataset("kept"),
         rejected=result.dataset("rejected"),
@@ -47,7 +47,9 @@ def release_dataset(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return the training set once it passes its Great Expectations suite."""
-    result = release_rows(filtered, task, filters, store, execution)
+    from distillery import release
+
+    result = release.release_dataset(filtered, task, filters, store, execution)
     docs = f"{store.root}/{result.report('data_docs').uri}/index.html"
     publish_markdown(
         f"release-{task.name}",

@@ -1,11 +1,7 @@
 """Tasks: evaluate the models, compare them, promote the student."""
 
-from distillery import comparison as comparisons
-from distillery import evaluation as library
-from distillery.promotion import promote_student as judge_student
 from distillery.stage import StageResult
 from distillery.store import Store
-from distillery.tables import markdown, table_rows
 from schemas.comparison import Comparison
 from schemas.evaluation import EvaluationSpec, GateSpec
 from schemas.execution import ExecutionSpec, StoreSpec
@@ -31,6 +27,8 @@ def measure_models(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return every model's scores on the test rows; speed and size are in the manifest."""
+    from distillery import evaluation as library
+
     with progress_report("evaluate_models", "Test rows answered") as progress:
         result = library.evaluate_models(
             prompts,
@@ -59,7 +57,10 @@ def compare_models(
     execution: ExecutionSpec,
 ) -> tuple[tuple[Comparison, ReportRef], StageResult]:
     """Return the comparison and its report; the table is an artifact with a Markdown twin."""
-    result = comparisons.compare_models(
+    from distillery.comparison import compare_models, read_comparison
+    from distillery.tables import markdown, table_rows
+
+    result = compare_models(
         scores,
         prompts,
         task=task,
@@ -72,7 +73,7 @@ def compare_models(
         | {"kept": filtered.kept.num_rows},
     )
     report = result.report("report")
-    comparison = comparisons.read_comparison(report, Store(store.root))
+    comparison = read_comparison(report, Store(store.root))
     publish_table(
         f"comparison-{task.name}",
         table_rows(comparison),
@@ -86,7 +87,9 @@ def promote_student(
     comparison: Comparison, student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> Promotion:
     """Return the gate's verdict; a student that passes is published under the gate's alias."""
-    promotion = judge_student(comparison, student, task, gate, Store(store.root))
+    from distillery import promotion as gates
+
+    promotion = gates.promote_student(comparison, student, task, gate, Store(store.root))
     lines = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in promotion.checks]
     verdict = "Promoted" if promotion.promoted else "Not promoted"
     publish_markdown(

@@ -6,6 +6,7 @@ from prefect import task
 
 from distillery import generation as library
 from distillery.stage import Stage, StageResult
+from distillery.teacher.transformers import release_models
 from schemas.errors import DistilleryError, StageError
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
@@ -49,8 +50,9 @@ def collect_responses(
     execution: ExecutionSpec,
     counts: list[library.ChunkCounts],
 ) -> tuple[DatasetRef, StageResult]:
-    """Return the responses of all chunks as one data set."""
+    """Return the responses of all chunks as one data set; a local teacher leaves the memory."""
     result = library.collect_responses(stage, prompts, teacher, store, execution, counts)
+    release_models()
     publish_markdown(
         "responses",
         counts_markdown("responses", result.manifest.counts),

@@ -1,6 +1,5 @@
 """Tasks: load the prompts, validate them."""
 
-from distillery import prompts as library
 from distillery.stage import StageResult
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec
@@ -15,7 +14,9 @@ def load_prompts(
     data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[DatasetRef, StageResult]:
     """Return the rows of all sources."""
-    result = library.load_prompts(data, store, execution)
+    from distillery import prompts
+
+    result = prompts.load_prompts(data, store, execution)
     return result.dataset("prompts"), result
 
 
@@ -24,7 +25,9 @@ def validate_prompts(
     loaded: DatasetRef, task: TaskSpec, data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[PromptSet, StageResult]:
     """Return the valid rows, the gold rows to learn from, and the quarantined ones."""
-    result = library.validate_prompts(loaded, task, data, store, execution)
+    from distillery import prompts
+
+    result = prompts.validate_prompts(loaded, task, data, store, execution)
     outputs = PromptSet(
         prompts=result.dataset("prompts"),
         gold=result.dataset("gold"),

@@ -1,7 +1,5 @@
 """Task: train a model on hard targets."""
 
-from distillery import training as library
-from distillery.curve import curve_markdown
 from distillery.stage import StageResult
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
@@ -22,6 +20,9 @@ def train_model(
     name: StageName,
 ) -> tuple[ModelRef, StageResult]:
     """Return the trained model; the curve is an artifact, progress another."""
+    from distillery import training as library
+    from distillery.curve import curve_markdown
+
     with progress_report(name, "Optimizer steps") as progress:
 
         def on_progress(step: int, num_steps: int, figures: dict[str, float]) -> None:

@@ -3,7 +3,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures_comparison import (
+from rich.console import Console
+
+from distillery.comparison import compare_models, gap_recovered, read_comparison
+from distillery.store import Store
+from distillery.tables import findings, markdown, table_rows, terminal_table, verdict
+from schemas.comparison import Comparison
+from schemas.errors import StageError
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.teacher import DeclaredModel
+from tests.fixtures_comparison import (
     EVALUATION,
     SCORES,
     TASK,
@@ -14,15 +23,6 @@ from fixtures_comparison import (
     seal_prompts,
     seal_scores,
 )
-from rich.console import Console
-
-from distillery.comparison import compare_models, gap_recovered, read_comparison
-from distillery.store import Store
-from distillery.tables import findings, markdown, table_rows, terminal_table, verdict
-from schemas.comparison import Comparison
-from schemas.errors import StageError
-from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.teacher import DeclaredModel
 
 NAN = float("nan")
 

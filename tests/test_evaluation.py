@@ -4,9 +4,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fixtures_comparison import prompt_frame, seal_prompts
-from fixtures_models import make_tiny_model
-from stub_endpoint import Reply, StubEndpoint
 
 from distillery.comparison import measurements_of, read_scores
 from distillery.evaluation import evaluate_models, evaluation_stage
@@ -19,6 +16,9 @@ from schemas.refs import ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.task import TaskSpec, TaskType
 from schemas.teacher import OpenAITeacher, TransformersTeacher
+from tests.fixtures_comparison import prompt_frame, seal_prompts
+from tests.fixtures_models import make_tiny_model
+from tests.stub_endpoint import Reply, StubEndpoint
 
 NUM_ROWS = 7
 TASK = TaskSpec(name="tickets", type=TaskType.CLASSIFICATION)

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from distillery.fingerprint import canonical_json, model_identity, sha256, stage_fingerprint
+from distillery.fingerprint import (
+    canonical_json,
+    model_identity,
+    sha256,
+    stage_fingerprint,
+    tokenizer_identity,
+)
 from schemas.base import versioned
 from schemas.data import DataSpec, FileSource, HubSource
 from schemas.errors import RecipeError
@@ -238,3 +244,11 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(model: str) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="has no model in it"):
         _identity(tmp_path)
+
+
+def test_a_tokenizer_is_named_by_its_folder(folder: Path) -> None:
+    assert tokenizer_identity(str(folder)) == _identity(folder)
+    with pytest.raises(
+        RecipeError, match=r"student\.tokenizer 'o/m' is no existing folder\. A tok"
+    ):
+        tokenizer_identity("o/m")

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-from fixtures_comparison import SCORES, STUDENT_FINGERPRINT, TASK, comparison
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from schemas.comparison import Comparison, Interval
 from schemas.errors import StageError
 from schemas.evaluation import GateSpec
 from schemas.refs import ModelRef
+from tests.fixtures_comparison import SCORES, STUDENT_FINGERPRINT, TASK, comparison
 
 NAN = float("nan")
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from distillery.preflight import check_recipe
 from schemas.base import Branch
 from schemas.errors import RecipeError
 from schemas.filters import FilterSpec
@@ -306,3 +307,27 @@ def test_the_default_filters_are_all_different() -> None:
 def test_every_recipe_of_the_project_parses(path: Path) -> None:
     raw = yaml.safe_load(path.read_text())
     load_recipe(path, [], TeacherTrainingRecipe if "output" in raw else Recipe)
+
+
+def test_sections_that_do_not_fit_together_are_refused_before_anything_is_read() -> None:
+    raw = _with("teacher.api_key_env", "NO_SUCH_KEY")
+    raw["student"] = {
+        **{"kind": "from_scratch", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32},
+        **{"num_heads": 2, "tokenizer": "o/m"},
+    }
+    raw["data"] |= {"train": None, "test": {"kind": "file", "path": "b.jsonl"}}
+    raw |= {"store": {"root": "s3://bucket/x"}}
+    raw["task"] |= {"answer_format": {"kind": "regex", "pattern": "("}}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.store)
+    subjects = [" ".join(line.split()[:2]) for line in str(caught.value).split("\n")]
+    assert [subject for subject in subjects if not subject.startswith("task.type")] == [
+        "task.answer_format.pattern '('",
+        "teacher.api_key_env names",
+        "student.tokenizer 'o/m'",
+        "data.train is",
+        "data.gold is",
+        "data.test.columns.reference is",
+        "store.root 's3://bucket/x'",
+    ]

@@ -3,10 +3,10 @@ from html.parser import HTMLParser
 from itertools import combinations
 
 import pytest
-from fixtures_comparison import SCORES, comparison, measurement, measurements
 
 from distillery.report import quality_against_latency, render_report
 from schemas.comparison import Comparison, Disagreement
+from tests.fixtures_comparison import SCORES, comparison, measurement, measurements
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 EXAMPLE = Disagreement(

@@ -333,13 +333,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_very_same_weights(
 
 
 def test_a_checkpoint_that_was_not_uploaded_whole_is_not_used(bench: Bench) -> None:
+    short = FAST.model_copy(update={"epochs": 1})
     with pytest.raises(Killed):
-        bench.train(on_progress=_die_at(8))
-    marker = f"{bench.folder()}/checkpoints/checkpoint-6.json"
-    bench.store.delete(marker)
-    result = bench.train()
-    assert result.manifest.facts["resumed_from_step"] == 3
-    assert result.manifest.counts["steps"] == 15
+        bench.train(training=short, on_progress=_die_at(3))
+    bench.store.delete(f"{bench.folder(training=short)}/checkpoints/checkpoint-2.json")
+    result = bench.train(training=short)
+    assert result.manifest.facts["resumed_from_step"] == 1
+    assert result.manifest.counts["steps"] == 3
 
 
 def _fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def _fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # 3 rows in batches of 2: the last step falls into the middle of a pass over the rows.
 ODD = FAST.model_copy(update={"batch_size": 16, "epochs": 2.5, "evaluations": 2})
-LONG = FAST.model_copy(update={"learning_rate": 2e-2, "epochs": 40, "evaluations": 40})
+LONG = FAST.model_copy(update={"learning_rate": 2e-2, "epochs": 40, "evaluations": 20})
 
 
 @pytest.mark.parametrize("training", [ODD, LONG], ids=["all steps", "stopped early"])
@@ -483,7 +483,7 @@ def test_every_schedule_warms_up(bench: Bench, schedule: str) -> None:
 
 
 def test_the_same_training_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
-    short = FAST.model_copy(update={"epochs": 1})
+    short = FAST.model_copy(update={"epochs": 1, "evaluations": 1})
     made = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         bench = Bench(tmp_path / name, _rows())

@@ -1,0 +1,56 @@
+"""The floors of the house: who may import whom."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BELOW_THE_TASKS = sorted([*ROOT.glob("distillery/**/*.py"), *ROOT.glob("schemas/**/*.py")])
+
+
+def test_import_contracts_hold() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 kept, 0 broken" in done.stdout
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the packages that a file imports, at its top or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", BELOW_THE_TASKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_library_knows_neither_prefect_nor_vllm_nor_what_stands_above_it(path: Path) -> None:
+    imported = set(_imported(ast.parse(path.read_text())))
+    above = {"prefect", "vllm", "tasks", "flows"}
+    if path.is_relative_to(ROOT / "schemas"):
+        above |= {"distillery", "torch", "transformers", "duckdb", "great_expectations"}
+    assert imported & above == set()
+
+
+_HEAVY = ("torch", "transformers", "peft", "datasets", "great_expectations", "matplotlib")
+
+
+def test_the_library_loads_without_its_heavy_parts() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in BELOW_THE_TASKS
+    ]
+    code = f"import sys, {', '.join(modules)}\nprint([m for m in {_HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
