@@ -25,26 +25,26 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from deployments.processes import Detached
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 SERVER = "server"
-# As in deployments/pools.yaml; the worker of a pool has the pool's name.
-POOLS = ("cpu-pool", "gpu-pool")
 
 # The first start migrates an empty database: 10 s, several times that on a busy machine.
 _START_S = 180.0
 _STOP_S = 20.0
 _TRIES = 20
 
-# Whose server the user's own Prefect talks to is not to reach ours.
+# These say which server the user's own Prefect talks to.
 _NOT_INHERITED = {"PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"}
 
 
@@ -62,33 +62,33 @@ def main() -> None:
 
 def up() -> None:
     """Start what is not running and register pools, deployments and automations."""
-    processes = _processes()
+    processes, pools = _processes(), _pools()
     with _alone(processes):
-        port = _port()
-        os.environ.update(_environment(port))
-        # Prefect makes this folder, but not its parents.
-        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+        port = _settle_port(processes)
+        _set_environment(port)
+        prefect = [sys.executable, "-m", "prefect"]
         if not processes.find(SERVER):
             _refuse_taken_port(port)
-            prefect = [sys.executable, "-m", "prefect"]
             options = ["--host", HOST, "--port", str(port)]
             processes.start(SERVER, [*prefect, "server", "start", *options], os.environ)
-        # Reads the environment when imported; meanwhile the server starts.
+        # Prefect reads the environment when it is imported; meanwhile the server starts.
         from prefect.client.orchestration import get_client
 
         from deployments import register
 
-        _wait(processes, SERVER, lambda: _is_healthy(port), f"answer on port {port}")
+        _wait(processes, SERVER, partial(_is_healthy, port), f"answer on port {port}")
         with get_client(sync_client=True) as client:
             register.apply_pools(client)
             deploying = register.start_deploy()
             register.apply_automations(client)
-            for pool in POOLS:
+            for pool, kind in pools.items():
                 if not processes.find(pool):
-                    processes.start(pool, _worker_command(pool), os.environ)
+                    options = ["--pool", pool, "--type", kind, "--name", f"local-{pool}"]
+                    options += ["--install-policy", "never"]
+                    processes.start(pool, [*prefect, "worker", "start", *options], os.environ)
             register.finish_deploy(deploying)
-            for pool in POOLS:
-                _wait(processes, pool, partial(register.is_served, client, pool), "be online")
+            for pool in pools:
+                _wait(processes, pool, partial(register.is_served, client, pool), "come online")
     _print_addresses(port)
 
 
@@ -97,25 +97,32 @@ def down() -> None:
 
     A run of which nobody says that it ended would hold its pool's slot after the next `up`.
     """
-    processes = _processes()
+    processes, pools = _processes(), _pools()
     with _alone(processes):
-        stopped = processes.stop(POOLS, grace_s=_STOP_S)
-        if stopped and processes.find(SERVER):
-            _mark_runs_crashed(_port())
+        stopped = processes.stop([*pools], grace_s=_STOP_S)
+        if processes.find(SERVER):
+            # A server that does not answer is stopped all the same.
+            with suppress(OSError):
+                _mark_runs_crashed(_read_port(), [*pools])
         stopped += processes.stop([SERVER], grace_s=_STOP_S)
     print(f"stopped {', '.join(stopped)}" if stopped else "nothing is running")
 
 
 def status() -> None:
-    """Print what is running."""
+    """Print what is running; end with 1 when the server is not."""
     processes = _processes()
-    for name in (SERVER, *POOLS):
+    for name in (SERVER, *_pools()):
         process = processes.find(name)
         print(f"{name:10} {f'pid {process.pid}' if process else 'not running'}")
-    if processes.find(SERVER):
-        _print_addresses(_port())
-    else:
+    if not processes.find(SERVER):
         sys.exit(1)
+    _print_addresses(_read_port())
+
+
+def _pools() -> dict[str, str]:
+    """Return the type of every pool; the worker of a pool goes by the pool's name."""
+    pools = yaml.safe_load((ROOT / "deployments" / "pools.yaml").read_text(encoding="utf-8"))
+    return {name: pool["type"] for name, pool in pools.items()}
 
 
 def _processes() -> Detached:
@@ -135,45 +142,52 @@ def _alone(processes: Detached) -> Iterator[None]:
         yield
 
 
-def _port() -> int:
-    """Return the port of the running server, else the one to use."""
+def _settle_port(processes: Detached) -> int:
+    """Return the port of what is running, else the one to use."""
     wanted = os.environ.get("DISTILLERY_PORT")
-    file = _state() / "local" / "port"
-    if _processes().find(SERVER):
-        port = int(file.read_text())
+    if any(map(processes.find, (SERVER, *_pools()))):
+        port = _read_port()
         if wanted not in (None, str(port)):
             sys.exit(
-                f"the server runs on port {port}, but DISTILLERY_PORT is {wanted}. Run `make down` "
-                "first, or unset DISTILLERY_PORT."
+                f"what runs here uses port {port}, but DISTILLERY_PORT is {wanted!r}. Run "
+                "`make down` first, or unset DISTILLERY_PORT."
             )
         return port
-    port = int(wanted or 4200)
-    file.write_text(str(port))
-    return port
+    if not (wanted or "4200").isdecimal():
+        sys.exit(f"DISTILLERY_PORT {wanted!r} is not a port. Set it to a number such as 4201.")
+    _port_file().write_text(wanted or "4200")
+    return _read_port()
 
 
-def _environment(port: int) -> dict[str, str]:
+def _read_port() -> int:
+    return int(_port_file().read_text())
+
+
+def _port_file() -> Path:
+    return _state() / "local" / "port"
+
+
+def _set_environment(port: int) -> None:
+    """Set what server, workers and `prefect deploy` need to know."""
     for name in _NOT_INHERITED:
         os.environ.pop(name, None)
-    return {
+    home = _state() / "prefect-server"
+    # Prefect makes this folder, but not its parents.
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ |= {
         "DISTILLERY_HOME": str(ROOT),
         "DO_NOT_TRACK": "1",
         "PREFECT_API_URL": _api_url(port),
-        "PREFECT_HOME": str(_state() / "prefect-server"),
+        "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A worker looks for new runs so often; the default of 10 s is felt at every stage.
-        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"),
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
+    # How often a worker looks for new runs; the default of 10 s is felt at every stage.
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")
 
 
 def _api_url(port: int) -> str:
     return f"http://{HOST}:{port}/api"
-
-
-def _worker_command(pool: str) -> list[str]:
-    options = ["--pool", pool, "--name", f"local-{pool}", "--type", "process"]
-    never = ["--install-policy", "never", "--no-create-pool-if-not-found"]
-    return [sys.executable, "-m", "prefect", "worker", "start", *options, *never]
 
 
 def _refuse_taken_port(port: int) -> None:
@@ -196,10 +210,10 @@ def _is_healthy(port: int) -> bool:
         return False
 
 
-def _mark_runs_crashed(port: int) -> None:
-    """Tell the server that the runs of its pools are no more; their next try resumes."""
+def _mark_runs_crashed(port: int, pools: list[str]) -> None:
+    """Tell the server that the runs of ``pools`` are no more; their next try resumes."""
     under_way = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
-    ours = {"flow_runs": under_way, "work_pools": {"name": {"any_": POOLS}}}
+    ours = {"flow_runs": under_way, "work_pools": {"name": {"any_": pools}}}
     crashed = {"type": "CRASHED", "name": "Crashed", "message": "Its worker was stopped (`down`)."}
     for run in _post(port, "flow_runs/filter", ours):
         _post(port, f"flow_runs/{run['id']}/set_state", {"state": crashed, "force": True})
@@ -218,7 +232,7 @@ def _post(port: int, path: str, body: dict[str, Any]) -> Any:
             if error.code != HTTPStatus.SERVICE_UNAVAILABLE:
                 raise
             time.sleep(0.5)
-    sys.exit(f"the server answers {path!r} with 503 again and again. See {_processes().folder}.")
+    raise TimeoutError(path)
 
 
 def _wait(processes: Detached, name: str, is_ready: Callable[[], bool], what: str) -> None:
@@ -237,7 +251,8 @@ def _print_addresses(port: int) -> None:
     print(f"Logs:  {_processes().folder}/*.log")
     print("Run the demo on it:")
     print(f"  export PREFECT_API_URL={_api_url(port)}")
-    print("  prefect deployment run 'distill-student/demo' --watch")
+    prefect = os.path.relpath(Path(sys.executable).parent / "prefect")
+    print(f"  {prefect} deployment run 'distill-student/demo' --watch")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as pads
 
 from distillery.metrics import Scores, difference_interval, mean_interval, ratio_interval
@@ -265,7 +266,7 @@ def disagreements(
     ids = list(differing.index[:limit])
     answers = (
         store.dataset(scores)
-        .to_table(filter=pads.field("prompt_id").isin(ids))
+        .to_table(filter=pads.field("prompt_id").isin(pa.array(ids, pa.string())))
         .to_pandas()
         .set_index(["prompt_id", "model"])
     )
@@ -287,7 +288,8 @@ def disagreements(
 
 def _prompt_texts(prompts: DatasetRef, ids: list[str], store: Store) -> dict[str, str]:
     """Return the last user message of each prompt."""
-    condition = pads.field("prompt_id").isin(ids) & (pads.field("split") == "test")
+    is_wanted = pads.field("prompt_id").isin(pa.array(ids, pa.string()))
+    condition = is_wanted & (pads.field("split") == "test")
     table = store.dataset(prompts).to_table(columns=["prompt_id", "messages"], filter=condition)
     return {
         row["prompt_id"]: json.loads(row["messages"])[-1]["content"] for row in table.to_pylist()

@@ -25,6 +25,7 @@ from distillery.contestants import (
 from distillery.generation import answer_requests
 from distillery.local_model import LocalModel
 from distillery.metrics import refuse_unsupported_task, score_answer
+from distillery.models import cpu_threads
 from distillery.performance import (
     Contestant,
     Conversation,
@@ -158,7 +159,7 @@ def evaluate_models(
 
     def work(attempt: Attempt) -> None:
         measuring = _Evaluation(attempt, prompts, task, evaluation, contest, store, on_progress)
-        with ExitStack() as files:
+        with ExitStack() as files, cpu_threads(execution):
             measuring.run(files)
 
     return run_stage(stage, store, execution, work)

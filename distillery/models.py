@@ -1,7 +1,8 @@
 """Build or load a student and its tokenizer, and turn a row into tokens with a loss mask."""
 
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from distillery.chat import Message
 from distillery.store import Store
 from schemas.errors import RecipeError, TrainingError
-from schemas.execution import StoreSpec
+from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 
@@ -242,3 +243,19 @@ def quiet_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def cpu_threads(execution: ExecutionSpec) -> Iterator[None]:
+    """Hold torch to `execution.cpu_threads` threads inside."""
+    if execution.cpu_threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(execution.cpu_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,6 +1,5 @@
 """Fine-tune a model on hard targets: full or LoRA, early stopping, resumable."""
 
-import contextlib
 import json
 import logging
 import math
@@ -12,7 +11,7 @@ from typing import Any
 from distillery.chat import load_messages
 from distillery.checkpoints import download_checkpoints, upload_checkpoint
 from distillery.fingerprint import model_identity, sha256, tokenizer_identity
-from distillery.models import IGNORED, open_student, quiet_transformers, tokenize_row
+from distillery.models import IGNORED, cpu_threads, open_student, quiet_transformers, tokenize_row
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
 from schemas.errors import StoreError, TrainingError
@@ -85,7 +84,10 @@ def train_student(
     stage = training_stage(name, rows, prompts, student, training)
 
     def work(attempt: Attempt) -> None:
-        with tempfile.TemporaryDirectory(prefix="distillery-train-") as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix="distillery-train-") as scratch,
+            cpu_threads(execution),
+        ):
             _train(attempt, rows, prompts, student, training, Path(scratch), on_progress)
 
     result = run_stage(stage, store, execution, work)
@@ -121,7 +123,7 @@ def _train(
     with attempt.timed("tokenize"):
         datasets = _tokenize(attempt, rows, tokenizer, training, scratch)
     num_parameters = sum(p.numel() for p in model.parameters())
-    with attempt.timed("train"), _cpu_threads(training):
+    with attempt.timed("train"):
         trainer = _run_trainer(attempt, model, tokenizer, datasets, training, scratch, on_progress)
     model = trainer.model
     if isinstance(training.method, LoraMethod):
@@ -141,19 +143,6 @@ def _check_device(training: TrainingSpec) -> None:
             "training.device is 'cuda' but this machine has no usable GPU. Set training.device to "
             "'auto', or run the stage on a gpu-pool worker (execution.mode=deployment)."
         )
-
-
-@contextlib.contextmanager
-def _cpu_threads(training: TrainingSpec) -> Iterator[None]:
-    """Hold torch to `training.cpu_threads` threads inside."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(training.cpu_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _corpus(store: Store, rows: DatasetRef, prompts: DatasetRef) -> Iterator[str]:

@@ -33,11 +33,13 @@ def generate_responses(
     if found := look_up_stage(stage, store, execution):
         return found.dataset("responses")
     chunks = plan_chunks(prompts, execution.chunk_rows, store)
-    with progress_report("generate_responses", "Prompts answered by the teacher") as progress:
+    num_rows = sum(chunk.num_rows for chunk in chunks)
+    with progress_report("generate_responses", "Prompts answered", num_rows) as progress:
         futures = generate_chunk.map(
             chunks,
             unmapped(teacher),
             unmapped(store),
+            unmapped(execution),
             unmapped(opaque(progress)),
             unmapped(opaque(threading.Event())),
         )

@@ -63,6 +63,10 @@ class ExecutionSpec(Spec):
     chunk_rows: int = Field(1000, ge=1)
     """Prompts per chunk of teacher generation. About 1,000 keep the orchestrator's load small."""
 
+    cpu_threads: int | None = Field(None, ge=1)
+    """Threads of a model that runs on the CPU. None: one per core. Models of a few million
+    parameters run faster on 1: their layers are shorter than the threads' handshakes."""
+
     child_timeout_s: float = Field(86_400.0, gt=0)
     """Longest wait for a child deployment, seconds, queueing included. A day: longer than any
     training that a nightly run should hold, short enough that a dead worker is noticed."""

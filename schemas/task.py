@@ -63,7 +63,7 @@ class TaskSpec(Spec):
     """Short name: titles the report and names the published student. Artifact keys allow only
     lower-case letters, digits and dashes."""
 
-    type: TaskType
+    type: TaskType = Field(title="Type")
     """Kind of task; decides the metrics."""
 
     answer_format: AnswerFormat | None = Field(None, title="Answer format")

@@ -104,9 +104,5 @@ class TrainingSpec(Spec):
     gradient_checkpointing: bool = runtime_field(False)
     """Recompute activations in the backward pass: about a third slower, far less memory."""
 
-    cpu_threads: int | None = runtime_field(None, ge=1)
-    """Threads of a CPU training. None: one per core. Models of well under a million parameters
-    run faster on 1."""
-
     device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
     """auto: the GPU when there is one, otherwise the CPU. cuda: refused where there is none."""

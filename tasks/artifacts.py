@@ -59,39 +59,49 @@ class ProgressReport:
     Safe to call from several threads.
     """
 
-    def __init__(self, name: str, artifact_id: UUID, bar: Progress | None) -> None:
+    def __init__(
+        self, name: str, artifact_id: UUID, bar: Progress | None, total: int | None
+    ) -> None:
         """Report the progress of ``name``."""
-        self._name, self._artifact_id, self._bar = name, artifact_id, bar
-        self._task = bar.add_task(name, total=None, note="") if bar else None
+        self._name, self._artifact_id, self._bar, self._total = name, artifact_id, bar, total
+        self._task = bar.add_task(name, total=total, note="") if bar else None
         self._lock = threading.Lock()
         self._next_update = 0.0
         self._next_log = time.monotonic() + _LOG_S
         self._done: dict[object, int] = {}
 
-    def update(self, done: int, total: int, note: str = "", part: object = None) -> None:
-        """Say that ``done`` of ``total`` are done; ``part`` tells parallel parts apart."""
+    def update(
+        self, done: int, total: int | None = None, note: str = "", *, part: object = None
+    ) -> None:
+        """Say that ``done`` are done of ``total``, or ``done`` of a part of the report's total."""
         with self._lock:
             self._done[part] = done
-            done = sum(self._done.values())
+            done, total = sum(self._done.values()), total or self._total or 1
             if self._bar and self._task is not None:
                 self._bar.update(self._task, completed=done, total=total, note=note)
-            now, is_last = time.monotonic(), done >= total
-            if now >= self._next_update or is_last:
+            now = time.monotonic()
+            if now >= self._next_update:
                 self._next_update = now + _UPDATE_S
-                update_progress_artifact(self._artifact_id, progress=100.0 * done / max(1, total))
+                update_progress_artifact(self._artifact_id, progress=100.0 * done / total)
             if now >= self._next_log and self._bar is None:
                 self._next_log = now + _LOG_S
                 logger.info("%s: %d of %d %s", self._name, done, total, note)
 
+    def finish(self) -> None:
+        """Say that all is done."""
+        update_progress_artifact(self._artifact_id, progress=100.0)
+
 
 @contextmanager
-def progress_report(name: str, note: str) -> Iterator[ProgressReport]:
-    """Yield a report of the progress of the stage ``name``."""
+def progress_report(name: str, note: str, total: int | None = None) -> Iterator[ProgressReport]:
+    """Yield a report of the progress of the stage ``name``; the artifact ends at 100 %."""
     artifact_id = create_progress_artifact(
         0.0, key=artifact_key(f"progress-{name}"), description=note
     )
     if not sys.stderr.isatty():
-        yield ProgressReport(name, artifact_id, None)
+        report = ProgressReport(name, artifact_id, None, total)
+        yield report
+        report.finish()
         return
     columns = (
         TextColumn("  {task.description}"),
@@ -104,4 +114,6 @@ def progress_report(name: str, note: str) -> Iterator[ProgressReport]:
     from rich.console import Console
 
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield ProgressReport(name, artifact_id, bar)
+        report = ProgressReport(name, artifact_id, bar, total)
+        yield report
+        report.finish()

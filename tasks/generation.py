@@ -5,6 +5,7 @@ import threading
 from prefect import task
 
 from distillery import generation as library
+from distillery.models import cpu_threads
 from distillery.stage import Stage, StageResult
 from distillery.teacher.transformers import release_models
 from schemas.errors import DistilleryError, StageError
@@ -20,6 +21,7 @@ def generate_chunk(
     chunk: library.Chunk,
     teacher: TeacherSpec,
     store: StoreSpec,
+    execution: ExecutionSpec,
     progress: ProgressReport,
     stopped: threading.Event,
 ) -> library.ChunkCounts:
@@ -30,12 +32,13 @@ def generate_chunk(
     if stopped.is_set():
         raise StageError(f"prompts from {chunk.start} were not asked: another chunk failed.")
     try:
-        return library.generate_chunk(
-            chunk,
-            teacher,
-            store,
-            on_progress=lambda done, total: progress.update(done, total, part=chunk.start),
-        )
+        with cpu_threads(execution):
+            return library.generate_chunk(
+                chunk,
+                teacher,
+                store,
+                on_progress=lambda done, _: progress.update(done, part=chunk.start),
+            )
     except DistilleryError:
         stopped.set()
         raise

@@ -44,6 +44,7 @@ def stage_task(function: Callable[P, tuple[R, StageResult]]) -> Callable[P, R]:
 
     @task(
         name=function.__name__,
+        task_run_name=function.__name__,
         retries=_RETRIES,
         retry_delay_seconds=_RETRY_DELAY_S,
         retry_condition_fn=_is_infrastructure,

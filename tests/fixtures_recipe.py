@@ -77,7 +77,6 @@ def make_recipe(folder: Path, base_url: str, **changes: Any) -> dict[str, Any]:
             "epochs": 4,
             "evaluations": 4,
             "max_length": 64,
-            "cpu_threads": 1,
         },
         "evaluation": {
             "max_new_tokens": 8,
@@ -88,7 +87,7 @@ def make_recipe(folder: Path, base_url: str, **changes: Any) -> dict[str, Any]:
             "context_tokens": 64,
         },
         "store": {"root": str(folder / "store")},
-        "execution": {"chunk_rows": 100},
+        "execution": {"chunk_rows": 100, "cpu_threads": 1},
     }
     for section, fields in changes.items():
         recipe[section] = recipe.get(section, {}) | fields

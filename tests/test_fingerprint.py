@@ -67,7 +67,6 @@ RUNTIME_FIELDS = {
     "TrainingSpec.micro_batch_size",
     "TrainingSpec.gradient_checkpointing",
     "TrainingSpec.device",
-    "TrainingSpec.cpu_threads",
     "EvaluationSpec.batch_size",
 }
 

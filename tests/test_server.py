@@ -73,8 +73,8 @@ class LocalServer:
     def runs(self, deployment: str) -> list[dict[str, Any]]:
         """Return the runs of a deployment, oldest first."""
         body = {"deployments": {"name": {"any_": [deployment]}}}
-        found = self.ask("POST", "flow_runs/filter", body)
-        return sorted(found, key=lambda run: run["created"])
+        found: list[dict[str, Any]] = self.ask("POST", "flow_runs/filter", body)
+        return sorted(found, key=lambda run: str(run["created"]))
 
     def set_schedule(self, *, active: bool) -> None:
         deployment = self.ask("GET", "deployments/name/distill-student/nightly")
@@ -93,7 +93,7 @@ class LocalServer:
 
     def processes_of(self, pool: str) -> list[psutil.Process]:
         """Return the flow runs that the worker of ``pool`` has started."""
-        return psutil.Process(self.pids()[pool]).children()
+        return list(psutil.Process(self.pids()[pool]).children())
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,6 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> str:
                 "min_steps": TRAINING_STEPS,
                 "batch_size": 8,
                 "patience": None,
-                "cpu_threads": 1,
             },
             "evaluation": {
                 "max_new_tokens": 8,

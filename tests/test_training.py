@@ -45,7 +45,6 @@ FAST = TrainingSpec(
     evaluations=5,
     max_length=64,
     device="cpu",
-    cpu_threads=1,
 )
 # Of different lengths, so that a mean over rows is not the mean over tokens.
 ANSWERS = ("no", "yes, the card was sent", "it is on its way and will come tomorrow")
@@ -289,7 +288,10 @@ def test_lora_goes_on_from_its_checkpoint(bench: Bench, tmp_path: Path) -> None:
 _TRAIN = """
 import sys
 from pathlib import Path
+import torch
 from tests.test_training import Bench, FAST, _rows
+
+torch.set_num_threads(1)
 
 def tell(step, steps, figures):
     print(step, flush=True)
