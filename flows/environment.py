@@ -9,6 +9,7 @@ from pathlib import Path
 _SETTINGS = {
     # Shown in the UI beside Prefect's own lines.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "distillery",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # On a fresh home, telemetry and migrations lock each other out of SQLite: a page of traceback.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

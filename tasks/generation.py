@@ -3,12 +3,13 @@
 import threading
 
 from prefect import task
+from prefect.states import Completed, State
 
 from distillery import generation as library
 from distillery.models import cpu_threads
 from distillery.stage import Stage, StageResult
 from distillery.teacher.transformers import release_models
-from schemas.errors import DistilleryError, StageError
+from schemas.errors import DistilleryError
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.teacher import TeacherSpec
@@ -24,13 +25,13 @@ def generate_chunk(
     execution: ExecutionSpec,
     progress: ProgressReport,
     stopped: threading.Event,
-) -> library.ChunkCounts:
+) -> library.ChunkCounts | State[None]:
     """Return the counts of a chunk whose responses are in the ledger.
 
     ``stopped`` is set by the first chunk that meets an error which the others would meet too.
     """
     if stopped.is_set():
-        raise StageError(f"prompts from {chunk.start} were not asked: another chunk failed.")
+        return Completed(name="Skipped", message="Another chunk met what this one would meet.")
     try:
         with cpu_threads(execution):
             return library.generate_chunk(

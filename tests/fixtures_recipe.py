@@ -74,7 +74,7 @@ def make_recipe(folder: Path, base_url: str, **changes: Any) -> dict[str, Any]:
         "training": {
             "learning_rate": 0.02,
             "batch_size": 16,
-            "epochs": 4,
+            "epochs": 8,
             "evaluations": 4,
             "max_length": 64,
         },

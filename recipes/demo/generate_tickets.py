@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 SEED = 20_240
-NUM_ROWS = {"test": 1_000, "gold": 240, "validation": 300, "train": 4_000}
+NUM_ROWS = {"test": 1_000, "gold": 240, "validation": 300, "train": 3_000}
 """Rows per committed split, in the order in which they are drawn."""
 LABELLED_SPLITS = frozenset({"test", "gold", "teacher_gold"})
 NUM_TEACHER_ROWS = 20_000
