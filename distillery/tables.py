@@ -186,7 +186,7 @@ def terminal_table(comparison: Comparison) -> "Table":
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("parameters", "memory", "p50 / p95", "accuracy", "queries/h", "tokens/s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.models:
         speed = row.performance
         latencies = (seconds_text(speed.latency_p50_s), seconds_text(speed.latency_p95_s))

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from prefect.states import State
@@ -18,7 +19,12 @@ from schemas.errors import DistilleryError
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
 from schemas.refs import ModelRef
 
-console = Console(highlight=False, soft_wrap=True)
+_LOG_COLUMNS = 110
+
+# Where there is no terminal, rich assumes 80 columns, too few for the table.
+console = Console(
+    highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _LOG_COLUMNS
+)
 
 
 def run_distillation() -> None:
@@ -32,8 +38,14 @@ def run_distillation() -> None:
     console.print(terminal_table(outcome.comparison))
     verdict = "green" if outcome.promotion.promoted else "yellow"
     console.print(f"[{verdict}]{escape(outcome.promotion.sentence.capitalize())}[/]")
-    console.print(f"Report:  {store.path(outcome.report.uri)}/report.html")
-    console.print(f"Student: {store.path(outcome.student.uri)}")
+    console.print(f"Report:  {_short(store.path(outcome.report.uri))}/report.html")
+    console.print(f"Student: {_short(store.path(outcome.student.uri))}")
+
+
+def _short(path: str) -> str:
+    """Return a path relative to the working folder where it lies below it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def run_teacher_training() -> None:
