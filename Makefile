@@ -11,7 +11,7 @@ LOCK := $(VENV)/.locked
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RECIPE ?= recipes/demo.yaml
 
-.PHONY: help quickstart test check format schema up down lock clean
+.PHONY: help quickstart test test-slow check format schema up down lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
@@ -19,8 +19,11 @@ help:
 quickstart: $(LOCK) ## distil the demo's teacher into a student on this CPU
 	@$(BIN)/python -m flows.distill_student $(RECIPE)
 
-test: $(LOCK) ## run the tests
-	@$(BIN)/python -m pytest
+test: $(LOCK) ## run the tests, but the slow ones
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(LOCK) ## run the slow tests: real servers, workers and kills
+	@$(BIN)/python -m pytest -m slow
 
 check: $(LOCK) ## lint, types, import contracts, generated files
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from distillery.store import Store
-from distillery.tables import terminal_table
+from distillery.tables import findings, terminal_table
 from schemas.distillation import Distillation
 from schemas.errors import DistilleryError
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
 from schemas.refs import ModelRef
+
+logger = logging.getLogger("distillery.run")
 
 _LOG_COLUMNS = 110
 
@@ -36,8 +39,13 @@ def run_distillation() -> None:
     store = Store(recipe.store.root)
     console.print()
     console.print(terminal_table(outcome.comparison))
-    verdict = "green" if outcome.promotion.promoted else "yellow"
-    console.print(f"[{verdict}]{escape(outcome.promotion.sentence.capitalize())}[/]")
+    for finding in findings(outcome.comparison):
+        mark = {True: "[green]✓[/] ", False: "[yellow]✗[/] ", None: "  "}[finding.met]
+        console.print(mark + escape(finding.text))
+    alias = f"{recipe.task.name}/{recipe.gate.alias}"
+    promoted = outcome.promotion.promoted
+    verdict = f"[green]Promoted[/] to {alias}" if promoted else "[yellow]Not promoted[/], see above"
+    console.print(f"\n{verdict}")
     console.print(f"Report:  {_short(store.path(outcome.report.uri))}/report.html")
     console.print(f"Student: {_short(store.path(outcome.student.uri))}")
 
@@ -69,6 +77,8 @@ def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[An
     )
     arguments = parser.parse_args()
     _show_only_our_log()
+    if not os.environ.get("PREFECT_API_URL"):
+        logger.info("starting a temporary Prefect server (about 10 s the first time)")
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides, kind)
         sections = {name: getattr(recipe, name) for name in kind.model_fields}

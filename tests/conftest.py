@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "GX_ANALYTICS_ENABLED": "False", "TQDM_DISABLE": "1"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "GX_ANALYTICS_ENABLED": "False",
+    "TQDM_DISABLE": "1",
+    # Tiny models: threads would only wait for each other.
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="session")
