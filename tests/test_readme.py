@@ -23,7 +23,7 @@ def commands() -> list[str]:
 
 def test_the_spine_is_the_code_verbatim() -> None:
     [spine] = blocks("python")
-    body = spine.split("execution):\n", 1)[1]
+    body = spine.split("\n):\n", 1)[1]
     assert body in (ROOT / "flows" / "distill_student.py").read_text(encoding="utf-8")
 
 
@@ -44,7 +44,7 @@ def test_every_override_of_a_command_is_accepted() -> None:
 
 def test_the_recipe_of_the_served_teacher_validates() -> None:
     [snippet] = blocks("yaml")
-    changed = yaml.safe_load(snippet.replace("<commit hash>", "0" * 40))
+    changed = yaml.safe_load(snippet.replace("<commit hash>", "a" * 40))
     demo = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8"))
     recipe = validate_recipe(demo | changed, Recipe, source="README.md")
     assert recipe.teacher.kind == "openai" and recipe.student.kind == "pretrained"
