@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Any
 
-import duckdb
 import pandas as pd
 
 from distillery.answers import format_violation
+from distillery.sql import querying
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import (
@@ -65,11 +65,9 @@ def filter_responses(
         with (
             attempt.row_writer("kept", arrow_schema(TrainingFrame)) as kept,
             attempt.row_writer("rejected", arrow_schema(RejectedFrame)) as rejected,
-            duckdb.connect() as connection,
+            querying(responses=attempt.store.dataset(responses)) as sql,
         ):
-            connection.execute("SET enable_progress_bar = false; SET threads = 1")
-            connection.register("responses", attempt.store.dataset(responses))
-            for batch in connection.sql(_MARK_DUPLICATES).to_arrow_reader(_BATCH_ROWS):
+            for batch in sql.sql(_MARK_DUPLICATES).to_arrow_reader(_BATCH_ROWS):
                 passed, dropped = apply_filters(batch.to_pandas(), task, filters.rules)
                 splits.update(passed["split"])
                 reasons.update(dropped["reason"])

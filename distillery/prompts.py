@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterator
 from itertools import islice
 from typing import Any
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
 
@@ -22,6 +21,7 @@ from distillery.chat import (
 )
 from distillery.fingerprint import sha256
 from distillery.sources import SourceRow, check_source, read_source, source_identity
+from distillery.sql import querying
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import RowWriter, Store
 from schemas.data import DataSpec, FileSource, Source
@@ -220,11 +220,9 @@ def validate_prompts(
 
 def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterator[pd.DataFrame]:
     """Yield the loaded rows in order, with `is_repeated` and `is_in_test`."""
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")
-        connection.register("loaded", attempt.store.dataset(loaded))
+    with querying(loaded=attempt.store.dataset(loaded)) as sql:
         source = "replace(split, 'validation', 'train')" if data.validation is None else "split"
-        query = connection.sql(_MARK_ROWS.format(source=source, splits=list(SPLITS)))
+        query = sql.sql(_MARK_ROWS.format(source=source, splits=list(SPLITS)))
         for batch in query.to_arrow_reader(_BATCH_ROWS):
             yield batch.to_pandas()
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pandas as pd
 
+from distillery.sql import querying
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
 from schemas.errors import ReleaseError
@@ -97,11 +97,9 @@ def _read(
     store: Store, kept: DatasetRef, num_responses: int
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Return the aggregates over all rows, and a repeatable sample of them."""
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false; SET threads = 1")
-        connection.register("kept", store.dataset(kept))
-        row = connection.sql(_AGGREGATES.format(num_responses=max(1, num_responses))).df()
-        sample = connection.sql(
+    with querying(kept=store.dataset(kept)) as sql:
+        row = sql.sql(_AGGREGATES.format(num_responses=max(1, num_responses))).df()
+        sample = sql.sql(
             "SELECT split, prompt_id, messages, response FROM kept "
             f"USING SAMPLE reservoir({_SAMPLE_ROWS} ROWS) REPEATABLE (0)"
         ).df()

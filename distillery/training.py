@@ -291,7 +291,7 @@ def _arguments(datasets: dict[str, Any], training: TrainingSpec, folder: Path) -
     micro = _micro_batch(training)
     every = max(1, steps // training.evaluations)
     validates = len(datasets["validation"]) > 0
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
@@ -327,6 +327,9 @@ def _arguments(datasets: dict[str, Any], training: TrainingSpec, folder: Path) -
         data_seed=training.seed,
         use_cpu=training.device == "cpu",
     )
+    # One process is one device: DataParallel would multiply the batch size by the GPUs it finds.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _progress(attempt: Attempt, training: TrainingSpec, on_progress: OnProgress | None) -> Any:

@@ -29,7 +29,8 @@ class _Teacher(Branch):
     """Folder of a local model, hub id, or the name under which the endpoint serves it."""
 
     max_new_tokens: int = Field(256, ge=1)
-    """Longest response, tokens. A response cut here is `truncated`, never trained on."""
+    """Longest response, tokens. A response cut here is `truncated`; the filter of that
+    name drops it."""
 
     sampling_temperature: float = Field(0.0, ge=0)
     """0: greedy, one right answer per prompt. Above 0 for open-ended tasks."""

@@ -1,5 +1,7 @@
 """Tasks: filter the responses, release the training set."""
 
+import logging
+
 from distillery.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
@@ -7,6 +9,8 @@ from schemas.refs import DatasetRef, FilteredSet
 from schemas.task import TaskSpec
 from tasks.artifacts import counts_markdown, publish_markdown, publish_table
 from tasks.stage import stage_task
+
+logger = logging.getLogger("distillery.run")
 
 
 @stage_task
@@ -35,6 +39,9 @@ def filter_responses(
         + f"\n\nRejected rows: `{store.root}/{outputs.rejected.uri}`",
         "Teacher responses kept and dropped, by reason",
     )
+    if outputs.rejected.num_rows:
+        place = f"{store.root}/{outputs.rejected.uri}"
+        logger.info("rejected responses, each with its reason (Parquet): %s", place)
     return outputs, result
 
 

@@ -1,5 +1,7 @@
 """Tasks: load the prompts, validate them."""
 
+import logging
+
 from distillery.stage import StageResult
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec
@@ -7,6 +9,8 @@ from schemas.refs import DatasetRef, PromptSet
 from schemas.task import TaskSpec
 from tasks.artifacts import counts_markdown, publish_markdown
 from tasks.stage import stage_task
+
+logger = logging.getLogger("distillery.run")
 
 
 @stage_task
@@ -41,4 +45,7 @@ def validate_prompts(
         + f"\n\nQuarantined rows: `{store.root}/{outputs.quarantined.uri}`",
         "Valid prompts by split, and why rows were put aside",
     )
+    if outputs.quarantined.num_rows:
+        place = f"{store.root}/{outputs.quarantined.uri}"
+        logger.info("quarantined rows, each with its reason (Parquet): %s", place)
     return outputs, result

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -9,7 +10,7 @@ from prefect import task
 from prefect.states import Completed, State
 
 from distillery.stage import Stage, StageResult, find_stage
-from schemas.errors import DistilleryError
+from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StoreSpec
 
 P = ParamSpec("P")
@@ -17,21 +18,21 @@ R = TypeVar("R")
 
 logger = logging.getLogger("distillery.run")
 
-# Attempts at a row belong to the ledger, and a DistilleryError tells of something that a second
-# try would meet again. What is left is infrastructure: a lost connection, a store that hiccups.
+# What a second try would meet again is not tried again, and attempts at a row belong to the
+# ledger. What is left is infrastructure: a lost connection to the store or the ledger.
 _RETRIES = 2
 _RETRY_DELAY_S = 5
+_LOST = re.compile(r"^(Endpoint|Server|Client)?(Connect\w*|Disconnected|ReadTimeout)\w*Error$")
+"""Names under which botocore and aiohttp raise it; their classes share no base."""
 
 
 def _is_infrastructure(_task: object, _run: object, state: State[object]) -> bool:
-    try:
-        state.result()  # type: ignore[unused-coroutine]
-    except DistilleryError:
-        return False
-    except (ConnectionError, TimeoutError):
-        return True
-    except Exception:
-        return False
+    """Return whether a lost connection is behind the failure."""
+    error = state.result(raise_on_failure=False)
+    while isinstance(error, BaseException) and not isinstance(error, TeacherError):
+        if isinstance(error, ConnectionError | TimeoutError) or _LOST.search(type(error).__name__):
+            return True
+        error = error.__cause__
     return False
 
 
