@@ -87,6 +87,13 @@ class Ledger:
         self._name = engine.url.render_as_string(hide_password=True)
         # The two upserts are written alike; SQLAlchemy keeps one per dialect.
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        insert = self._insert(responses)
+        # Built once: building it takes longer than running it.
+        self._upsert = insert.on_conflict_do_update(
+            index_elements=["request_hash"],
+            set_={c.name: insert.excluded[c.name] for c in responses.c if not c.primary_key},
+            where=_rank(insert.excluded.state) > _rank(responses.c.state),
+        )
         self._create_tables()
 
     @classmethod
@@ -133,14 +140,8 @@ class Ledger:
         if not rows:
             return
         by_hash = {row.request_hash: row for row in rows}
-        insert = self._insert(responses)
-        upsert = insert.on_conflict_do_update(
-            index_elements=["request_hash"],
-            set_={c.name: insert.excluded[c.name] for c in responses.c if not c.primary_key},
-            where=_rank(insert.excluded.state) > _rank(responses.c.state),
-        )
         with self._transaction("write") as connection:
-            connection.execute(upsert, [_storable(by_hash[h]) for h in sorted(by_hash)])
+            connection.execute(self._upsert, [_storable(by_hash[h]) for h in sorted(by_hash)])
             for some in _portions(by_hash):
                 connection.execute(sa.delete(claims).where(claims.c.request_hash.in_(some)))
 
@@ -231,6 +232,57 @@ class Ledger:
                 f"ledger {self._name!r} has schema_version {version}; this Distillery reads up to "
                 f"{SCHEMA_VERSION}. Upgrade Distillery, or name another store.ledger_url."
             )
+
+
+class GroupCommit:
+    """Commits rows in a thread of its own, all that have come since the last commit at once.
+
+    A row waits no longer than the commit before it takes, and the thread that asks the teacher
+    waits for none. All rows are committed when the block ends, also when it ends with an error.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Commit to ``ledger``."""
+        self._ledger = ledger
+        self._rows: list[LedgerRow] = []
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="ledger-commits", daemon=True)
+
+    def add(self, row: LedgerRow) -> None:
+        """Have ``row`` committed; raise what an earlier commit has met."""
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            self._rows.append(row)
+            self._changed.notify()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._rows or self._is_over)
+                rows, self._rows = self._rows, []
+            if not rows:
+                return
+            try:
+                self._ledger.commit(*rows)
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                return
 
 
 def _rank(state: Any) -> Any:
