@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillery.tables import bytes_text, findings, notes, points_text, table_rows, verdict
+from distillery.tables import (
+    AGAINST_TEACHER,
+    MEASURED,
+    bytes_text,
+    findings,
+    notes,
+    points_text,
+    table_rows,
+    verdict,
+)
 from schemas.comparison import Comparison, Disagreement, ModelFigures
 
 if TYPE_CHECKING:
@@ -45,6 +54,8 @@ def render_report(
         verdict=verdict(comparison),
         findings=findings(comparison),
         rows=table_rows(comparison),
+        measured=MEASURED,
+        against_teacher=AGAINST_TEACHER,
         picture=quality_against_latency(comparison),
         notes=notes(comparison),
         details=_details(comparison),

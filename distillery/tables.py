@@ -146,6 +146,12 @@ _COLUMNS: dict[str, Callable[[ModelFigures], str]] = {
     "unscored rows": lambda row: str(row.num_unscored),
 }
 
+AGAINST_TEACHER = ["model", *[name for name in _COLUMNS if name.endswith("vs teacher")]]
+"""Columns of the figures relative to the teacher."""
+
+MEASURED = [name for name in _COLUMNS if name not in AGAINST_TEACHER[1:]]
+"""Columns of each model's own figures."""
+
 
 def table_rows(comparison: Comparison) -> list[dict[str, str]]:
     """Return the rows of the table artifact: the models, as text with units."""
@@ -153,11 +159,14 @@ def table_rows(comparison: Comparison) -> list[dict[str, str]]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the comparison as Markdown: a title, an aligned table, what it says."""
+    """Return the comparison as Markdown: a title, two aligned tables, what they say."""
     lines = [
         f"# {comparison.task}: teacher, baseline, student",
         "",
-        _markdown_table(table_rows(comparison)),
+        # Two tables: one of all columns would run into the side bar of Prefect's artifact page.
+        _markdown_table(table_rows(comparison), MEASURED),
+        "",
+        _markdown_table(table_rows(comparison), AGAINST_TEACHER),
         "",
         *[f"- {finding.text}" for finding in findings(comparison)],
         "",
@@ -166,9 +175,9 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _markdown_table(rows: Sequence[dict[str, str]]) -> str:
-    """Return ``rows`` as an aligned Markdown table."""
-    cells = [list(rows[0]), *[list(row.values()) for row in rows]]
+def _markdown_table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> str:
+    """Return these columns of ``rows`` as an aligned Markdown table."""
+    cells = [list(columns), *[[row[name] for name in columns] for row in rows]]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     padded = [
         [text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells
