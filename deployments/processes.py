@@ -51,10 +51,6 @@ class Detached:
         except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
             return None
 
-    def names(self) -> list[str]:
-        """Return the names of all processes that were started and not stopped."""
-        return sorted(path.stem for path in self.folder.glob("*.json"))
-
     def stop(self, names: Sequence[str], *, grace_s: float) -> list[str]:
         """Stop processes with what they started, and return the names of those that ran.
 

@@ -102,6 +102,7 @@ def load_messages(text: str) -> list[Message]:
 def content_hash(messages: list[Message]) -> str:
     """Return a hash by which two prompts count as the same question.
 
-    Case and white space are ignored: neither makes a test row unseen.
+    Case, white space and system turns are ignored: none of them makes a test row unseen.
     """
-    return sha256([[m["role"], " ".join(m["content"].casefold().split())] for m in messages])
+    asked = [m for m in messages if m["role"] != "system"]
+    return sha256([[m["role"], " ".join(m["content"].casefold().split())] for m in asked])

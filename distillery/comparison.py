@@ -1,7 +1,6 @@
 """The comparison stage: scores and measurements in, one table and one report out."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +29,6 @@ from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
-
-logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 1
 _ROLES: tuple[ModelRole, ...] = get_args(ModelRole)

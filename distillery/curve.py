@@ -11,7 +11,7 @@ def curve_markdown(facts: dict[str, Any]) -> str:
     The picture is inside the text, as a PNG under a `data:` address.
 
     Args:
-        facts: Of the training's manifest: `curve`, `best_validation_loss`, `resumed_from_step`.
+        facts: Of the training's manifest; its `curve` is read.
     """
     validation = [(entry["step"], entry["eval_loss"]) for entry in _having(facts, "eval_loss")]
     lines = [f"![training curve](data:image/png;base64,{_picture(facts)})", ""]

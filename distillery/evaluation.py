@@ -6,7 +6,6 @@ nothing, and figures of different machines never meet in one table.
 
 import functools
 import itertools
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from distillery.store import RowWriter
-
-logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 1
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
@@ -99,6 +96,8 @@ def evaluation_stage(
             "teacher": teacher_identity(teacher),
             "baseline": baseline_identity(student, baseline),
             "student": student_model.fingerprint,
+            # Training again on a GPU may give other weights under one fingerprint.
+            "attempts": [baseline.uri if baseline else None, student_model.uri],
         },
         spec={
             "evaluation": evaluation.model_dump(include=_READ),

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from distillery.sources import expand_variables
 from distillery.store import Store
 from schemas.errors import RecipeError, StoreError
 from schemas.execution import StoreSpec
@@ -51,7 +52,7 @@ def open_engine(spec: StoreSpec) -> sa.Engine:
         RecipeError: The root is remote and names no ``ledger_url``, or that URL cannot be used.
         StoreError: The folder cannot be created.
     """
-    url = spec.ledger_url or _sqlite_url(spec)
+    url = expand_variables(spec.ledger_url) if spec.ledger_url else _sqlite_url(spec)
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:

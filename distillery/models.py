@@ -17,7 +17,7 @@ from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 IGNORED = -100
 """Label of a token that does not count in the loss (PyTorch's cross-entropy ignores it)."""
 
-# One token per role keeps small models short-sighted problems short: <|user|>text<|assistant|>...
+# One token per role keeps the prompts of small models short: <|user|>text<|assistant|>...
 _SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"

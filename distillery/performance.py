@@ -4,7 +4,6 @@ Whatever drifts over minutes (a clock that throttles, a neighbour on the machine
 alike, because they alternate row by row and batch by batch.
 """
 
-import logging
 import os
 import platform
 import statistics
@@ -20,8 +19,6 @@ from pydantic import JsonValue
 
 from schemas.comparison import ModelRole, Performance
 from schemas.evaluation import EvaluationSpec
-
-logger = logging.getLogger(__name__)
 
 Conversation = list[dict[str, str]]
 

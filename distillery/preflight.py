@@ -1,6 +1,7 @@
 """Refuse what cannot work before anything is read, asked or trained."""
 
 import os
+import re
 
 from distillery.answers import check_answer_format
 from distillery.fingerprint import model_identity, tokenizer_identity
@@ -56,6 +57,25 @@ def check_recipe(
             f"store.root {store.root!r} is remote but store.ledger_url is missing: teacher "
             "responses need a database that all hosts reach. Set it to a PostgreSQL URL."
         )
+    if store.ledger_url and re.search(r"://[^/@:]*:(?!\$\{)[^@/]+@", store.ledger_url):
+        problems.append(
+            "store.ledger_url holds a password, which would stand in manifests and the UI. Write "
+            "${NAME} in its place, the name of an environment variable."
+        )
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def check_teacher_recipe(task: TaskSpec, data: DataSpec) -> None:
+    """Return when a teacher can be trained; otherwise raise one error with all that is wrong.
+
+    Raises:
+        RecipeError: Each problem on its own line, with the one thing to do.
+    """
+    check_answer_format(task)
+    problems = _missing_references(data)
+    if data.gold is None:
+        problems.append("data.gold is missing, so there is nothing to learn from. Add it.")
     if problems:
         raise RecipeError("\n".join(problems))
 

@@ -29,6 +29,10 @@ def check_gate(comparison: Comparison, gate: GateSpec) -> list[GateCheck]:
     if gate.min_gain is not None:
         name = "lower end of the interval of student minus baseline"
         checks.append(_check("min_gain", name, gain, "above", gate.min_gain))
+    unscored = max(row.num_unscored for row in comparison.models) / max(1, comparison.num_rows)
+    if unscored:
+        name, most = "share of unscored rows", gate.max_unscored_fraction
+        checks.append(_check("max_unscored_fraction", name, unscored, "at most", most))
     if gate.max_latency_ratio is not None:
         ratio = _ratio(_latency(student), _latency(teacher))
         name = "p50 latency relative to the teacher's"

@@ -69,7 +69,8 @@ def source_identity(source: Source) -> str:
     if isinstance(source, HubSource):
         return sha256([source.dataset, source.revision, source.name, source.split])
     with _open(source) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256([content, _format(source)])
 
 
 def check_source(source: Source, required: tuple[str, ...]) -> None:
@@ -119,6 +120,13 @@ def _reader(source: Source) -> Callable[[], Iterator[SourceRow]]:
     """Return a function that starts reading the source from its first row."""
     if isinstance(source, HubSource):
         return lambda: _read_hub(source)
+    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
+    read = readers[_format(source)]
+    return lambda: read(source)
+
+
+def _format(source: FileSource) -> str:
+    """Return the format of a file: what the recipe says, otherwise by its ending."""
     path = expand_variables(source.path)
     ending = os.path.splitext(path)[1].lower()
     kind = _FORMATS.get(ending) if source.format == "auto" else source.format
@@ -127,8 +135,7 @@ def _reader(source: Source) -> Callable[[], Iterator[SourceRow]]:
             f"{path!r} ends in {ending!r}, which tells no format. Set format to jsonl, csv or "
             "parquet."
         )
-    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
-    return lambda: readers[kind](source)
+    return kind
 
 
 def _open(source: FileSource) -> Any:

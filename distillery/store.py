@@ -11,7 +11,6 @@ No renames, so it holds on object stores; a second writer of the same fingerprin
 import contextlib
 import errno
 import json
-import logging
 import tempfile
 import time
 import uuid
@@ -35,8 +34,6 @@ from schemas.refs import DatasetRef
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow.dataset as pads
-
-logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 100_000
 
@@ -71,6 +68,12 @@ class Store:
     def path(self, uri: str) -> str:
         """Return the file-system path of a ref's ``uri``, which is relative to the root."""
         return f"{self._base}/{uri}"
+
+    def address(self, ref: Ref, file: str) -> str:
+        """Return the URL of a file of ``ref``, for links: `file://` in a local store."""
+        if self.is_local:
+            return Path(self.path(ref.uri), file).absolute().as_uri()
+        return f"{self.root}/{ref.uri}/{file}"
 
     # -- manifests ---------------------------------------------------------------------------
 

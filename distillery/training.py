@@ -70,7 +70,7 @@ def train_student(
 
     Args:
         rows: A TrainingFrame; its validation rows decide early stopping.
-        prompts: A PromptFrame; a new tokenizer is trained on its training prompts.
+        prompts: A PromptFrame; a new tokenizer is trained on its training and gold prompts.
         student: What is trained.
         training: How.
         store: Where everything is.
@@ -146,7 +146,7 @@ def _check_device(training: TrainingSpec) -> None:
 
 
 def _corpus(store: Store, rows: DatasetRef, prompts: DatasetRef) -> Iterator[str]:
-    """Yield the texts that a new tokenizer is trained on: training prompts and responses."""
+    """Yield what a new tokenizer is trained on: training and gold prompts, and responses."""
     for batch in store.batches(prompts, splits=("train", "gold")):
         for messages in batch.column("messages").to_pylist():
             yield from (message["content"] for message in load_messages(messages))

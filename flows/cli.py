@@ -43,16 +43,20 @@ def run_distillation() -> None:
         mark = {True: "[green]✓[/] ", False: "[yellow]✗[/] ", None: "  "}[finding.met]
         console.print(mark + escape(finding.text))
     alias = f"{recipe.task.name}/{recipe.gate.alias}"
-    promoted = outcome.promotion.promoted
-    verdict = f"[green]Promoted[/] to {alias}" if promoted else "[yellow]Not promoted[/], see above"
-    console.print(f"\n{verdict}")
-    console.print(f"Report:  {_short(store.path(outcome.report.uri))}/report.html")
-    console.print(f"Student: {_short(store.path(outcome.student.uri))}")
+    verdict = "[green]Promoted" if outcome.promotion.promoted else "[yellow]Not promoted"
+    console.print(f"\n{verdict}[/] to {alias}")
+    for check in outcome.promotion.checks:
+        if not check.passed:
+            console.print(f"  {escape(check.sentence)}")
+    console.print(f"Report:  {_place(store, outcome.report.uri)}/report.html")
+    console.print(f"Student: {_place(store, outcome.student.uri)}")
 
 
-def _short(path: str) -> str:
-    """Return a path relative to the working folder where it lies below it."""
-    here = Path.cwd()
+def _place(store: Store, uri: str) -> str:
+    """Return where something is: a URL, or a path, relative where it is below this folder."""
+    if not store.is_local:
+        return f"{store.root}/{uri}"
+    path, here = store.path(uri), Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 

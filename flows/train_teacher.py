@@ -3,6 +3,7 @@
 from prefect import flow
 
 from distillery.models import export_model
+from distillery.preflight import check_teacher_recipe
 from distillery.training import training_stage
 from flows.train_student import train_student
 from schemas.data import DataSpec
@@ -26,6 +27,7 @@ def train_teacher(
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> ModelRef:
     """Return ``student`` trained on the gold rows of ``data``, copied to the folder ``output``."""
+    check_teacher_recipe(task, data)
     here = {"store": store, "execution": execution}
     loaded = load_prompts(data, **here)
     rows = validate_prompts(loaded, task, data, **here)

@@ -135,7 +135,3 @@ class Ref(BaseModel):
 
     fingerprint: str
     """Fingerprint of the stage that made it."""
-
-    def with_uri(self, uri: str) -> Self:
-        """Return the same ref at another place."""
-        return self.model_copy(update={"uri": uri})

@@ -54,7 +54,7 @@ class HubSource(_Source):
     dataset: str
     """Id, such as `PolyAI/banking77`."""
 
-    revision: str
+    revision: str = Field(pattern=r"^[0-9a-f]{40}$")
     """Commit hash. A moving revision would serve other rows under the same fingerprint."""
 
     name: str | None = None

@@ -51,6 +51,10 @@ class GateSpec(Spec):
     """Lower end of the paired interval of student minus baseline has to lie above this. None: not
     asked."""
 
+    max_unscored_fraction: float = Field(0.05, ge=0, le=1)
+    """Most test rows without a score, of the model that has the most. A verdict on the few rows
+    that an endpoint happened to answer is none."""
+
     max_latency_ratio: float | None = Field(None, gt=0)
     """Most student p50 latency / teacher p50 latency. None: not asked. 0.15 is 85 % less time."""
 

@@ -21,7 +21,6 @@ class StageName(StrEnum):
     TRAIN_TEACHER = "train_teacher"
     EVALUATE_MODELS = "evaluate_models"
     COMPARE_MODELS = "compare_models"
-    PROMOTE_STUDENT = "promote_student"
 
 
 _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
@@ -34,7 +33,6 @@ _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     StageName.TRAIN_TEACHER: (StageName.VALIDATE_PROMPTS,),
     StageName.EVALUATE_MODELS: (StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT),
     StageName.COMPARE_MODELS: (StageName.EVALUATE_MODELS,),
-    StageName.PROMOTE_STUDENT: (StageName.COMPARE_MODELS,),
 }
 
 
@@ -45,7 +43,8 @@ class StoreSpec(Spec):
     """Path or fsspec URL (`s3://bucket/prefix`) under which everything is kept."""
 
     ledger_url: str | None = None
-    """SQLAlchemy URL of the ledger of teacher responses. None: SQLite inside a local root. A
+    """SQLAlchemy URL of the ledger of teacher responses; its password as `${NAME}`, from the
+    environment. None: SQLite inside a local root. A
     remote root needs one, and so do several hosts that write at once: PostgreSQL."""
 
 

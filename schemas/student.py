@@ -74,8 +74,8 @@ class FromScratchStudent(_Student):
     """Longest sequence, prompt and response, tokens."""
 
     tokenizer: str | None = None
-    """Folder or hub id of a tokenizer to use, for instance the teacher's (soft targets need a
-    shared one). None: a byte-level BPE is trained on the training prompts and gold answers."""
+    """Folder of a tokenizer to use, for instance the teacher's (soft targets need a shared one).
+    None: a byte-level BPE is trained on the training and gold prompts and the responses."""
 
     vocab_size: int = Field(1024, ge=300)
     """Size of the trained BPE; not read when `tokenizer` is given. 1,024 suits narrow domains."""

@@ -50,9 +50,9 @@ class TrainingSpec(Spec):
     method: Method = Field(FullMethod(), title="Method")
     """Full fine-tuning or LoRA."""
 
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate. 2e-4 suits LoRA; take about 1e-5 for full fine-tuning of a pretrained
-    model and 1e-3 and more for small models from scratch."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak learning rate. 1e-5 suits full fine-tuning of a pretrained model; take about 2e-4 for
+    LoRA, and 1e-3 and more for small models from scratch."""
 
     batch_size: int = Field(16, ge=1)
     """Rows per optimizer step, over all devices and accumulation steps."""

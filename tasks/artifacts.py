@@ -1,4 +1,4 @@
-"""What a run leaves in the Prefect UI: tables with a Markdown twin, links, and progress."""
+"""What a run leaves in the Prefect UI: tables with a Markdown twin, text, and progress."""
 
 import logging
 import sys
@@ -82,14 +82,21 @@ class ProgressReport:
             now = time.monotonic()
             if now >= self._next_update:
                 self._next_update = now + _UPDATE_S
-                update_progress_artifact(self._artifact_id, progress=100.0 * done / total)
+                self._show(100.0 * done / total)
             if now >= self._next_log and self._bar is None:
                 self._next_log = now + _LOG_S
                 logger.info("%s: %d of %d %s", self._name, done, total, note)
 
     def finish(self) -> None:
         """Say that all is done."""
-        update_progress_artifact(self._artifact_id, progress=100.0)
+        self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        """Update the artifact; work that goes on is worth more than a bar."""
+        try:
+            update_progress_artifact(self._artifact_id, progress=percent)
+        except Exception as error:
+            logger.warning("progress of %s is not shown: %s", self._name, error)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 
 from distillery.stage import StageResult
+from distillery.store import Store
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, FilteredSet
@@ -57,11 +58,11 @@ def release_dataset(
     from distillery import release
 
     result = release.release_dataset(filtered, task, filters, store, execution)
-    docs = f"{store.root}/{result.report('data_docs').uri}/index.html"
+    docs = Store(store.root).address(result.report("data_docs"), "index.html")
     publish_markdown(
         f"release-{task.name}",
         f"Released {filtered.kept.num_rows:,} rows: all "
-        f"{result.manifest.facts['expectations']} expectations hold. Data Docs: `{docs}`",
+        f"{result.manifest.facts['expectations']} expectations hold. [Data Docs]({docs})",
         "Release gate of the training set",
     )
     return result.dataset("training_set"), result

@@ -1,5 +1,7 @@
 """Tasks: evaluate the models, compare them, promote the student."""
 
+from prefect import task as prefect_task
+
 from distillery.stage import StageResult
 from distillery.store import Store
 from schemas.comparison import Comparison
@@ -77,12 +79,13 @@ def compare_models(
     publish_table(
         f"comparison-{task.name}",
         table_rows(comparison),
-        markdown(comparison) + f"\n\nReport: `{store.root}/{report.uri}/report.html`",
+        markdown(comparison) + f"\n\n[Report]({Store(store.root).address(report, 'report.html')})",
         "Teacher, baseline and student on the same held-out rows",
     )
     return (comparison, report), result
 
 
+@prefect_task(name="promote_student", task_run_name="promote_student", persist_result=False)
 def promote_student(
     comparison: Comparison, student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> Promotion:

@@ -138,6 +138,7 @@ def test_too_many_broken_rows_stop_the_run_before_the_teacher_is_asked(
         ({"data": {"gold": None}}, "data.gold is missing"),
         ({"data": {"train": None}}, "data.train is missing"),
         ({"store": {"root": "s3://bucket/prefix"}}, "store.ledger_url is missing"),
+        ({"store": {"ledger_url": "postgresql://me:secret@db/x"}}, "holds a password"),
     ],
 )
 def test_what_cannot_work_is_refused_up_front(

@@ -301,12 +301,13 @@ def test_fingerprint_changes_with_teacher_and_sampling_and_not_with_where_it_run
         return stage.fingerprint != fingerprint
 
     assert not changed(base_url="http://b/v1", concurrency=1, timeout_s=1.0, max_attempts=1)
+    assert not changed(top_p=0.5, seed=1), "greedy decoding draws nothing"
     for update in (
         {"model": "other"},
         {"max_new_tokens": 5},
         {"sampling_temperature": 0.5},
-        {"top_p": 0.5},
-        {"seed": 1},
+        {"sampling_temperature": 0.7, "top_p": 0.5},
+        {"sampling_temperature": 0.7, "seed": 1},
     ):
         assert changed(**update)
 

@@ -150,3 +150,10 @@ def test_same_student_again_replaces_its_entry(store: Store) -> None:
     pointer = read_champion(TASK, "champion", store)
     assert pointer is not None
     assert pointer.previous == () and pointer.current.student.uri.endswith("/b/student")
+
+
+def test_a_verdict_on_few_scored_rows_is_none() -> None:
+    found = comparison()
+    rows = [row.model_copy(update={"num_unscored": found.num_rows // 2}) for row in found.models]
+    check = check_gate(found.model_copy(update={"models": tuple(rows)}), GateSpec())[-1]
+    assert check.condition == "max_unscored_fraction" and not check.passed

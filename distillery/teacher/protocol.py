@@ -24,7 +24,9 @@ class Sampling:
 
     @classmethod
     def of(cls, spec: TeacherSpec) -> Self:
-        """Return the sampling part of a teacher's spec."""
+        """Return the sampling part of a teacher's spec; greedy decoding draws nothing."""
+        if spec.sampling_temperature == 0:
+            return cls(spec.max_new_tokens, 0.0, 1.0, 0)
         return cls(spec.max_new_tokens, spec.sampling_temperature, spec.top_p, spec.seed)
 
 
