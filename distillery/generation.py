@@ -232,19 +232,15 @@ class _Asking:
 
     def _ask(self, requests: list[Request]) -> None:
         """Ask the teacher for what this owner has claimed."""
-        from distillery.ledger import GroupCommit
-
         self._asked.update(request.request_hash for request in requests)
-        with GroupCommit(self._ledger) as commits:
-
-            def keep(response: Response) -> None:
-                commits.add(_ledger_row(self._identity, response))
-                self._num_answered += 1
-                self._note(response.request.request_hash, response.state)
-
-            unfinished = self._teacher.answer(requests, keep)
+        unfinished = self._teacher.answer(requests, self._commit)
         if unfinished and self._first_error is None:
             self._first_error = unfinished[0].error
+
+    def _commit(self, response: Response) -> None:
+        self._ledger.commit(_ledger_row(self._identity, response))
+        self._num_answered += 1
+        self._note(response.request.request_hash, response.state)
 
     def _note(self, request_hash: str, state: str) -> None:
         self._states[request_hash] = state

@@ -234,57 +234,6 @@ class Ledger:
             )
 
 
-class GroupCommit:
-    """Commits rows in a thread of its own, all that have come since the last commit at once.
-
-    A row waits no longer than the commit before it takes, and the thread that asks the teacher
-    waits for none. All rows are committed when the block ends, also when it ends with an error.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        """Commit to ``ledger``."""
-        self._ledger = ledger
-        self._rows: list[LedgerRow] = []
-        self._changed = threading.Condition()
-        self._is_over = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="ledger-commits", daemon=True)
-
-    def add(self, row: LedgerRow) -> None:
-        """Have ``row`` committed; raise what an earlier commit has met."""
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-            self._rows.append(row)
-            self._changed.notify()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        with self._changed:
-            self._is_over = True
-            self._changed.notify()
-        self._thread.join()
-        if self._error is not None and kind is None:
-            raise self._error
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._rows or self._is_over)
-                rows, self._rows = self._rows, []
-            if not rows:
-                return
-            try:
-                self._ledger.commit(*rows)
-            except BaseException as error:
-                with self._changed:
-                    self._error = error
-                return
-
-
 def _rank(state: Any) -> Any:
     return sa.case(_RANK, value=state, else_=-1)
 

@@ -186,28 +186,29 @@ def _markdown_table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> s
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def terminal_table(comparison: Comparison) -> "Table":
-    """Return a rich table that fits 100 columns; figures against the teacher stand below."""
+def terminal_table(comparison: Comparison, *, narrow: bool = False) -> "Table":
+    """Return a rich table that fits 100 columns, 80 when narrow; for what is in no other line."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     title = f"{comparison.task}: {comparison.num_rows:,} test rows"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in ("parameters", "memory", "p50 / p95", "accuracy", "queries/h", "tokens/s"):
+    headings = ["parameters", "memory", "p50 / p95", "accuracy", "queries/h", "tokens/s"]
+    for heading in headings[1:5] if narrow else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.models:
         speed = row.performance
         latencies = (seconds_text(speed.latency_p50_s), seconds_text(speed.latency_p95_s))
-        table.add_row(
-            row.role,
+        cells = [
             count_text(row.num_parameters) + ("*" if row.declared else ""),
             bytes_text(row.memory_bytes) + ("*" if row.declared else ""),
             " / ".join(latencies),
             interval_text(row.accuracy),
             rate_text(speed.queries_per_hour),
             rate_text(speed.tokens_per_s),
-        )
+        ]
+        table.add_row(row.role, *(cells[1:5] if narrow else cells))
     if any(row.declared for row in comparison.models):
         table.caption = "* declared in the recipe, not measured"
     return table

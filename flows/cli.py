@@ -3,11 +3,13 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 from prefect.states import State
 from pydantic import BaseModel
 from rich.console import Console
@@ -16,13 +18,14 @@ from rich.markup import escape
 from distillery.store import Store
 from distillery.tables import findings, terminal_table
 from schemas.distillation import Distillation
-from schemas.errors import DistilleryError
+from schemas.errors import DistilleryError, StageError
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
 from schemas.refs import ModelRef
 
 logger = logging.getLogger("distillery.run")
 
 _LOG_COLUMNS = 110
+_TABLE_COLUMNS = 100
 
 # Where there is no terminal, rich assumes 80 columns, too few for the table.
 console = Console(
@@ -38,7 +41,7 @@ def run_distillation() -> None:
     outcome: Distillation = state.result()
     store = Store(recipe.store.root)
     console.print()
-    console.print(terminal_table(outcome.comparison))
+    console.print(terminal_table(outcome.comparison, narrow=console.width < _TABLE_COLUMNS))
     for finding in findings(outcome.comparison):
         mark = {True: "[green]✓[/] ", False: "[yellow]✗[/] ", None: "  "}[finding.met]
         console.print(mark + escape(finding.text))
@@ -81,6 +84,7 @@ def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[An
     )
     arguments = parser.parse_args()
     _show_only_our_log()
+    signal.signal(signal.SIGINT, _stop)
     if not os.environ.get("PREFECT_API_URL"):
         logger.info("starting a temporary Prefect server (about 10 s the first time)")
     try:
@@ -89,14 +93,33 @@ def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[An
         state: State[Any] = flow(**sections, return_state=True)
     except DistilleryError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        sys.exit("stopped; run the same command again to go on from here")
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        _fail(
+            StageError(
+                f"there is no Prefect server at {os.environ.get('PREFECT_API_URL')!r}. Start it "
+                "(`make up`), or `unset PREFECT_API_URL` to run without one."
+            )
+        )
     if not state.is_completed():
         error = state.result(raise_on_failure=False)
         if isinstance(error, DistilleryError):
             _fail(error)
         state.result()
     return recipe, state
+
+
+def _stop(*_: object) -> NoReturn:
+    """End at once on Ctrl-C, with the temporary server.
+
+    A terminal's Ctrl-C reaches that server too, and Prefect would go on asking it for minutes.
+    What is finished is in the store and the ledger, so there is nothing to wind up.
+    """
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    print("\nstopped; run the same command again to go on from here", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def _fail(error: DistilleryError) -> NoReturn:

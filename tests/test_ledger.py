@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from distillery.ledger import GroupCommit, Ledger, LedgerRow
+from distillery.ledger import Ledger, LedgerRow
 from distillery.ledger_engine import meta
 from schemas.errors import RecipeError, StoreError
 from schemas.execution import StoreSpec
@@ -199,27 +199,3 @@ def test_sqlite_waits_for_other_writers_in_wal_mode(ledger: Ledger) -> None:
             for name in ("journal_mode", "busy_timeout", "synchronous")
         ]
     assert values == ["wal", 30_000, 1]
-
-
-def test_group_commits_keep_every_row_and_raise_what_the_database_met(tmp_path: Path) -> None:
-    with Ledger.open(StoreSpec(root=str(tmp_path))) as ledger:
-        rows = [row(f"{number:064d}") for number in range(500)]
-        with GroupCommit(ledger) as commits:
-            for one in rows:
-                commits.add(one)
-        assert set(ledger.get([one.request_hash for one in rows])) == {
-            one.request_hash for one in rows
-        }
-
-        class Broken(Ledger):
-            def __init__(self) -> None:
-                pass
-
-            def commit(self, *_: LedgerRow) -> None:
-                raise StoreError("the disk is full")
-
-        with (
-            pytest.raises(StoreError, match="disk is full"),
-            GroupCommit(Broken()) as commits,
-        ):
-            commits.add(rows[0])
