@@ -1,6 +1,7 @@
 """The whole spine in this process, on a scripted teacher and a tiny student."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,23 @@ def distil(raw: dict[str, Any]) -> Any:
     return distill_student(**sections, return_state=True)
 
 
-def stage_states(state: Any) -> dict[str, str]:
-    """Return the state names of the flow's task runs, by task."""
+def stage_states(state: Any, *, last: str) -> dict[str, str]:
+    """Return the state names of the flow's task runs, by task, once that of ``last`` has ended.
+
+    Prefect records them from events, a moment after the run: those of one flow in order.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
     of_run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    give_up_at = time.monotonic() + 60
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(flow_run_filter=of_run)
-    return {run.name: run.state.name for run in runs if run.state}
+        while time.monotonic() < give_up_at:
+            runs = [run for run in client.read_task_runs(flow_run_filter=of_run) if run.state]
+            if any(run.name == last for run in runs) and all(run.state.is_final() for run in runs):
+                return {run.name: run.state.name for run in runs}
+            time.sleep(0.1)
+    raise AssertionError(f"the task run {last!r} was not recorded within 60 s")
 
 
 def artifact(key: str) -> Any:
@@ -75,7 +84,7 @@ def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
     )
     assert again.promotion.previous == outcome.student
     assert teacher.num_requests == asked
-    states = stage_states(second)
+    states = stage_states(second, last="promote_student")
     reused = {name for name, state in states.items() if state == "Cached"}
     assert {"look up generate_responses", "look up train_student"} <= reused
     assert not any(name.startswith("train_model") for name in states)
