@@ -11,10 +11,10 @@ LOCK := $(VENV)/.locked
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RECIPE ?= recipes/demo.yaml
 
-.PHONY: help quickstart test test-slow check format schema up down lock clean
+.PHONY: help quickstart test test-slow check format schema bench-generation up down lock clean
 
 help:
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
 
 quickstart: $(LOCK) ## distil the demo's teacher into a student on this CPU
 	@$(BIN)/python -m flows.distill_student $(RECIPE)
@@ -38,6 +38,9 @@ format: $(LOCK) ## format the code
 
 schema: $(LOCK) ## write the recipe's JSON schema and the deployments' parameters
 	@$(BIN)/python -m deployments.generate
+
+bench-generation: $(LOCK) ## measure teacher generation against a stub and a bare client (6 minutes)
+	@$(BIN)/python -m benchmarks.generation
 
 up: $(LOCK) ## start server, pools and workers here, and register the deployments
 	@$(BIN)/python -m deployments.local up

@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
-from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
+from schemas.recipe import GenerationRecipe, Recipe, TeacherTrainingRecipe, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -39,6 +39,9 @@ def generated_files() -> dict[str, str]:
     """Return the text of every generated file by its path from the repository root."""
     return {
         "recipes/recipe.schema.json": json_schema(Recipe, "Recipe of distill_student"),
+        "recipes/generation.schema.json": json_schema(
+            GenerationRecipe, "Recipe of generate_responses"
+        ),
         "recipes/teacher.schema.json": json_schema(
             TeacherTrainingRecipe, "Recipe of train_teacher"
         ),

@@ -80,12 +80,23 @@ def parse_messages(value: Any) -> list[Message]:
     for position, turn in enumerate(value):
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
             raise MessageError(f"turn {position} has no text under 'content'")
+        if not _is_whole(turn["content"]):
+            raise MessageError(f"turn {position} has half a character, which cannot be kept")
         if turn.get("role") not in ROLES:
             raise MessageError(f"turn {position} has the role {turn.get('role')!r}")
         messages.append({"role": turn["role"], "content": turn["content"]})
     if messages[-1]["role"] != "user":
         raise MessageError(f"the last turn is the {messages[-1]['role']}'s, not the user's")
     return messages
+
+
+def _is_whole(text: str) -> bool:
+    """Return whether no half of a surrogate pair is in it, such as an emoji that was cut."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def dump_messages(messages: list[Message]) -> str:

@@ -1,6 +1,7 @@
 """Who takes part in a comparison, how each is opened, and what it is called."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from distillery.local_model import LocalModel
 from distillery.performance import Conversation
 from distillery.store import Store
 from distillery.teacher import Response, Sampling, make_request, open_teacher, teacher_identity
+from distillery.teacher.protocol import NO_TEXT, kept
 from schemas.comparison import ModelRole
 from schemas.errors import TeacherError
 from schemas.refs import ModelRef
@@ -122,21 +124,26 @@ class HostedModel:
             TeacherError: Some request got no answer in all attempts, so there is nothing to time.
         """
         answers: dict[str, HostedAnswer] = {}
+        failed: list[str | None] = []
 
-        def note(response: Response) -> None:
-            if response.state != "failed":
+        def note(response: Response) -> "Future[None]":
+            if response.state == "failed":
+                failed.append(response.error)
+            elif response.state not in NO_TEXT:
                 tokens = response.completion_tokens or 0
                 answers[response.request.prompt_id] = HostedAnswer(tokens)
+            return kept()
 
         sampling = greedy(max_new_tokens)
         requests = [
             make_request(self._identity, conversation, sampling, prompt_id=str(number))
             for number, conversation in enumerate(conversations)
         ]
-        if unfinished := self._teacher.answer(requests, note):
+        self._teacher.answer(requests, note)
+        if failed:
             raise TeacherError(
-                f"{len(unfinished)} of {len(requests)} requests got no answer while the teacher's "
-                f"speed was measured. Last error: {unfinished[-1].error!r}. Answers for the scores "
+                f"{len(failed)} of {len(requests)} requests got no answer while the teacher's "
+                f"speed was measured. Last error: {failed[-1]!r}. Answers for the scores "
                 "are kept. Run again when the endpoint is well."
             )
         return [answers.get(str(number)) for number in range(len(conversations))]

@@ -21,7 +21,6 @@ from distillery.contestants import (
     baseline_identity,
     greedy,
 )
-from distillery.generation import answer_requests
 from distillery.local_model import LocalModel
 from distillery.metrics import refuse_unsupported_task, score_answer
 from distillery.models import cpu_threads
@@ -35,7 +34,9 @@ from distillery.performance import (
     rows_to_time,
 )
 from distillery.stage import Attempt, Stage, StageResult, run_stage
-from distillery.teacher import make_request, teacher_identity
+from distillery.teacher import ResponseSchema, make_request, teacher_identity
+from distillery.teacher.protocol import NO_TEXT
+from distillery.teacher.session import AskedFor, TeacherSession
 from schemas.comparison import Measurements, ModelMeasurement, ModelRole, Performance
 from schemas.errors import StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from distillery.store import RowWriter
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 _HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alone
 
@@ -196,8 +197,13 @@ class _Evaluation:
         from schemas.frames import ScoreFrame, arrow_schema
 
         with attempt.row_writer("scores", arrow_schema(ScoreFrame)) as writer:
-            with attempt.timed("teacher_answers"):
-                self._score("teacher", self._ask_teacher, writer)
+            purpose = attempt.stage.fingerprint
+            with (
+                attempt.timed("teacher_answers"),
+                TeacherSession(self.contest.teacher, self.store, purpose=purpose) as session,
+            ):
+                ask = functools.partial(self._ask_teacher, session)
+                self._score("teacher", ask, writer)
             self._load_local_models(files)
             for role in self.contest.roles[1:]:
                 with attempt.timed(f"{role}_answers"):
@@ -237,32 +243,40 @@ class _Evaluation:
             done = sum(self.counts[f"{role}_answers"] for role in self.contest.roles)
             self.on_progress(done, self.num_rows * len(self.contest.roles))
 
-    def _ask_teacher(self, rows: Sequence[dict[str, Any]]) -> list[_Scored]:
+    def _ask_teacher(
+        self, session: TeacherSession, rows: Sequence[dict[str, Any]]
+    ) -> list[_Scored]:
         """Return the teacher's answers, from the ledger as far as they are there."""
         identity = teacher_identity(self.contest.teacher)
         sampling = greedy(self.evaluation.max_new_tokens)
+        schema = ResponseSchema.of(self.contest.teacher, self.task)
         requests = [
-            make_request(identity, _conversation(row), sampling, prompt_id=row["prompt_id"])
+            make_request(
+                identity,
+                _conversation(row),
+                sampling,
+                response_schema=schema,
+                prompt_id=row["prompt_id"],
+            )
             for row in rows
         ]
-        by_hash = {request.request_hash: request for request in requests}
-        num_rows = Counter(request.request_hash for request in requests)
-        from distillery.ledger import Ledger
-
-        with Ledger.open(self.store) as ledger:
-            counts = answer_requests(by_hash, num_rows, self.contest.teacher, ledger)
-            if counts.unfinished:
-                raise TeacherError(
-                    f"{counts.unfinished} of {len(rows)} test prompts have no answer of the "
-                    f"teacher yet. Last error: {counts.first_error!r}. The finished ones are "
-                    "kept. Run again: only the missing ones are asked."
-                )
-            found = ledger.get(by_hash)
+        asked_for = AskedFor()
+        for request in requests:
+            asked_for.add([request])
+        by_state = session.answer(asked_for)
+        found = session.rows(asked_for)
+        left = [h for h in asked_for.requests if not found[h].is_final(sampling.max_new_tokens)]
+        if left:
+            raise TeacherError(
+                f"{by_state.get('failed', len(left))} of {len(rows)} test prompts have no answer "
+                f"of the teacher yet. Last error: {session.totals.last_error!r}. The finished "
+                "ones are kept. Run again: only the missing ones are asked."
+            )
         answers = [found[request.request_hash] for request in requests]
-        self.counts["teacher_asked"] += counts.asked
+        self.counts["teacher_asked"] = session.totals.asked
         return [
             _Scored(
-                text=None if answer.state == "failed" else answer.text,
+                text=None if answer.state in NO_TEXT else answer.text,
                 truncated=answer.state == "truncated",
                 new_tokens=answer.completion_tokens or 0,
             )

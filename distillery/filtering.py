@@ -12,6 +12,7 @@ from distillery.sql import querying
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import (
+    AgreementFilter,
     DropReason,
     DuplicateFilter,
     EmptyFilter,
@@ -26,18 +27,34 @@ from schemas.frames import RejectedFrame, TrainingFrame, arrow_schema, check_fra
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _BATCH_ROWS = 4096
 
 _MARK_DUPLICATES = """
     SELECT *,
-        row_number() OVER (PARTITION BY split, state, messages, response ORDER BY position) > 1
-            AS is_duplicate
+        row_number() OVER (
+            PARTITION BY split, state, messages, response, agreement IS NOT DISTINCT FROM 0
+            ORDER BY position
+        ) > 1 AS is_duplicate
     FROM (SELECT *, row_number() OVER () AS position FROM responses)
     ORDER BY position
 """
 
 Drop = tuple[DropReason, str]
+
+_UNUSABLE: dict[str, Drop] = {
+    "failed": (DropReason.TEACHER_FAILED, "the teacher could not answer this row"),
+    "refused": (DropReason.TEACHER_REFUSED, "the teacher declines this prompt for good"),
+    "malformed": (
+        DropReason.MALFORMED_RESPONSE,
+        "the response breaks the schema of task.answer_format",
+    ),
+}
+_NOT_VERIFIED = (
+    "teacher",
+    DropReason.NOT_VERIFIED.value,
+    "no sample of this prompt has what teacher.samples.choice asks for",
+)
 
 
 def filter_responses(
@@ -49,8 +66,9 @@ def filter_responses(
 ) -> StageResult:
     """Return the responses that pass all filters as `kept`, the others as `rejected`.
 
-    Rows that the teacher could not answer are rejected too, with `teacher_failed`. Counts by
-    reason are in the manifest's facts.
+    Rows without a usable answer are rejected whatever the filters: those that the teacher failed
+    at or refused, those that break the response schema, and those of which no sample passed its
+    verifier. Counts by reason are in the manifest's facts.
     """
     stage = Stage(
         StageName.FILTER_RESPONSES,
@@ -113,14 +131,18 @@ def _first_drop(
     row: dict[Hashable, Any], task: TaskSpec, rules: tuple[Filter, ...]
 ) -> tuple[str, str, str] | None:
     """Return filter, reason and detail of the first rule that drops ``row``, or None."""
-    if row["state"] == "failed":
-        return "teacher", DropReason.TEACHER_FAILED.value, "the teacher could not answer this row"
+    if drop := _UNUSABLE.get(row["state"]):
+        return "teacher", drop[0].value, drop[1]
+    if row["state"] == "ok" and row["agreement"] == 0:
+        return _NOT_VERIFIED
     for rule in rules:
         if drop := _drop(row, task, rule):
             return rule.kind, drop[0].value, drop[1]
     if not row["response"].strip():
         # A response without a token to learn from can never enter the training set.
         return "empty", DropReason.EMPTY.value, "the response has no text"
+    if row["agreement"] == 0:  # truncated: the filter of that name would have said so better
+        return _NOT_VERIFIED
     return None
 
 
@@ -147,4 +169,7 @@ def _drop(row: dict[Hashable, Any], task: TaskSpec, rule: Filter) -> Drop | None
         case DuplicateFilter():
             if row["is_duplicate"]:
                 return DropReason.DUPLICATE, "the same prompt with the same response came before"
+        case AgreementFilter(min_agreement=lowest):
+            if row["agreement"] < lowest:  # null compares as false: one sample alone passes
+                return DropReason.LOW_AGREEMENT, f"agreement {row['agreement']:.3g}, below {lowest}"
     return None

@@ -7,48 +7,38 @@ from the ledger when every prompt has a response in a final state.
 import collections
 import dataclasses
 import json
-import logging
-import os
-import socket
-import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from distillery.fingerprint import sha256
+from distillery.samples import Sample, choose
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
 from distillery.teacher import (
     Request,
-    Response,
+    ResponseSchema,
     Sampling,
     make_request,
-    open_teacher,
     teacher_identity,
 )
-from distillery.teacher.protocol import request_body
+from distillery.teacher.session import AskedFor, Progress, TeacherSession, Totals
 from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 
 if TYPE_CHECKING:
     from distillery.ledger import Ledger, LedgerRow
 
-logger = logging.getLogger(__name__)
-
-LOGIC_VERSION = 1
+LOGIC_VERSION = 2
 ANSWERED_SPLITS = ("train", "validation")
 
-# A run that was killed keeps others from its requests for so long.
-CLAIM_TTL_S = 60.0
-_POLL_S = 0.5
 _NAMED_PROMPTS = 5
 _COLLECT_ROWS = 2048
-_COLUMNS = ["prompt_id", "split", "messages"]
+_COLUMNS = ["prompt_id", "split", "messages", "reference"]
 
 
 class Chunk(BaseModel):
@@ -69,37 +59,21 @@ class Chunk(BaseModel):
     """Rows between them that are answered, those of `train` and `validation`."""
 
 
-class ChunkCounts(BaseModel):
-    """What became of the rows of a chunk; `by_state` and `unfinished` add up to `num_rows`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    num_rows: int
-    """Rows of the chunk."""
-
-    from_ledger: int
-    """Rows answered without asking the teacher for them."""
-
-    asked: int
-    """Requests that the teacher was asked, answered or not."""
-
-    by_state: dict[str, int]
-    """Rows by the state of their response."""
-
-    unfinished: int
-    """Rows that got no response in all attempts."""
-
-    first_error: str | None = None
-    """What went wrong with the first of these."""
-
-
-def generation_stage(prompts: DatasetRef, teacher: TeacherSpec) -> Stage:
+def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) -> Stage:
     """Return the stage that answers ``prompts``; where and how fast ``teacher`` runs is no part."""
+    schema = ResponseSchema.of(teacher, task)
+    samples = teacher.samples
+    choice = {"choice": samples.choice, "answer_format": task.answer_format}
     return Stage(
         name=StageName.GENERATE_RESPONSES,
         logic_version=LOGIC_VERSION,
         inputs={"prompts": prompts.fingerprint, "teacher": teacher_identity(teacher)},
-        spec={"teacher": dataclasses.asdict(Sampling.of(teacher))},
+        spec={
+            "teacher": dataclasses.asdict(Sampling.of(teacher)),
+            "response_schema": schema and dataclasses.asdict(schema),
+            "num_samples": samples.num_samples,
+            **(choice if samples.num_samples > 1 else {}),
+        },
     )
 
 
@@ -126,152 +100,79 @@ def plan_chunks(prompts: DatasetRef, chunk_rows: int, store: StoreSpec) -> list[
     return chunks
 
 
+def open_session(
+    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
+) -> TeacherSession:
+    """Return the session in which the chunks of ``prompts`` are answered; close it after use."""
+    purpose = generation_stage(prompts, teacher, task).fingerprint
+    return TeacherSession(teacher, store, purpose=purpose)
+
+
 def generate_chunk(
     chunk: Chunk,
-    teacher: TeacherSpec,
-    store: StoreSpec,
+    session: TeacherSession,
+    task: TaskSpec,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> ChunkCounts:
-    """Have the rows of ``chunk`` answered and return what became of them.
+    on_progress: Callable[[Progress], None] | None = None,
+) -> dict[str, int]:
+    """Have the rows of ``chunk`` answered and return the number of responses by state.
 
     What the ledger has is not asked. What another run is asking just now is waited for, or taken
-    over when its claim expires. Every response is committed as it arrives, so nothing is lost
-    when this is killed. Rows with the same messages share one request.
+    over when that run dies. Every response is committed as it arrives, so nothing is lost when
+    this is killed. Rows with the same messages share one request.
 
     Args:
         chunk: Which rows.
-        teacher: Who answers.
-        store: Where prompts and ledger are.
-        on_progress: Called with the rows done so far and those in all.
+        session: Who answers; shared by all chunks.
+        task: What the responses have to look like.
+        on_progress: Called as responses arrive.
 
     Raises:
         RecipeError: The teacher cannot be used as the recipe describes it.
         TeacherError: The teacher cannot answer anything.
+        BudgetError: A cap of `teacher.budget` is reached.
         StoreError: Store or ledger cannot be read or written.
     """
-    requests: dict[str, Request] = {}
-    num_rows: collections.Counter[str] = collections.Counter()
-    for request in _chunk_requests(chunk, teacher, Store(store.root)):
-        requests.setdefault(request.request_hash, request)
-        num_rows[request.request_hash] += 1
-    from distillery.ledger import Ledger
-
-    with Ledger.open(store) as ledger:
-        return answer_requests(requests, num_rows, teacher, ledger, on_progress=on_progress)
+    making = _Requests(session.teacher, task)
+    asked_for = AskedFor()
+    for batch in _slice(Store(session.store.root), chunk):
+        for row in batch.to_pylist():
+            if row["split"] in ANSWERED_SPLITS:
+                asked_for.add(making.of_row(row))
+    return session.answer(asked_for, on_progress=on_progress)
 
 
-def answer_requests(
-    requests: dict[str, Request],
-    num_rows: collections.Counter[str],
-    teacher: TeacherSpec,
-    ledger: "Ledger",
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> ChunkCounts:
-    """Bring ``requests`` to a response in the ledger and return what became of their rows.
-
-    Args:
-        requests: By their hash.
-        num_rows: How many rows wait for each.
-        teacher: Who answers what the ledger does not have.
-        ledger: Where responses are looked up and committed.
-        on_progress: Called with the rows done so far and those in all.
-    """
-    asking = _Asking(teacher, ledger, requests, num_rows, on_progress)
-    asking.run()
-    return asking.counts()
-
-
-class _Asking:
-    """The requests of one chunk on their way to a response."""
-
-    def __init__(
-        self,
-        teacher: TeacherSpec,
-        ledger: "Ledger",
-        requests: dict[str, Request],
-        num_rows: collections.Counter[str],
-        on_progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._teacher = open_teacher(teacher)
-        self._identity = self._teacher.identity
-        self._ledger = ledger
-        self._requests = requests
-        self._num_rows = num_rows
-        self._on_progress = on_progress
-        self._states: dict[str, str] = {}
-        self._asked: set[str] = set()
-        self._num_answered = 0
-        self._num_done = 0
-        self._first_error: str | None = None
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
-
-    def run(self) -> None:
-        """Bring every request to a final state, or to the end of its attempts."""
-        waits = 0
-        while True:
-            self._look_up()
-            left = [h for h in self._requests if h not in self._states and h not in self._asked]
-            if not left:
-                return
-            if claimed := self._ledger.claim(left, self._owner, CLAIM_TTL_S):
-                with self._ledger.holding(self._owner, CLAIM_TTL_S):
-                    self._ask([self._requests[h] for h in left if h in claimed])
-                continue
-            if waits == 0:
-                logger.info("waiting for %d requests that another run is asking", len(left))
-            waits += 1
-            time.sleep(_POLL_S)
-
-    def _look_up(self) -> None:
-        """Take over the states of responses that are in the ledger by now."""
-        missing = [h for h in self._requests if h not in self._states]
-        for request_hash, row in self._ledger.get(missing).items():
-            self._note(request_hash, row.state)
-
-    def _ask(self, requests: list[Request]) -> None:
-        """Ask the teacher for what this owner has claimed."""
-        self._asked.update(request.request_hash for request in requests)
-        unfinished = self._teacher.answer(requests, self._commit)
-        if unfinished and self._first_error is None:
-            self._first_error = unfinished[0].error
-
-    def _commit(self, response: Response) -> None:
-        self._ledger.commit(_ledger_row(self._identity, response))
-        self._num_answered += 1
-        self._note(response.request.request_hash, response.state)
-
-    def _note(self, request_hash: str, state: str) -> None:
-        self._states[request_hash] = state
-        self._num_done += self._num_rows[request_hash]
-        if self._on_progress is not None:
-            self._on_progress(self._num_done, self._num_rows.total())
-
-    def counts(self) -> ChunkCounts:
-        """Return what became of the rows."""
-        by_state: collections.Counter[str] = collections.Counter()
-        for request_hash, state in self._states.items():
-            by_state[state] += self._num_rows[request_hash]
-        return ChunkCounts(
-            num_rows=self._num_rows.total(),
-            from_ledger=by_state.total() - self._num_answered,
-            asked=len(self._asked),
-            by_state=dict(by_state),
-            unfinished=self._num_rows.total() - by_state.total(),
-            first_error=self._first_error,
-        )
+def prompt_requests(
+    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
+) -> Iterator[Request]:
+    """Yield all requests for training and validation prompts, prompt by prompt, every sample."""
+    making = _Requests(teacher, task)
+    for batch in Store(store.root).batches(
+        prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS
+    ):
+        for row in batch.select(_COLUMNS).to_pylist():
+            yield from making.of_row(row)
 
 
 def collect_responses(
     stage: Stage,
     prompts: DatasetRef,
     teacher: TeacherSpec,
+    task: TaskSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
-    chunks: Sequence[ChunkCounts],
+    totals: Totals,
 ) -> StageResult:
     """Return the sealed stage with the output `responses`, one row per prompt, in order.
+
+    Args:
+        stage: What :func:`generation_stage` gives.
+        prompts: The prompts that were answered.
+        teacher: Who answered.
+        task: Which sample is chosen may depend on it.
+        store: Store and ledger.
+        execution: How the run is carried out.
+        totals: What the asking took; kept in the manifest as `facts.generation`.
 
     Raises:
         TeacherError: Some prompts have no response in a final state; the stage stays unsealed.
@@ -281,27 +182,55 @@ def collect_responses(
 
     def work(attempt: Attempt) -> None:
         with Ledger.open(store) as ledger:
-            collection = _Collection(teacher, ledger)
+            collection = _Collection(teacher, task, ledger)
             batches = collection.batches(Store(store.root), prompts)
             attempt.write_rows("responses", batches, arrow_schema(ResponseFrame))
         if collection.num_missing:
-            raise TeacherError(collection.missing_message(chunks))
+            raise TeacherError(collection.missing_message(totals))
         attempt.counts |= {
             **collection.by_state,
-            "from_ledger": sum(chunk.from_ledger for chunk in chunks),
-            "asked": sum(chunk.asked for chunk in chunks),
+            "from_ledger": totals.from_ledger,
+            "asked": totals.asked,
         }
-        attempt.facts["models_reported"] = [*sorted(collection.models_reported)]
+        attempt.facts["generation"] = totals.facts() | {
+            "models_reported": [*sorted(collection.models_reported)]
+        }
 
     return run_stage(stage, store, execution, work)
+
+
+class _Requests:
+    """Makes the requests of a row."""
+
+    def __init__(self, teacher: TeacherSpec, task: TaskSpec) -> None:
+        self._identity = teacher_identity(teacher)
+        self._sampling = Sampling.of(teacher)
+        self._schema = ResponseSchema.of(teacher, task)
+        self._num_samples = teacher.samples.num_samples
+
+    def of_row(self, row: dict[str, Any]) -> list[Request]:
+        """Return one request per sample."""
+        messages = json.loads(row["messages"])
+        return [
+            make_request(
+                self._identity,
+                messages,
+                self._sampling,
+                response_schema=self._schema,
+                sample_index=sample_index,
+                prompt_id=row["prompt_id"],
+            )
+            for sample_index in range(self._num_samples)
+        ]
 
 
 class _Collection:
     """Joins prompts with their responses, batch by batch, and counts on the way."""
 
-    def __init__(self, teacher: TeacherSpec, ledger: "Ledger") -> None:
-        self._identity = teacher_identity(teacher)
-        self._sampling = Sampling.of(teacher)
+    def __init__(self, teacher: TeacherSpec, task: TaskSpec, ledger: "Ledger") -> None:
+        self._making = _Requests(teacher, task)
+        self._max_new_tokens = teacher.max_new_tokens
+        self._choice, self._task = teacher.samples.choice, task
         self._ledger = ledger
         self.by_state: collections.Counter[str] = collections.Counter()
         self.models_reported: set[str] = set()
@@ -317,53 +246,60 @@ class _Collection:
         schema = arrow_schema(ResponseFrame)
         for batch in store.batches(prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS):
             rows = batch.select(_COLUMNS).to_pylist()
-            hashes = [
-                _row_request(self._identity, self._sampling, row).request_hash for row in rows
-            ]
-            responses = self._ledger.get(hashes)
-            pairs = zip(rows, map(responses.get, hashes), strict=True)
-            if joined := [self._join(row, response) for row, response in pairs if response]:
+            hashes = [[request.request_hash for request in self._making.of_row(r)] for r in rows]
+            found = self._final(hashes)
+            joined = []
+            for row, wanted in zip(rows, hashes, strict=True):
+                if all(request_hash in found for request_hash in wanted):
+                    joined.append(self._join(row, [found[h] for h in wanted]))
+                else:
+                    self._note_missing(row)
+            if joined:
                 frame = pd.DataFrame(joined, columns=schema.names)
+                frame["agreement"] = frame["agreement"].astype("float64")
                 check_frame(frame, ResponseFrame)
                 yield pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False)
-            missing = [row for row, h in zip(rows, hashes, strict=True) if h not in responses]
-            self.num_missing += len(missing)
-            room = _NAMED_PROMPTS - len(self._first_missing)
-            self._first_missing += [row["prompt_id"] for row in missing[:room]]
 
-    def _join(self, row: dict[str, Any], response: "LedgerRow") -> dict[str, Any]:
+    def _final(self, hashes: list[list[str]]) -> dict[str, "LedgerRow"]:
+        rows = self._ledger.get({request_hash for wanted in hashes for request_hash in wanted})
+        return {h: row for h, row in rows.items() if row.is_final(self._max_new_tokens)}
+
+    def _note_missing(self, row: dict[str, Any]) -> None:
+        self.num_missing += 1
+        if len(self._first_missing) < _NAMED_PROMPTS:
+            self._first_missing.append(row["prompt_id"])
+
+    def _join(self, row: dict[str, Any], responses: list["LedgerRow"]) -> dict[str, Any]:
         """Return one row of the output. Tokens that the endpoint did not count are 0."""
+        index, agreement = 0, None
+        if len(responses) > 1:
+            samples = [Sample(response.state, response.text) for response in responses]
+            chosen = choose(samples, self._choice, task=self._task, reference=row["reference"])
+            index, agreement = chosen.index, chosen.agreement
+        response = responses[index]
         self.by_state[response.state] += 1
-        if response.model_reported is not None:
-            self.models_reported.add(response.model_reported)
+        self.models_reported |= {r.model_reported for r in responses if r.model_reported}
         return {
-            **row,
+            **{name: row[name] for name in ("prompt_id", "split", "messages")},
             "response": response.text,
             "state": response.state,
             "prompt_tokens": response.prompt_tokens or 0,
             "completion_tokens": response.completion_tokens or 0,
             "request_hash": response.request_hash,
+            "sample_index": index,
+            "agreement": agreement,
+            "repaired": response.repaired,
         }
 
-    def missing_message(self, chunks: Sequence[ChunkCounts]) -> str:
+    def missing_message(self, totals: Totals) -> str:
         """Return what to say about prompts without a response."""
         num_rows = self.num_missing + self.by_state.total()
-        errors = [chunk.first_error for chunk in chunks if chunk.first_error is not None]
-        last = f" Last error: {errors[-1]!r}." if errors else ""
+        last = f" Last error: {totals.last_error!r}." if totals.last_error else ""
         return (
             f"{self.num_missing} of {num_rows} prompts have no response yet, the first of them "
             f"{self._first_missing}.{last} The {self.by_state.total()} finished responses are "
             "kept. Run again: only the missing ones are asked."
         )
-
-
-def _chunk_requests(chunk: Chunk, teacher: TeacherSpec, store: Store) -> Iterator[Request]:
-    """Yield the requests of a chunk, row by row; only its row groups are read."""
-    identity, sampling = teacher_identity(teacher), Sampling.of(teacher)
-    for batch in _slice(store, chunk):
-        for row in batch.to_pylist():
-            if row["split"] in ANSWERED_SPLITS:
-                yield _row_request(identity, sampling, row)
 
 
 def _slice(store: Store, chunk: Chunk) -> Iterator[pa.RecordBatch]:
@@ -383,30 +319,3 @@ def _slice(store: Store, chunk: Chunk) -> Iterator[pa.RecordBatch]:
             table = group.to_table(columns=_COLUMNS)
             first, last = max(first, 0), min(last, num_rows)
             yield from table.slice(first, last - first).to_batches()
-
-
-def _row_request(identity: dict[str, Any], sampling: Sampling, row: dict[str, Any]) -> Request:
-    messages = json.loads(row["messages"])
-    return make_request(identity, messages, sampling, prompt_id=row["prompt_id"])
-
-
-def _ledger_row(identity: dict[str, Any], response: Response) -> "LedgerRow":
-    from distillery.ledger import LedgerRow
-
-    request = response.request
-    body = request_body(request.messages, request.sampling, request.sample_index)
-    return LedgerRow(
-        request_hash=request.request_hash,
-        teacher_id=sha256(identity),
-        teacher=json.dumps(identity, sort_keys=True),
-        request=json.dumps(body, sort_keys=True),
-        state=response.state,
-        text=response.text,
-        finish_reason=response.finish_reason,
-        prompt_tokens=response.prompt_tokens,
-        completion_tokens=response.completion_tokens,
-        model_reported=response.model_reported,
-        latency_s=response.latency_s,
-        attempts=response.attempts,
-        error=response.error,
-    )

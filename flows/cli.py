@@ -1,16 +1,18 @@
 """The command line: ``python -m flows.distill_student RECIPE [section.key=value ...]``."""
 
 import argparse
+import contextlib
+import inspect
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
-from prefect.states import State
+from prefect import Flow
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +21,8 @@ from distillery.store import Store
 from distillery.tables import findings, terminal_table
 from schemas.distillation import Distillation
 from schemas.errors import DistilleryError, StageError
-from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
+from schemas.generation import Generation
+from schemas.recipe import GenerationRecipe, Recipe, RecipeT, TeacherTrainingRecipe, load_recipe
 from schemas.refs import ModelRef
 
 logger = logging.getLogger("distillery.run")
@@ -37,8 +40,14 @@ def run_distillation() -> None:
     """Run the spine on a recipe and print the comparison, the verdict and where things are."""
     from flows.distill_student import distill_student
 
-    recipe, state = _run(distill_student, Recipe)
-    outcome: Distillation = state.result()
+    parser = _parser("flows.distill_student", distill_student)
+    _add_plan(parser)
+    with _clear_errors():
+        arguments, recipe = _arguments(parser, Recipe)
+        if arguments.plan:
+            _print_plan(recipe)
+            return
+        outcome: Distillation = _run(distill_student, recipe)
     store = Store(recipe.store.root)
     console.print()
     console.print(terminal_table(outcome.comparison, narrow=console.width < _TABLE_COLUMNS))
@@ -55,6 +64,34 @@ def run_distillation() -> None:
     console.print(f"Student: {_place(store, outcome.student.uri)}")
 
 
+def run_generation() -> None:
+    """Have the prompts of a recipe answered; print what it took and where the responses are."""
+    from distillery.responses import check_jsonl, summary, write_jsonl
+    from flows.answer_prompts import answer_prompts
+
+    parser = _parser("flows.generate_responses", answer_prompts)
+    _add_plan(parser)
+    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write the responses there too")
+    with _clear_errors():
+        arguments, recipe = _arguments(parser, GenerationRecipe)
+        if arguments.plan:
+            _print_plan(recipe)
+            return
+        if arguments.jsonl:
+            check_jsonl(arguments.jsonl)
+        outcome: Generation = _run(answer_prompts, recipe)
+        console.print()
+        made_at = outcome.made_at if outcome.reused else None
+        took = summary(outcome.counts, outcome.facts, recipe.teacher, reused_from=made_at)
+        for label, text in took:
+            console.print(f"{label:<17}{escape(text)}")
+        store = Store(recipe.store.root)
+        console.print(f"\nParquet: {escape(_place(store, outcome.responses.uri))}")
+        if arguments.jsonl:
+            num_rows = write_jsonl(outcome.responses, store, arguments.jsonl)
+            console.print(f"JSONL:   {escape(str(arguments.jsonl))} ({num_rows:,} rows)")
+
+
 def _place(store: Store, uri: str) -> str:
     """Return where something is: a URL, or a path, relative where it is below this folder."""
     if not store.is_local:
@@ -67,14 +104,15 @@ def run_teacher_training() -> None:
     """Train a teacher by a recipe and print where it is."""
     from flows.train_teacher import train_teacher
 
-    recipe, state = _run(train_teacher, TeacherTrainingRecipe)
-    model: ModelRef = state.result()
+    with _clear_errors():
+        _, recipe = _arguments(_parser("flows.train_teacher", train_teacher), TeacherTrainingRecipe)
+        model: ModelRef = _run(train_teacher, recipe)
     console.print(f"Teacher: {recipe.output} ({model.num_parameters:,} parameters)")
 
 
-def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[Any]]:
-    """Return the recipe of the command line and the completed state of ``flow`` run on it."""
-    parser = argparse.ArgumentParser(prog=f"python -m {flow.__module__}", description=flow.__doc__)
+def _parser(module: str, flow: Flow[..., Any]) -> argparse.ArgumentParser:
+    """Return the parser of ``python -m module``, which takes a recipe and overrides."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=flow.__doc__)
     parser.add_argument("recipe", help="YAML file, such as recipes/demo.yaml")
     parser.add_argument(
         "overrides",
@@ -82,15 +120,49 @@ def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[An
         metavar="section.key=value",
         help="laid over the recipe, deeply; the value is YAML (training.epochs=3)",
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="ask nothing; say what the teacher would be asked, its cost and its time",
+    )
+
+
+def _arguments(
+    parser: argparse.ArgumentParser, kind: type[RecipeT]
+) -> tuple[argparse.Namespace, RecipeT]:
+    """Return the command line and the recipe that it names."""
+    # Overrides may stand on either side of an option.
+    arguments = parser.parse_intermixed_args()
     _show_only_our_log()
     signal.signal(signal.SIGINT, _stop)
+    return arguments, load_recipe(arguments.recipe, arguments.overrides, kind)
+
+
+def _run(flow: Flow[..., Any], recipe: BaseModel) -> Any:
+    """Return what ``flow`` returns for the sections of ``recipe`` that it takes."""
     if not os.environ.get("PREFECT_API_URL"):
         logger.info("starting a temporary Prefect server (about 10 s the first time)")
+    sections = {name: getattr(recipe, name) for name in inspect.signature(flow.fn).parameters}
+    return flow(**sections, return_state=True).result()
+
+
+def _print_plan(recipe: GenerationRecipe) -> None:
+    """Print what a run would ask its teacher."""
+    from distillery.planning import plan_recipe, sentences
+
+    for line in sentences(plan_recipe(recipe)):
+        console.print(escape(line))
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """End with one clear message and status 1 on what a user can meet."""
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides, kind)
-        sections = {name: getattr(recipe, name) for name in kind.model_fields}
-        state: State[Any] = flow(**sections, return_state=True)
+        yield
     except DistilleryError as error:
         _fail(error)
     except RuntimeError as error:
@@ -102,12 +174,6 @@ def _run(flow: Callable[..., Any], kind: type[BaseModel]) -> tuple[Any, State[An
                 "(`make up`), or `unset PREFECT_API_URL` to run without one."
             )
         )
-    if not state.is_completed():
-        error = state.result(raise_on_failure=False)
-        if isinstance(error, DistilleryError):
-            _fail(error)
-        state.result()
-    return recipe, state
 
 
 def _stop(*_: object) -> NoReturn:

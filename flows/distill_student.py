@@ -49,7 +49,7 @@ def distill_student(
     rows = validate_prompts(loaded, task, data, **here)
     prompts = rows.prompts
 
-    asked = {"prompts": prompts, "teacher": teacher}
+    asked = {"prompts": prompts, "teacher": teacher, "task": task}
     responses = dispatch(generate_responses, generation_stage, **here, **asked).dataset("responses")
     filtered = filter_responses(responses, task, filters, **here)
     training_set = release_dataset(filtered, task, filters, **here)
@@ -62,7 +62,7 @@ def distill_student(
     baseline = train(name=TRAIN_BASELINE, rows=rows.gold).model("model") if is_new else None
 
     compared = asked | {"student": student, "student_model": student_model, "baseline": baseline}
-    compared |= {"task": task, "evaluation": evaluation}
+    compared |= {"evaluation": evaluation}
     scores = dispatch(evaluate_models, evaluation_stage, **here, **compared).dataset("scores")
     comparison, report = compare_models(
         scores, prompts, filtered, teacher, task, evaluation, **here

@@ -1,7 +1,5 @@
 """Flow: the teacher answers the training and validation prompts."""
 
-import threading
-
 from prefect import flow, unmapped
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -10,18 +8,19 @@ from prefect.utilities.annotations import opaque
 from distillery.generation import generation_stage, plan_chunks
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
-from tasks.artifacts import progress_report
-from tasks.generation import collect_responses, generate_chunk
+from tasks.generation import answering, collect_responses, generate_chunk
 from tasks.stage import look_up_stage
 
 
-# One chunk at a time: `teacher.concurrency` is what an endpoint bears, and a wrong key costs one
-# request. A chunk is large enough to keep the endpoint busy.
-@flow(name="generate-responses", task_runner=ThreadPoolTaskRunner(max_workers=1))
+# A few chunks at a time share one channel to the endpoint, so that its queue does not run dry
+# where one ends and the next begins. How much is in flight is the channel's business.
+@flow(name="generate-responses", task_runner=ThreadPoolTaskRunner(max_workers=3))
 def generate_responses(
     prompts: DatasetRef,
     teacher: TeacherSpec,
+    task: TaskSpec,
     store: StoreSpec = StoreSpec(),
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> DatasetRef:
@@ -29,19 +28,22 @@ def generate_responses(
 
     Responses are in the ledger as they arrive: a run that was killed asks only for the rest.
     """
-    stage = generation_stage(prompts, teacher)
+    stage = generation_stage(prompts, teacher, task)
     if found := look_up_stage(stage, store, execution):
         return found.dataset("responses")
     chunks = plan_chunks(prompts, execution.chunk_rows, store)
     num_rows = sum(chunk.num_rows for chunk in chunks)
-    with progress_report("generate_responses", "Prompts answered", num_rows) as progress:
+    with answering(prompts, teacher, task, store, num_rows) as shared:
         futures = generate_chunk.map(
-            chunks,
-            unmapped(teacher),
-            unmapped(store),
-            unmapped(execution),
-            unmapped(opaque(progress)),
-            unmapped(opaque(threading.Event())),
+            chunks, unmapped(opaque(shared)), unmapped(task), unmapped(execution)
         )
         wait(futures)
-    return collect_responses(stage, prompts, teacher, store, execution, futures.result())
+        futures.result()
+    session, _ = shared
+    return collect_responses(stage, prompts, teacher, task, store, execution, session.totals)
+
+
+if __name__ == "__main__":
+    from flows.cli import run_generation
+
+    run_generation()

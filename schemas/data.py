@@ -81,9 +81,10 @@ class DataSpec(Spec):
     """The labelled rows that you have. A from-scratch baseline is trained on them, with
     `validation_fraction` of them set aside for early stopping."""
 
-    test: Source = Field(title="Test rows")
+    test: Source | None = Field(None, title="Test rows")
     """Held-out labelled rows on which teacher, baseline and student are compared. Never trained
-    on; a training prompt that equals one of them is dropped."""
+    on; a training prompt that equals one of them is dropped. Needed by everything but
+    `answer_prompts`."""
 
     validation_fraction: float = Field(0.1, gt=0, lt=0.5)
     """Share of the training prompts set aside when `validation` is not given, and of the gold rows

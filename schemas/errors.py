@@ -5,6 +5,7 @@ DistilleryError
 ├── InputDataError        a data file, or a row of it, cannot be used (also a ValueError)
 ├── StoreError            the store cannot be read or written (also a RuntimeError)
 ├── TeacherError          the teacher cannot answer (also a RuntimeError)
+├── BudgetError           a cap of teacher.budget is reached (also a RuntimeError)
 ├── TrainingError         training cannot start or go on (also a RuntimeError)
 ├── ReleaseError          the training set does not pass its release gate (also a RuntimeError)
 └── StageError            a stage ended without a result (also a RuntimeError)
@@ -32,6 +33,10 @@ class StoreError(DistilleryError, RuntimeError):
 
 class TeacherError(DistilleryError, RuntimeError):
     """The teacher cannot answer."""
+
+
+class BudgetError(DistilleryError, RuntimeError):
+    """A cap of ``teacher.budget`` is reached."""
 
 
 class TrainingError(DistilleryError, RuntimeError):

@@ -22,6 +22,10 @@ class DropReason(StrEnum):
     FOUND_IN_TEST = "found_in_test"
     # responses
     TEACHER_FAILED = "teacher_failed"
+    TEACHER_REFUSED = "teacher_refused"
+    MALFORMED_RESPONSE = "malformed_response"
+    NOT_VERIFIED = "not_verified"
+    LOW_AGREEMENT = "low_agreement"
     EMPTY = "empty"
     TRUNCATED = "truncated"
     REFUSAL = "refusal"
@@ -116,8 +120,25 @@ class DuplicateFilter(_Filter):
     """Drop exact duplicates."""
 
 
+class AgreementFilter(_Filter):
+    """Drops responses that too few of the prompt's samples bear out; one sample alone passes."""
+
+    kind: Literal["agreement"] = "agreement"
+    """Drop responses by the agreement of the samples."""
+
+    min_agreement: float = Field(0.5, gt=0, le=1)
+    """Lowest agreement kept, as a fraction of `teacher.samples.num_samples`: the samples with the
+    same answer, or those that pass the verifier. At a half the answer has no equal rival."""
+
+
 Filter = Annotated[
-    EmptyFilter | TruncatedFilter | RefusalFilter | LengthFilter | FormatFilter | DuplicateFilter,
+    EmptyFilter
+    | TruncatedFilter
+    | RefusalFilter
+    | LengthFilter
+    | FormatFilter
+    | DuplicateFilter
+    | AgreementFilter,
     Field(discriminator="kind"),
 ]
 

@@ -14,7 +14,7 @@ from pandera.typing.pandas import Series
 from schemas.filters import DropReason
 
 SPLITS = ("train", "validation", "gold", "test")
-RESPONSE_STATES = ("ok", "empty", "truncated", "failed")
+RESPONSE_STATES = ("ok", "empty", "truncated", "malformed", "refused", "failed")
 
 
 class _Frame(pa.DataFrameModel):  # type: ignore[misc]
@@ -48,7 +48,10 @@ class QuarantineFrame(_Frame):
 
 
 class ResponseFrame(_Frame):
-    """A teacher's responses, one row per prompt."""
+    """A teacher's responses, one row per prompt: the chosen one, where several were asked for.
+
+    `agreement` is null where one was asked for, 0 where none of them passed its verifier.
+    """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
     split: Series[str] = pa.Field(isin=("train", "validation"))
@@ -58,6 +61,9 @@ class ResponseFrame(_Frame):
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
     request_hash: Series[str] = pa.Field(str_length={"min_value": 64, "max_value": 64})
+    sample_index: Series[int] = pa.Field(ge=0)
+    agreement: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    repaired: Series[bool]
 
 
 class TrainingFrame(_Frame):
@@ -109,8 +115,8 @@ def arrow_schema(contract: type[pa.DataFrameModel]) -> pyarrow.Schema:
     >>> arrow_schema(TrainingFrame).names
     ['prompt_id', 'split', 'messages', 'response']
     """
-    numbers = {"int64": pyarrow.int64(), "float64": pyarrow.float64()}
+    types = {"int64": pyarrow.int64(), "float64": pyarrow.float64(), "bool": pyarrow.bool_()}
     columns = contract.to_schema().columns
     return pyarrow.schema(
-        [(name, numbers.get(str(c.dtype), pyarrow.string())) for name, c in columns.items()]
+        [(name, types.get(str(c.dtype), pyarrow.string())) for name, c in columns.items()]
     )

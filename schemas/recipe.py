@@ -39,7 +39,7 @@ _WANTED = {
 }
 
 # Fields into which people paste the key itself; it must not reach a log.
-_SECRETS = ("api_key_env",)
+_SECRETS = ("api_key_env", "api_key_secret")
 
 
 class TeacherTrainingRecipe(Spec):
@@ -55,19 +55,28 @@ class TeacherTrainingRecipe(Spec):
     """Local folder for the trained model; a later recipe names it as `teacher.model`."""
 
 
-class Recipe(Spec):
-    """Parameters of the spine flow `distill_student`."""
+class GenerationRecipe(Spec):
+    """Parameters of the flow `answer_prompts`, which reads task, data, teacher, store, execution.
+
+    A recipe of the whole spine is one too: its other sections are checked and not read.
+    """
 
     task: TaskSpec
     data: DataSpec
     teacher: TeacherSpec
-    student: StudentSpec
+    student: StudentSpec | None = None
     filters: FilterSpec = FilterSpec()
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()
     store: StoreSpec = StoreSpec()
     execution: ExecutionSpec = ExecutionSpec()
+
+
+class Recipe(GenerationRecipe):
+    """Parameters of the spine flow `distill_student`."""
+
+    student: StudentSpec
 
     def parameters(self) -> dict[str, Any]:
         """Return the sections by name, as the spine flow takes them."""

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from schemas.base import Branch, Spec, runtime_field
+from schemas.budget import BudgetSpec, PriceSpec
+from schemas.samples import SamplesSpec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,7 +32,7 @@ class _Teacher(Branch):
 
     max_new_tokens: int = Field(256, ge=1)
     """Longest response, tokens. A response cut here is `truncated`; the filter of that
-    name drops it."""
+    name drops it, and raising this asks again for what was cut, nothing else."""
 
     sampling_temperature: float = Field(0.0, ge=0)
     """0: greedy, one right answer per prompt. Above 0 for open-ended tasks."""
@@ -40,6 +42,18 @@ class _Teacher(Branch):
 
     seed: int = 0
     """Seed of the sampling."""
+
+    samples: SamplesSpec = Field(SamplesSpec(), title="Samples")
+    """Several responses per prompt, of which one is chosen."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "_Teacher":
+        if self.samples.num_samples > 1 and self.sampling_temperature == 0:
+            raise ValueError(
+                f"samples.num_samples={self.samples.num_samples} at sampling_temperature=0 would "
+                "pay for the same response again and again. Set sampling_temperature above 0."
+            )
+        return self
 
 
 class TransformersTeacher(_Teacher):
@@ -63,6 +77,11 @@ class TransformersTeacher(_Teacher):
 
     trust_remote_code: bool = False
     """Run code from the model's repository. Refused without a pinned revision."""
+
+    structured_output: Literal["off", "validate"] = "off"
+    """validate: when `task.answer_format` is a JSON schema, a response that breaks it is sent
+    back once to be repaired. off, for teachers that do not follow such a conversation: the filter
+    `format` drops it."""
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> "TransformersTeacher":
@@ -94,15 +113,78 @@ class OpenAITeacher(_Teacher):
     api_key_env: str | None = runtime_field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """NAME of the environment variable with the key. Never the key itself."""
 
-    concurrency: int = runtime_field(32, ge=1, le=1024)
-    """Most requests in flight."""
+    api_key_secret: str | None = runtime_field(None, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """NAME of the Prefect secret block with the key, in place of `api_key_env`."""
+
+    structured_output: Literal["off", "validate", "json_object", "json_schema"] = "json_schema"
+    """What happens when `task.answer_format` is a JSON schema. json_schema: the endpoint is asked
+    to keep to it. json_object: it is asked for any JSON, as some know no more. validate: nothing
+    is asked of it. All three send a response that breaks the schema back once to be repaired;
+    off leaves it to the filter `format`."""
+
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = runtime_field("max_tokens")
+    """What the endpoint calls `max_new_tokens`. OpenAI's reasoning models know only the second."""
+
+    extra_body: dict[str, JsonValue] = Field({}, title="Extra body")
+    """Further fields of each request, such as a provider's switch for reasoning. Part of the
+    request, so a change asks again."""
+
+    concurrency: int = runtime_field(64, ge=1, le=4096)
+    """Most requests in flight, over all processes that share the store. The client begins with
+    up to 64, goes up to this, and halves whenever the endpoint objects."""
+
+    requests_per_minute: float | None = runtime_field(None, gt=0)
+    """The endpoint's limit, shared by all processes on one store. None: learnt from its 429s."""
+
+    tokens_per_minute: float | None = runtime_field(None, gt=0)
+    """The endpoint's limit on prompt and completion tokens. None: learnt from its 429s."""
 
     timeout_s: float = runtime_field(120.0, gt=0)
-    """Seconds to wait for one response."""
+    """Longest wait for one response, seconds. Once the endpoint's latency is known the client
+    waits less at first, and up to this long before it gives a request up."""
 
     max_attempts: int = runtime_field(6, ge=1)
-    """Attempts at one prompt within a run, for time-outs, 429 and 5xx. A prompt that still fails
-    is asked again by the next run."""
+    """Attempts at one prompt within a run, for time-outs, resets, 5xx and broken bodies; 429s do
+    not count. A prompt that still fails is asked again by the next run, and left as failed by
+    the third."""
+
+    max_outage_s: float = runtime_field(120.0, gt=0)
+    """How long the run waits for an endpoint that has gone away, seconds. One that was never
+    there ends the run at once."""
+
+    hedged_fraction: float = runtime_field(0.0, ge=0, le=0.2)
+    """Most requests, as a fraction, that are sent a second time when they take longer than 95 %
+    of the others; the first response counts, both are paid for. 0: none."""
+
+    price: PriceSpec | None = runtime_field(None, title="Price")
+    """What the tokens cost. None: cost is shown as unknown."""
+
+    budget: BudgetSpec = runtime_field(BudgetSpec(), title="Budget")
+    """Hard caps on the spending, for generation and evaluation each."""
+
+    @model_validator(mode="after")
+    def _key_has_one_place(self) -> "OpenAITeacher":
+        # Neither value is repeated: it may be the key itself, pasted in place of its name.
+        if self.api_key_env is not None and self.api_key_secret is not None:
+            raise ValueError(
+                "api_key_env and api_key_secret both say where the key is, so it is not clear "
+                "which one counts. Remove one."
+            )
+        if self.api_key_secret is not None and self.api_key_secret.startswith("sk-"):
+            raise ValueError(
+                "api_key_secret begins with 'sk-', as a key does; recipes end up in logs and the "
+                "UI. Put the NAME of a Prefect secret block there, and replace that key."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _capped_cost_has_a_price(self) -> "OpenAITeacher":
+        if self.budget.max_cost is not None and self.price is None:
+            raise ValueError(
+                f"budget.max_cost={self.budget.max_cost:g} cannot be kept without a price. Set "
+                "teacher.price."
+            )
+        return self
 
     declared: DeclaredModel | None = Field(
         None, title="Declared size", json_schema_extra={"changes_result": False}

@@ -1,10 +1,13 @@
 """What a run leaves in the Prefect UI: tables with a Markdown twin, text, and progress."""
 
+import contextlib
+import contextvars
+import datetime
 import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -19,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 logger = logging.getLogger("distillery.progress")
 
-_UPDATE_S = 2.0
+_UPDATE_S = 1.0
 _LOG_S = 10.0
 
 
@@ -36,6 +39,12 @@ def publish_table(key: str, rows: Sequence[dict[str, Any]], markdown: str, note:
 def publish_markdown(key: str, markdown: str, note: str) -> None:
     """Put ``markdown`` in an artifact."""
     create_markdown_artifact(key=artifact_key(key), markdown=markdown, description=note)
+
+
+def pairs_markdown(title: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Return pairs of a label and a value as a Markdown table."""
+    lines = [f"| {title} | |", "|---|---|"]
+    return "\n".join(lines + [f"| {label.strip()} | {value} |" for label, value in pairs])
 
 
 def counts_markdown(title: str, counts: dict[str, int]) -> str:
@@ -56,45 +65,75 @@ def artifact_key(name: str) -> str:
 class ProgressReport:
     """Shows one stage's progress: a bar in a terminal, log lines elsewhere, an artifact in the UI.
 
-    Safe to call from several threads.
+    Updating it only notes the figures, so that it may be done for every response, from any
+    thread; a thread of its own shows them now and then.
     """
 
     def __init__(
-        self, name: str, artifact_id: UUID, bar: Progress | None, total: int | None
+        self, name: str, artifact: tuple[UUID, str], bar: Progress | None, total: int | None
     ) -> None:
-        """Report the progress of ``name``."""
-        self._name, self._artifact_id, self._bar, self._total = name, artifact_id, bar, total
+        """Report the progress of ``name`` in the artifact of an id and a title."""
+        self._name, self._artifact, self._bar, self._total = name, artifact, bar, total
         self._task = bar.add_task(name, total=total, note="") if bar else None
-        self._lock = threading.Lock()
-        self._next_update = 0.0
-        self._next_log = time.monotonic() + _LOG_S
         self._done: dict[object, int] = {}
+        self._note: str | Callable[[], str] = ""
+        self._shown = -1
+        self._started = time.monotonic()
+        self._next_log = self._started + _LOG_S
+        self._ended = threading.Event()
+        context = contextvars.copy_context()  # Prefect's settings are in it
+        self._thread = threading.Thread(
+            target=lambda: context.run(self._show_until_ended), name="progress", daemon=True
+        )
+        self._thread.start()
 
     def update(
-        self, done: int, total: int | None = None, note: str = "", *, part: object = None
+        self,
+        done: int,
+        total: int | None = None,
+        note: str | Callable[[], str] = "",
+        *,
+        part: object = None,
     ) -> None:
         """Say that ``done`` are done of ``total``, or ``done`` of a part of the report's total."""
-        with self._lock:
-            self._done[part] = done
-            done, total = sum(self._done.values()), total or self._total or 1
+        self._done[part] = done
+        self._total = total or self._total
+        self._note = note
+
+    def end(self, *, finished: bool) -> None:
+        """Stop showing; what is finished stands at 100 %."""
+        self._ended.set()
+        self._thread.join()
+        if finished:
+            self._show(100.0, self._artifact[1])
+
+    def _show_until_ended(self) -> None:
+        while not self._ended.wait(_UPDATE_S):
+            done, total = sum(self._done.values()), self._total or 1
+            if done == self._shown:
+                continue
+            self._shown = done
+            note = self._note if isinstance(self._note, str) else self._note()
             if self._bar and self._task is not None:
                 self._bar.update(self._task, completed=done, total=total, note=note)
+            pace = self._pace(done, total)
             now = time.monotonic()
-            if now >= self._next_update:
-                self._next_update = now + _UPDATE_S
-                self._show(100.0 * done / total)
             if now >= self._next_log and self._bar is None:
                 self._next_log = now + _LOG_S
-                logger.info("%s: %d of %d %s", self._name, done, total, note)
+                logger.info("%s", ", ".join(filter(None, [f"{self._name}: {pace}", note])))
+            title = self._artifact[1]
+            self._show(100.0 * done / total, ", ".join(filter(None, [f"{title}: {pace}", note])))
 
-    def finish(self) -> None:
-        """Say that all is done."""
-        self._show(100.0)
+    def _pace(self, done: int, total: int) -> str:
+        """Return the count in words, with what it makes per second and when it will be done."""
+        rate = done / (time.monotonic() - self._started)
+        left_s = datetime.timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
+        return f"{done:,} of {total:,}, {rate:,.3g}/s, {left_s} left"
 
-    def _show(self, percent: float) -> None:
+    def _show(self, percent: float, description: str) -> None:
         """Update the artifact; work that goes on is worth more than a bar."""
         try:
-            update_progress_artifact(self._artifact_id, progress=percent)
+            update_progress_artifact(self._artifact[0], progress=percent, description=description)
         except Exception as error:
             logger.warning("progress of %s is not shown: %s", self._name, error)
 
@@ -105,11 +144,21 @@ def progress_report(name: str, note: str, total: int | None = None) -> Iterator[
     artifact_id = create_progress_artifact(
         0.0, key=artifact_key(f"progress-{name}"), description=note
     )
-    if not sys.stderr.isatty():
-        report = ProgressReport(name, artifact_id, None, total)
-        yield report
-        report.finish()
-        return
+    with contextlib.ExitStack() as opened:
+        bar = opened.enter_context(_bar()) if sys.stderr.isatty() else None
+        report = ProgressReport(name, (artifact_id, note), bar, total)
+        try:
+            yield report
+        except BaseException:
+            report.end(finished=False)
+            raise
+        report.end(finished=True)
+
+
+def _bar() -> Progress:
+    """Return a bar for a terminal."""
+    from rich.console import Console
+
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(),
@@ -118,9 +167,4 @@ def progress_report(name: str, note: str, total: int | None = None) -> Iterator[
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    from rich.console import Console
-
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        report = ProgressReport(name, artifact_id, bar, total)
-        yield report
-        report.finish()
+    return Progress(*columns, console=Console(stderr=True), transient=True)

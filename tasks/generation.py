@@ -1,48 +1,57 @@
 """Tasks: answer a chunk of prompts, collect the responses."""
 
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from prefect import task
 from prefect.states import Completed, State
 
+import tasks.secrets  # noqa: F401  (lets a teacher's key be a Prefect secret)
 from distillery import generation as library
 from distillery.models import cpu_threads
+from distillery.responses import summary
 from distillery.stage import Stage, StageResult
+from distillery.teacher.session import Progress, TeacherSession, Totals
 from distillery.teacher.transformers import release_models
-from schemas.errors import DistilleryError
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
-from tasks.artifacts import ProgressReport, counts_markdown, publish_markdown
+from tasks.artifacts import ProgressReport, pairs_markdown, progress_report, publish_markdown
 from tasks.stage import stage_task
+
+
+@contextmanager
+def answering(
+    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec, num_rows: int
+) -> Iterator[tuple[TeacherSession, ProgressReport]]:
+    """Yield what the chunks share: the session with the teacher, and the report on its progress."""
+    num_responses = num_rows * teacher.samples.num_samples
+    with (
+        library.open_session(prompts, teacher, task, store) as session,
+        progress_report("generate_responses", "Teacher responses", num_responses) as progress,
+    ):
+        yield session, progress
 
 
 @task(name="generate_chunk", task_run_name="prompts from {chunk.start}", persist_result=False)
 def generate_chunk(
     chunk: library.Chunk,
-    teacher: TeacherSpec,
-    store: StoreSpec,
+    shared: tuple[TeacherSession, ProgressReport],
+    task: TaskSpec,
     execution: ExecutionSpec,
-    progress: ProgressReport,
-    stopped: threading.Event,
-) -> library.ChunkCounts | State[None]:
-    """Return the counts of a chunk whose responses are in the ledger.
-
-    ``stopped`` is set by the first chunk that meets an error which the others would meet too.
-    """
-    if stopped.is_set():
+) -> dict[str, int] | State[None]:
+    """Return the number of responses by state, of a chunk whose responses are in the ledger."""
+    session, progress = shared
+    if session.failed_with is not None:
         return Completed(name="Skipped", message="Another chunk met what this one would meet.")
-    try:
-        with cpu_threads(execution):
-            return library.generate_chunk(
-                chunk,
-                teacher,
-                store,
-                on_progress=lambda done, _: progress.update(done, part=chunk.start),
-            )
-    except DistilleryError:
-        stopped.set()
-        raise
+
+    def show(now: Progress) -> None:
+        progress.update(now.done, part=chunk.start, note=lambda: progress_note(now))
+
+    with cpu_threads(execution):
+        return library.generate_chunk(chunk, session, task, on_progress=show)
 
 
 @stage_task
@@ -50,16 +59,29 @@ def collect_responses(
     stage: Stage,
     prompts: DatasetRef,
     teacher: TeacherSpec,
+    task: TaskSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
-    counts: list[library.ChunkCounts],
+    totals: Totals,
 ) -> tuple[DatasetRef, StageResult]:
     """Return the responses of all chunks as one data set; a local teacher leaves the memory."""
-    result = library.collect_responses(stage, prompts, teacher, store, execution, counts)
+    result = library.collect_responses(stage, prompts, teacher, task, store, execution, totals)
     release_models()
+    facts: Any = result.manifest.facts["generation"]
+    took = summary(result.manifest.counts, facts, teacher)
     publish_markdown(
         "responses",
-        counts_markdown("responses", result.manifest.counts),
-        "Teacher responses, by state and by where they came from",
+        pairs_markdown("teacher responses", took),
+        "Teacher responses by state, where they came from, and what they cost",
     )
     return result.dataset("responses"), result
+
+
+def progress_note(now: Progress) -> str:
+    """Return what is going on beside the count: requests in flight, their limit, the cost."""
+    said = f"{now.activity.in_flight} in flight of at most {now.activity.limit}"
+    if now.activity.requests_per_minute is not None:
+        said += f", {now.activity.requests_per_minute:,.0f} per minute"
+    if now.cost is not None:
+        said += f", {now.cost:.4f} {now.currency}"
+    return said

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures_ledger import ledger, ledger_spec, sqlite_spec
+from tests.fixtures_postgresql import postgresql
+
+__all__ = ["ledger", "ledger_spec", "postgresql", "sqlite_spec"]
+
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "GX_ANALYTICS_ENABLED": "False",

@@ -7,6 +7,7 @@ Each request takes the next scripted reply; after the last one `respond` decides
 """
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -25,11 +26,23 @@ class Reply:
     finish_reason: str = "stop"
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
-    body: str | None = None
+    body: str | bytes | None = None
     """Sent as it is instead of a chat completion."""
     error: str = "scripted"
     reset: bool = False
     """Close the connection without an answer."""
+    model: str | None = None
+    """Name that the completion bears. None: the one that was asked for."""
+    usage: dict[str, Any] | None = field(
+        default_factory=lambda: {"prompt_tokens": 7, "completion_tokens": 2}
+    )
+    """What the completion says of its tokens. None: nothing."""
+    choices: list[Any] | None = None
+    """Choices of the completion, in place of the one with `text`."""
+    close_after: int | None = None
+    """Promise the whole body, send so many bytes of it, and close the connection."""
+    endless: bytes | None = None
+    """Sent again and again as a body without end."""
 
 
 Script = Sequence[Reply]
@@ -44,8 +57,10 @@ class StubEndpoint:
         *,
         default: Reply = Reply(),
         respond: Callable[[dict[str, Any]], Reply] | None = None,
+        port: int = 0,
     ) -> None:
         self._script = list(script)
+        self.port = port
         self.default = default
         self._respond = respond
         self.requests: list[dict[str, Any]] = []
@@ -71,13 +86,14 @@ class StubEndpoint:
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application()
+        app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", self.port))
         await web.SockSite(runner, listener).start()
-        self.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        self.port = listener.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self.port}/v1"
         started.set()
         await self._stop.wait()
         # asyncio of Python 3.11 leaks a connection that it is accepting while the server closes.
@@ -100,22 +116,53 @@ class StubEndpoint:
             await asyncio.sleep(reply.delay_s)
             if reply.reset and request.transport is not None:
                 request.transport.abort()
-            return _response(reply, body)
+            response = _response(reply, body)
+            if reply.endless is not None:
+                return await _send_for_ever(request, reply.endless)
+            if reply.close_after is not None:
+                return await _send_a_part(request, response, reply.close_after)
+            return response
         finally:
             self.in_flight -= 1
 
 
+async def _send_for_ever(request: web.Request, piece: bytes) -> web.StreamResponse:
+    stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+    stream.enable_chunked_encoding()
+    await stream.prepare(request)
+    with contextlib.suppress(ConnectionError):  # until the client has had enough
+        while True:
+            await stream.write(piece)
+            await asyncio.sleep(0.005)
+    return stream
+
+
+async def _send_a_part(
+    request: web.Request, whole: web.Response, num_bytes: int
+) -> web.StreamResponse:
+    assert isinstance(whole.body, bytes)
+    stream = web.StreamResponse(status=whole.status, headers=whole.headers)
+    stream.content_length = len(whole.body)
+    await stream.prepare(request)
+    await stream.write(whole.body[:num_bytes])
+    if request.transport is not None:
+        request.transport.close()
+    return stream
+
+
 def _response(reply: Reply, body: dict[str, Any]) -> web.Response:
     if reply.body is not None:
-        return web.Response(status=reply.status, text=reply.body, headers=reply.headers)
+        content = reply.body.encode() if isinstance(reply.body, str) else reply.body
+        return web.Response(status=reply.status, body=content, headers=reply.headers)
     if reply.status != 200:
         error = {"error": {"message": reply.error}}
         return web.json_response(error, status=reply.status, headers=reply.headers)
     message = {"role": "assistant", "content": reply.text}
-    return web.json_response(
-        {
-            "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason}],
-            "usage": {"prompt_tokens": 7, "completion_tokens": 2},
-        }
-    )
+    choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
+    completion = {
+        "model": reply.model or body["model"],
+        "choices": [choice] if reply.choices is None else reply.choices,
+    }
+    if reply.usage is not None:
+        completion["usage"] = reply.usage
+    return web.json_response(completion)

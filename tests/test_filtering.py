@@ -1,6 +1,7 @@
 """Every dropped response has one reason, of the first filter that drops it, and is kept."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distillery.stage import StageResult
 from distillery.store import Store
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import (
+    AgreementFilter,
     DuplicateFilter,
     EmptyFilter,
     Filter,
@@ -24,6 +26,7 @@ from schemas.filters import (
     TruncatedFilter,
 )
 from schemas.frames import (
+    RESPONSE_STATES,
     RejectedFrame,
     ResponseFrame,
     TrainingFrame,
@@ -53,6 +56,9 @@ def _response(response: str = "fine", **columns: Any) -> Row:
         "prompt_tokens": 3,
         "completion_tokens": 2,
         "request_hash": "0" * 64,
+        "sample_index": 0,
+        "agreement": math.nan,
+        "repaired": False,
     } | columns
 
 
@@ -127,6 +133,13 @@ def _apply(
             "duplicate",
             "the same prompt with the same response came before",
         ),
+        (
+            _response(agreement=1 / 3),
+            AgreementFilter(min_agreement=0.4),
+            None,
+            "low_agreement",
+            "agreement 0.333, below 0.4",
+        ),
     ],
 )
 def test_each_filter_drops_with_its_reason_and_what_it_saw(
@@ -149,6 +162,7 @@ def test_each_filter_drops_with_its_reason_and_what_it_saw(
         ("anything", FormatFilter(), None),
         ("abc", LengthFilter(min_chars=3, max_chars=3), None),
         ("fine", DuplicateFilter(), None),
+        ("fine", AgreementFilter(min_agreement=1), None),  # one sample alone: no agreement
     ],
 )
 def test_what_is_in_order_is_kept(response: str, rule: Filter, answer_format: Any) -> None:
@@ -166,9 +180,43 @@ def test_the_first_rule_that_drops_a_row_names_the_reason() -> None:
         assert rejected.iloc[0]["filter"] == rules[0].kind
 
 
-def test_a_row_that_the_teacher_could_not_answer_is_rejected_whatever_the_rules() -> None:
-    _, rejected = _apply(_response("", state="failed"), rules=())
-    assert rejected.iloc[0][["filter", "reason"]].tolist() == ["teacher", "teacher_failed"]
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        (_response("", state="failed"), "teacher_failed", "could not answer this row"),
+        (_response("", state="refused"), "teacher_refused", "declines this prompt for good"),
+        (_response("{", state="malformed"), "malformed_response", "breaks the schema"),
+        (_response(agreement=0.0), "not_verified", "no sample of this prompt has what"),
+        (_response("cut", state="truncated", agreement=0.0), "not_verified", "no sample"),
+    ],
+)
+def test_a_row_without_a_usable_answer_is_rejected_whatever_the_rules(
+    row: Row, reason: str, detail: str
+) -> None:
+    _, rejected = _apply(row, rules=())
+    dropped = rejected.iloc[0]
+    assert (dropped["filter"], dropped["reason"]) == ("teacher", reason)
+    assert detail in dropped["detail"]
+
+
+def test_what_the_teacher_says_of_a_row_comes_before_any_rule() -> None:
+    rules = (EmptyFilter(), FormatFilter())
+    task = _task(LabelSet(labels=("yes", "no")))
+    _, rejected = _apply(
+        _response("", state="refused"), _response("maybe", agreement=0.0), rules=rules, task=task
+    )
+    assert rejected["reason"].tolist() == ["teacher_refused", "not_verified"]
+
+
+def test_a_truncated_row_that_no_sample_bears_out_is_called_truncated() -> None:
+    _, rejected = _apply(_response("cut", state="truncated", agreement=0.0))
+    assert rejected.iloc[0]["reason"] == "truncated"  # raising max_new_tokens is what helps
+
+
+@pytest.mark.parametrize(("agreement", "num_kept"), [(0.5, 1), (0.49, 0), (1.0, 1), (0.001, 0)])
+def test_agreement_is_kept_from_its_bound_upwards(agreement: float, num_kept: int) -> None:
+    kept, _ = _apply(_response(agreement=agreement), rules=(AgreementFilter(),))
+    assert len(kept) == num_kept
 
 
 @pytest.mark.parametrize("response", ["", "   ", "\n"])
@@ -182,10 +230,12 @@ _RESPONSES = st.fixed_dictionaries(
         "split": st.sampled_from(["train", "validation"]),
         "messages": st.sampled_from([f'[{{"content":"q{n}","role":"user"}}]' for n in range(3)]),
         "response": st.sampled_from(["yes", " yes", "no", "maybe", "", " ", "I am sorry", "x" * 9]),
-        "state": st.sampled_from(["ok", "truncated", "failed"]),
+        "state": st.sampled_from(RESPONSE_STATES),
+        "agreement": st.sampled_from([math.nan, 0.0, 0.25, 1.0]),
     }
 )
-_RULES = st.permutations([*DEFAULT, LengthFilter(max_chars=8), LengthFilter(min_chars=3)]).flatmap(
+_MORE_RULES = (LengthFilter(max_chars=8), LengthFilter(min_chars=3), AgreementFilter())
+_RULES = st.permutations([*DEFAULT, *_MORE_RULES]).flatmap(
     lambda rules: st.integers(0, len(rules)).map(lambda n: tuple(rules[:n]))
 )
 _FORMATS = st.sampled_from([None, LabelSet(labels=("yes", "no")), RegexFormat(pattern="[a-z ]+")])
@@ -194,8 +244,9 @@ _FORMATS = st.sampled_from([None, LabelSet(labels=("yes", "no")), RegexFormat(pa
 def _stage(folder: Path, rows: list[Row], rules: tuple[Filter, ...], task: TaskSpec) -> StageResult:
     store = Store(str(folder))
     schema = arrow_schema(ResponseFrame)
+    types = dict.fromkeys(["prompt_tokens", "completion_tokens", "sample_index"], "int64")
     frame = pd.DataFrame(rows, columns=schema.names).astype(
-        {"prompt_tokens": "int64", "completion_tokens": "int64"}
+        types | {"agreement": "float64", "repaired": "bool"}
     )
     uri = f"responses/{len(store.list_folders('responses'))}"
     with store.row_writer(uri, schema) as writer:
@@ -253,6 +304,24 @@ def test_a_dropped_row_does_not_make_a_good_one_a_duplicate(tmp_path: Path) -> N
     assert [row["prompt_id"] for row in _rows(tmp_path, result.dataset("kept"))] == ["2"]
 
 
+def test_an_unverified_row_does_not_make_a_verified_one_a_duplicate(tmp_path: Path) -> None:
+    # The same prompt twice, with another reference: the verifier lets the second through.
+    rows = [
+        _response("a", prompt_id="1", agreement=0.0),
+        _response("a", prompt_id="2", agreement=0.5),
+        _response("a", prompt_id="3", agreement=0.5),
+    ]
+    result = _stage(tmp_path, rows, DEFAULT, QA)
+    assert [row["prompt_id"] for row in _rows(tmp_path, result.dataset("kept"))] == ["2"]
+    rejected = _rows(tmp_path, result.dataset("rejected"))
+    assert [row["reason"] for row in rejected] == ["not_verified", "duplicate"]
+
+
+def test_agreement_may_be_missing_in_every_row_of_a_file(tmp_path: Path) -> None:
+    result = _stage(tmp_path, [_response("a")], (AgreementFilter(min_agreement=1),), QA)
+    assert len(_rows(tmp_path, result.dataset("kept"))) == 1
+
+
 def test_reasons_are_counted_most_frequent_first(tmp_path: Path) -> None:
     rows = [
         _response(text, prompt_id=str(n)) for n, text in enumerate(["I am sorry", "", " ", "a"])
@@ -280,6 +349,7 @@ def test_frames_keep_their_contracts() -> None:
     kept, rejected = _apply(_response("a"), _response(""))
     check_frame(kept, TrainingFrame)
     check_frame(rejected, RejectedFrame)
+    check_frame(pd.DataFrame([_response("a"), _response("b", agreement=0.5)]), ResponseFrame)
     assert json.loads(kept.iloc[0]["messages"]) == [{"role": "user", "content": "q"}]
 
 
@@ -294,3 +364,24 @@ def test_a_training_frame_refuses_a_bad_row_with_its_column(change: Row) -> None
     with pytest.raises(pandera.errors.SchemaErrors) as caught:
         check_frame(pd.DataFrame([row]), TrainingFrame)
     assert list(change) == caught.value.failure_cases["column"].unique().tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"state": "late"}, {"agreement": 1.5}, {"sample_index": -1}, {"repaired": "yes"}],
+)
+def test_a_response_frame_refuses_a_bad_row_with_its_column(change: Row) -> None:
+    import pandera.errors
+
+    with pytest.raises(pandera.errors.SchemaErrors) as caught:
+        check_frame(pd.DataFrame([_response() | change]), ResponseFrame)
+    assert list(change) == caught.value.failure_cases["column"].unique().tolist()
+
+
+def test_responses_are_stored_with_their_types() -> None:
+    types = {field.name: str(field.type) for field in arrow_schema(ResponseFrame)}
+    assert (types["agreement"], types["repaired"], types["sample_index"]) == (
+        "double",
+        "bool",
+        "int64",
+    )

@@ -8,11 +8,17 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distillery.preflight import check_recipe
+from distillery.preflight import check_generation_recipe, check_recipe
 from schemas.base import Branch
 from schemas.errors import RecipeError
 from schemas.filters import FilterSpec
-from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe, validate_recipe
+from schemas.recipe import (
+    GenerationRecipe,
+    Recipe,
+    TeacherTrainingRecipe,
+    load_recipe,
+    validate_recipe,
+)
 from schemas.teacher import OpenAITeacher
 from schemas.training import LoraMethod, TrainingSpec
 
@@ -193,7 +199,7 @@ def _branches(kind: type[Branch] = Branch) -> set[str]:
     return {kind.__name__}.union(*map(_branches, kind.__subclasses__()))
 
 
-@pytest.mark.parametrize("kind", [Recipe, TeacherTrainingRecipe])
+@pytest.mark.parametrize("kind", [Recipe, GenerationRecipe, TeacherTrainingRecipe])
 def test_json_schema_forbids_extra_keys_on_sections_only(kind: type[BaseModel]) -> None:
     sections = {
         name: schema.get("additionalProperties")
@@ -306,7 +312,36 @@ def test_the_default_filters_are_all_different() -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_parses(path: Path) -> None:
     raw = yaml.safe_load(path.read_text())
-    load_recipe(path, [], TeacherTrainingRecipe if "output" in raw else Recipe)
+    whole = Recipe if "student" in raw else GenerationRecipe
+    load_recipe(path, [], TeacherTrainingRecipe if "output" in raw else whole)
+
+
+def test_a_recipe_of_the_spine_is_one_of_generation_and_keeps_its_order_of_sections() -> None:
+    assert list(GenerationRecipe.model_fields) == list(Recipe.model_fields)
+    assert validate_recipe(GOOD, GenerationRecipe, source="r.yaml").student is not None
+    alone = {name: GOOD[name] for name in ("task", "data", "teacher")}
+    assert validate_recipe(alone, GenerationRecipe, source="r.yaml").student is None
+    with pytest.raises(RecipeError, match=r"student: is missing\. Add it"):
+        validate_recipe(alone, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError, match="there is no key 'studnet' here"):
+        validate_recipe(alone | {"studnet": {}}, GenerationRecipe, source="r.yaml")
+
+
+def test_the_spine_needs_test_rows_and_generation_alone_does_not() -> None:
+    raw = _with("data.test", None)
+    raw["teacher"] = raw["teacher"] | {"base_url": "http://host/v1"}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    check_generation_recipe(recipe.task, recipe.data, recipe.teacher, recipe.store)
+    with pytest.raises(RecipeError, match=r"data\.test is missing"):
+        check_recipe(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.store)
+
+
+def test_generation_without_prompts_is_refused_with_everything_else_that_is_wrong() -> None:
+    raw = _with("data.train", None)
+    raw["teacher"] = raw["teacher"] | {"api_key_env": "NO_SUCH_KEY"}
+    recipe = validate_recipe(raw, GenerationRecipe, source="r.yaml")
+    with pytest.raises(RecipeError, match=r"NO_SUCH_KEY(?s:.*)data\.train is missing"):
+        check_generation_recipe(recipe.task, recipe.data, recipe.teacher, recipe.store)
 
 
 def test_sections_that_do_not_fit_together_are_refused_before_anything_is_read() -> None:
@@ -324,7 +359,7 @@ def test_sections_that_do_not_fit_together_are_refused_before_anything_is_read()
     subjects = [" ".join(line.split()[:2]) for line in str(caught.value).split("\n")]
     assert [subject for subject in subjects if not subject.startswith("task.type")] == [
         "task.answer_format.pattern '('",
-        "teacher.api_key_env names",
+        "the environment",
         "student.tokenizer 'o/m'",
         "data.train is",
         "data.gold is",

@@ -1,6 +1,7 @@
 """The endpoint teacher: retries what passes, stops at once at what does not, and keeps its key."""
 
 import asyncio
+import dataclasses
 import datetime
 import email.utils
 import logging
@@ -9,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,13 +18,14 @@ import pytest
 from distillery.teacher import (
     Request,
     Response,
+    ResponseSchema,
     Sampling,
-    Unfinished,
     make_request,
     open_teacher,
     teacher_identity,
 )
 from distillery.teacher.openai import EndpointTeacher
+from distillery.teacher.protocol import Tally, kept
 from schemas.errors import RecipeError, StoreError, TeacherError
 from schemas.teacher import OpenAITeacher
 from tests.stub_endpoint import Reply, StubEndpoint
@@ -43,11 +46,30 @@ def requests_for(spec: OpenAITeacher, count: int) -> list[Request]:
     ]
 
 
-def ask(spec: OpenAITeacher, count: int = 1) -> tuple[list[Response], list[Unfinished]]:
+def answer(
+    spec: OpenAITeacher,
+    requests: list[Request],
+    on_response: Callable[[Response], object],
+    *,
+    backoff_s: float = 0.01,
+) -> Tally:
+    """Ask through a channel that is closed at the end."""
+
+    def keep(response: Response) -> "Future[None]":
+        on_response(response)
+        return kept()
+
+    teacher = EndpointTeacher(spec, backoff_s=backoff_s)
+    try:
+        return teacher.answer(requests, keep)
+    finally:
+        teacher.close()
+
+
+def ask(spec: OpenAITeacher, count: int = 1) -> list[Response]:
     responses: list[Response] = []
-    teacher = EndpointTeacher(spec, backoff_s=0.01)
-    unfinished = teacher.answer(requests_for(spec, count), responses.append)
-    return responses, unfinished
+    answer(spec, requests_for(spec, count), responses.append)
+    return responses
 
 
 def test_request_carries_messages_and_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +83,7 @@ def test_request_carries_messages_and_sampling(monkeypatch: pytest.MonkeyPatch) 
             seed=3,
             api_key_env="BIG_KEY",
         )
-        responses, _ = ask(spec)
+        responses = ask(spec)
     assert stub.requests == [
         {
             "model": "big",
@@ -80,8 +102,8 @@ def test_request_carries_messages_and_sampling(monkeypatch: pytest.MonkeyPatch) 
 
 def test_requests_in_flight_reach_the_limit_and_never_pass_it() -> None:
     with StubEndpoint(default=Reply(delay_s=0.03)) as stub:
-        responses, unfinished = ask(spec_for(stub, concurrency=4), 24)
-    assert (len(responses), unfinished) == (24, [])
+        responses = ask(spec_for(stub, concurrency=4), 24)
+    assert len(responses) == 24
     assert len({response.request.request_hash for response in responses}) == 24
     assert stub.max_in_flight == 4
 
@@ -92,12 +114,12 @@ def test_requests_in_flight_reach_the_limit_and_never_pass_it() -> None:
         (Reply(text=None), "empty"),
         (Reply(text=" \n"), "empty"),
         (Reply(text="half a", finish_reason="length"), "truncated"),
-        (Reply(text="half a", finish_reason="content_filter"), "failed"),
+        (Reply(text="half a", finish_reason="content_filter"), "refused"),
     ],
 )
 def test_state_says_what_the_response_is(reply: Reply, state: str) -> None:
-    with StubEndpoint([reply]) as stub:
-        responses, _ = ask(spec_for(stub))
+    with StubEndpoint(default=reply) as stub:
+        responses = ask(spec_for(stub))
     assert [response.state for response in responses] == [state]
 
 
@@ -127,7 +149,7 @@ def test_key_revoked_midway_stops_what_is_in_flight_and_keeps_what_was_handed_ov
         spec = spec_for(stub)
         start = time.monotonic()
         with pytest.raises(TeacherError, match="revoked"):
-            EndpointTeacher(spec).answer(requests_for(spec, 50), responses.append)
+            answer(spec, requests_for(spec, 50), responses.append)
         assert time.monotonic() - start < 3
         assert stub.num_requests <= 6 + spec.concurrency
     assert len(responses) == 5
@@ -136,11 +158,10 @@ def test_key_revoked_midway_stops_what_is_in_flight_and_keeps_what_was_handed_ov
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_refused_row_fails_with_the_servers_reason_and_is_not_asked_again(status: int) -> None:
     with StubEndpoint([Reply(), Reply(status=status, error="prompt too long")]) as stub:
-        responses, unfinished = ask(spec_for(stub, concurrency=1), 3)
+        responses = ask(spec_for(stub, concurrency=1), 3)
         assert stub.num_requests == 3
-    assert [response.state for response in responses] == ["ok", "failed", "ok"]
+    assert [response.state for response in responses] == ["ok", "refused", "ok"]
     assert responses[1].error == f"status {status}: prompt too long"
-    assert unfinished == []
 
 
 def test_endpoint_that_refuses_every_request_ends_the_run_and_keeps_none_as_failed() -> None:
@@ -152,14 +173,14 @@ def test_endpoint_that_refuses_every_request_ends_the_run_and_keeps_none_as_fail
 
 def test_few_refused_rows_are_handed_over_even_when_nothing_was_answered() -> None:
     with StubEndpoint(default=Reply(status=400)) as stub:
-        responses, _ = ask(spec_for(stub), 3)
-    assert [response.state for response in responses] == ["failed"] * 3
+        responses = ask(spec_for(stub), 3)
+    assert [response.state for response in responses] == ["refused"] * 3
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        *[Reply(status=status) for status in (408, 409, 429, 500, 503)],
+        *[Reply(status=status) for status in (408, 409, 500, 503)],
         Reply(body="<html>busy</html>"),
         Reply(body='{"choices": []}'),
         Reply(reset=True),
@@ -168,29 +189,139 @@ def test_few_refused_rows_are_handed_over_even_when_nothing_was_answered() -> No
 )
 def test_passing_fault_is_tried_again(fault: Reply) -> None:
     with StubEndpoint([fault, fault]) as stub:
-        responses, unfinished = ask(spec_for(stub, max_attempts=3))
+        responses = ask(spec_for(stub, max_attempts=3))
         assert stub.num_requests == 3
     assert [(response.state, response.attempts) for response in responses] == [("ok", 3)]
-    assert unfinished == []
+
+
+def test_429s_use_up_no_attempts() -> None:
+    limited = Reply(status=429, headers={"Retry-After": "0"})
+    with StubEndpoint([limited] * 4) as stub:
+        responses = ask(spec_for(stub, max_attempts=2))
+        assert stub.num_requests == 5
+    assert [response.state for response in responses] == ["ok"]
 
 
 def test_row_that_times_out_is_tried_again() -> None:
     with StubEndpoint([Reply(delay_s=2)]) as stub:
-        responses, _ = ask(spec_for(stub, timeout_s=0.2))
+        responses = ask(spec_for(stub, timeout_s=0.2))
     assert [response.attempts for response in responses] == [2]
 
 
-def test_row_out_of_attempts_is_left_unfinished_and_the_others_go_on() -> None:
+def test_timeout_is_learnt_from_the_latency_seen() -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        content = body["messages"][0]["content"]
+        stalls = content == "q199" and not stalled.is_set()
+        if stalls:
+            stalled.set()
+        return Reply(delay_s=20 if stalls else 0.005)
+
+    stalled = threading.Event()
+    with StubEndpoint(respond=respond) as stub:
+        start = time.monotonic()
+        responses = ask(spec_for(stub, concurrency=16, timeout_s=60), 200)
+        assert time.monotonic() - start < 15  # 2 s, the shortest time-out that is learnt
+    assert stalled.is_set()
+    assert max(response.attempts for response in responses) == 2
+
+
+def test_row_out_of_attempts_is_handed_over_as_failed_and_the_others_go_on() -> None:
     def respond(body: dict[str, Any]) -> Reply:
         is_second = body["messages"][0]["content"] == "q1"
-        return Reply(status=503, error="overloaded") if is_second else Reply()
+        return Reply(status=500, error="broken") if is_second else Reply()
 
     with StubEndpoint(respond=respond) as stub:
-        responses, unfinished = ask(spec_for(stub, max_attempts=3), 6)
+        responses = ask(spec_for(stub, max_attempts=3), 6)
         assert stub.num_requests == 5 + 3
-    assert len(responses) == 5
-    (left,) = unfinished
-    assert (left.request.prompt_id, left.error) == ("p1", "status 503: overloaded")
+    assert [r.state for r in responses].count("ok") == 5
+    (failed,) = [response for response in responses if response.state == "failed"]
+    assert (failed.request.prompt_id, failed.error) == ("p1", "status 500: broken")
+    assert (failed.attempts, failed.text) == (3, "")
+
+
+def test_slot_of_a_failing_row_goes_to_another_while_it_pauses() -> None:
+    order: list[str] = []
+
+    def respond(body: dict[str, Any]) -> Reply:
+        content = body["messages"][0]["content"]
+        order.append(content)
+        return Reply(status=500) if content == "q1" and order.count("q1") == 1 else Reply()
+
+    with StubEndpoint(respond=respond) as stub:
+        spec = spec_for(stub, concurrency=1)
+        answer(spec, requests_for(spec, 4), lambda _: None, backoff_s=0.2)
+    assert order[:3] == ["q0", "q1", "q2"]
+    assert order.count("q1") == 2
+
+
+def test_empty_response_is_asked_three_times_in_all() -> None:
+    with StubEndpoint(default=Reply(text="")) as stub:
+        responses = ask(spec_for(stub))
+        assert stub.num_requests == 3
+    assert [(r.state, r.attempts) for r in responses] == [("empty", 3)]
+    assert (responses[0].billed_prompt_tokens, responses[0].billed_completion_tokens) == (21, 6)
+
+
+SCHEMA = ResponseSchema('{"required":["label"],"type":"object"}', "json_schema")
+
+
+def ask_structured(stub: StubEndpoint, mode: Any = "json_schema") -> Response:
+    spec = spec_for(stub)
+    schema = dataclasses.replace(SCHEMA, mode=mode)
+    request = make_request(
+        teacher_identity(spec),
+        [{"role": "user", "content": "q"}],
+        Sampling.of(spec),
+        response_schema=schema,
+    )
+    responses: list[Response] = []
+    answer(spec, [request], responses.append)
+    (response,) = responses
+    return response
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent"),
+    [
+        (
+            "json_schema",
+            {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "response",
+                    "schema": {"required": ["label"], "type": "object"},
+                    "strict": True,
+                },
+            },
+        ),
+        ("json_object", {"type": "json_object"}),
+        ("validate", None),
+    ],
+)
+def test_endpoint_is_told_of_the_schema_as_it_understands_it(mode: str, sent: object) -> None:
+    with StubEndpoint(default=Reply(text='{"label": 1}')) as stub:
+        response = ask_structured(stub, mode)
+    assert stub.requests[0].get("response_format") == sent
+    assert (response.state, response.repaired) == ("ok", False)
+
+
+def test_response_that_breaks_its_schema_is_repaired_once() -> None:
+    with StubEndpoint([Reply(text="{}"), Reply(text='{"label": 1}')]) as stub:
+        response = ask_structured(stub)
+        assert stub.num_requests == 2
+    roles = [message["role"] for message in stub.requests[1]["messages"]]
+    assert roles == ["user", "assistant", "user"]
+    assert "'label' is a required property" in stub.requests[1]["messages"][-1]["content"]
+    assert (response.state, response.text, response.repaired) == ("ok", '{"label": 1}', True)
+    assert response.billed_prompt_tokens == 14
+
+
+def test_response_that_stays_broken_is_malformed_and_says_why() -> None:
+    with StubEndpoint(default=Reply(text="{}")) as stub:
+        response = ask_structured(stub)
+        assert stub.num_requests == 2
+    assert (response.state, response.repaired) == ("malformed", True)
+    assert response.error == "at $: 'label' is a required property"
 
 
 def _in_two_seconds() -> str:
@@ -204,7 +335,7 @@ def _in_two_seconds() -> str:
 def test_retry_after_is_waited_for_by_every_worker(header: Callable[[], str]) -> None:
     with StubEndpoint([Reply(status=429, headers={"Retry-After": header()})]) as stub:
         start = time.monotonic()
-        responses, _ = ask(spec_for(stub), 8)
+        responses = ask(spec_for(stub), 8)
         assert 0.9 < time.monotonic() - start < 8
         assert stub.num_requests == 9
     assert len(responses) == 8
@@ -222,17 +353,24 @@ def test_unreachable_endpoint_ends_the_run_after_one_rows_attempts() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_endpoint_that_hangs_ends_the_run_after_three_rows() -> None:
+def test_endpoint_that_hangs_from_the_start_ends_the_run() -> None:
     with StubEndpoint(default=Reply(delay_s=30)) as stub:
-        with pytest.raises(TeacherError, match="no response within"):
+        with pytest.raises(TeacherError, match=r"no answer in 2 attempts.*no response within"):
             ask(spec_for(stub, timeout_s=0.1, max_attempts=2), 1000)
-        assert stub.num_requests == 6
+        assert stub.num_requests == 2
 
 
-def test_endpoint_that_goes_away_midway_ends_the_run() -> None:
+def test_endpoint_that_only_fails_meets_few_requests_and_ends_the_run() -> None:
+    with StubEndpoint(default=Reply(status=500)) as stub:
+        with pytest.raises(TeacherError, match="has answered nothing for more than"):
+            ask(spec_for(stub, concurrency=64, max_outage_s=1.0, max_attempts=100), 150)
+        assert stub.num_requests < 40
+
+
+def test_endpoint_that_goes_away_midway_ends_the_run_after_the_outage_that_is_borne() -> None:
     stub = StubEndpoint(default=Reply(delay_s=0.01))
     with stub:
-        spec = spec_for(stub, max_attempts=3)
+        spec = spec_for(stub, max_attempts=3, max_outage_s=0.5)
         responses: list[Response] = []
         leave = threading.Event()
 
@@ -244,8 +382,7 @@ def test_endpoint_that_goes_away_midway_ends_the_run() -> None:
 
         def run() -> None:
             try:
-                teacher = EndpointTeacher(spec, backoff_s=0.05)
-                teacher.answer(requests_for(spec, 3000), on_response)
+                answer(spec, requests_for(spec, 3000), on_response)
             except TeacherError as error:
                 errors.append(error)
 
@@ -253,8 +390,97 @@ def test_endpoint_that_goes_away_midway_ends_the_run() -> None:
         thread.start()
         assert leave.wait(10)
     thread.join(20)
-    assert "gave no answer" in str(errors[0])
+    assert "has answered nothing for more than teacher.max_outage_s=0.5" in str(errors[0])
+    assert "Run again when it is well" in str(errors[0])
     assert responses
+
+
+def test_outage_within_the_limit_loses_no_row_and_no_attempt() -> None:
+    down = threading.Event()
+
+    def respond(_: dict[str, Any]) -> Reply:
+        if len(stub.requests) == 20:
+            down.set()
+            threading.Timer(0.4, down.clear).start()
+        return Reply(reset=True) if down.is_set() else Reply()
+
+    with StubEndpoint(respond=respond) as stub:
+        responses = ask(spec_for(stub, max_attempts=60, max_outage_s=30), 60)
+    assert [response.state for response in responses] == ["ok"] * 60
+
+
+def test_waiting_time_that_the_run_would_not_bear_ends_it() -> None:
+    limited = Reply(status=429, headers={"Retry-After": "3600"}, error="daily quota")
+    with StubEndpoint(default=limited) as stub:
+        with pytest.raises(TeacherError, match=r"nothing in for 3,600 s .*429: daily quota"):
+            ask(spec_for(stub), 20)
+        assert stub.num_requests == 1
+
+
+def test_batches_of_several_threads_share_one_channel_and_its_limit() -> None:
+    with StubEndpoint(default=Reply(delay_s=0.02)) as stub:
+        spec = spec_for(stub, concurrency=5)
+        identity, sampling = teacher_identity(spec), Sampling.of(spec)
+        teacher = EndpointTeacher(spec)
+
+        def run(thread: int) -> None:
+            contents = [{"role": "user", "content": f"{thread} {n}"} for n in range(20)]
+            teacher.answer(
+                [make_request(identity, [content], sampling) for content in contents],
+                lambda _: kept(),
+            )
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(run, range(4)))
+        teacher.close()
+        assert stub.num_requests == 80
+        assert stub.max_in_flight == 5
+
+
+def test_limits_are_shared_with_the_other_processes() -> None:
+    with StubEndpoint(default=Reply(delay_s=0.02)) as stub:
+        spec = spec_for(stub, concurrency=8)
+        teacher = EndpointTeacher(spec, processes=lambda: 4)
+        teacher.answer(requests_for(spec, 24), lambda _: kept())
+        teacher.close()
+        assert stub.max_in_flight == 2
+
+
+def test_told_requests_per_minute_are_kept() -> None:
+    with StubEndpoint() as stub:
+        spec = spec_for(stub, requests_per_minute=1200)  # 20 per second, and 20 saved up
+        start = time.monotonic()
+        assert len(ask(spec, 50)) == 50
+        assert time.monotonic() - start > 1.3
+
+
+def test_told_tokens_per_minute_are_kept() -> None:
+    with StubEndpoint() as stub:  # 9 tokens each
+        spec = spec_for(stub, tokens_per_minute=9 * 1200, max_new_tokens=2)
+        start = time.monotonic()
+        assert len(ask(spec, 50)) == 50
+        assert time.monotonic() - start > 1.3
+
+
+def test_slow_request_is_hedged_only_when_asked_for_and_counted() -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        content = body["messages"][0]["content"]
+        slow = content == "q150" and content not in seen
+        seen.add(content)
+        return Reply(delay_s=1.5 if slow else 0.002)
+
+    for fraction, most_s in ((0.0, 30.0), (0.02, 1.4)):
+        seen: set[str] = set()
+        with StubEndpoint(respond=respond) as stub:
+            spec = spec_for(stub, hedged_fraction=fraction)
+            start = time.monotonic()
+            responses: list[Response] = []
+            tally = answer(spec, requests_for(spec, 160), responses.append)
+            assert time.monotonic() - start < most_s
+            assert len(responses) == 160
+            assert stub.num_requests == 160 + tally.hedged
+            assert tally.hedged <= 160 * fraction + 1
+            assert bool(tally.hedged) == bool(fraction)
 
 
 def test_unset_key_variable_is_named_before_anything_is_sent(
@@ -315,13 +541,13 @@ def test_error_of_the_receiver_ends_the_run() -> None:
     with StubEndpoint() as stub:
         spec = spec_for(stub)
         with pytest.raises(StoreError, match="disk full"):
-            EndpointTeacher(spec).answer(requests_for(spec, 50), full)
+            answer(spec, requests_for(spec, 50), full)
         assert stub.num_requests <= 1 + spec.concurrency
 
 
 def test_works_inside_a_running_event_loop() -> None:
     async def notebook(stub: StubEndpoint) -> int:
-        return len(ask(spec_for(stub), 3)[0])
+        return len(ask(spec_for(stub), 3))
 
     with StubEndpoint() as stub:
         assert asyncio.run(notebook(stub)) == 3
@@ -332,7 +558,8 @@ def test_identity_names_who_serves_what_and_not_where() -> None:
     there = OpenAITeacher(model="big", base_url="http://there/v1", api_key_env="K")
     assert teacher_identity(here) == teacher_identity(there)
     assert requests_for(here, 1) == requests_for(there, 1)
-    for change in ({"model": "other"}, {"provider": "other"}, {"weights": "fp8"}):
+    changes: list[dict[str, Any]] = [{"model": "other"}, {"provider": "other"}, {"weights": "fp8"}]
+    for change in [*changes, {"extra_body": {"reasoning": "high"}}]:
         changed = here.model_copy(update=change)
         assert requests_for(changed, 1)[0].request_hash != requests_for(here, 1)[0].request_hash
 
@@ -345,3 +572,10 @@ def test_sample_index_is_part_of_the_request_and_prompt_id_is_not() -> None:
 
     assert request_hash(prompt_id="a") == request_hash(prompt_id="b")
     assert request_hash(sample_index=1) != request_hash()
+
+
+def test_longer_limit_is_the_same_request() -> None:
+    def request_hash(max_new_tokens: int) -> str:
+        return make_request({"kind": "x"}, [], Sampling(max_new_tokens, 0, 1, 0)).request_hash
+
+    assert request_hash(8) == request_hash(16)

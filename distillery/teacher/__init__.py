@@ -1,34 +1,51 @@
 """Teachers: one protocol, one backend per kind of teacher. Opening one loads nothing yet."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from distillery.teacher.protocol import (
     Request,
     Response,
+    ResponseSchema,
     Sampling,
     Teacher,
-    Unfinished,
     make_request,
     teacher_identity,
 )
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
+if TYPE_CHECKING:
+    from distillery.budget import Budget
+
 __all__ = [
     "Request",
     "Response",
+    "ResponseSchema",
     "Sampling",
     "Teacher",
-    "Unfinished",
     "make_request",
     "open_teacher",
     "teacher_identity",
 ]
 
 
-def open_teacher(spec: TeacherSpec) -> Teacher:
-    """Return the teacher that ``spec`` describes; its weights are loaded when it is first asked."""
+def open_teacher(
+    spec: TeacherSpec,
+    *,
+    budget: "Budget | None" = None,
+    processes: Callable[[], int] = lambda: 1,
+) -> Teacher:
+    """Return the teacher that ``spec`` describes; its weights are loaded when it is first asked.
+
+    Args:
+        spec: Who answers.
+        budget: What an endpoint's responses may cost. None: no cap.
+        processes: Says how many processes ask the same endpoint now; each keeps to its share.
+    """
     if isinstance(spec, OpenAITeacher):
         from distillery.teacher.openai import EndpointTeacher
 
-        return EndpointTeacher(spec)
+        return EndpointTeacher(spec, budget=budget, processes=processes)
     from distillery.teacher.transformers import LocalTeacher
 
     return LocalTeacher(spec)

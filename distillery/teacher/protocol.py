@@ -2,15 +2,29 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from distillery.fingerprint import model_identity, sha256
+from distillery.fingerprint import canonical_json, model_identity, sha256
+from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
 Message = dict[str, str]
-State = Literal["ok", "empty", "truncated", "failed"]
+State = Literal["ok", "empty", "truncated", "malformed", "refused", "failed"]
+"""What became of a request:
+
+    ok         answered
+    empty      answered without text, three times
+    truncated  cut at max_new_tokens
+    malformed  breaks the response schema, also after one repair
+    refused    the endpoint declines this request for good: 400, content filter
+    failed     no answer in all attempts; asked again by the next run
+"""
+
+NO_TEXT: tuple[State, ...] = ("refused", "failed")
+"""States of a request that was not answered at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +45,24 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResponseSchema:
+    """What a response has to look like, and what the teacher is told of it."""
+
+    json_schema: str
+    """JSON schema (draft 2020-12), canonical JSON text."""
+
+    mode: Literal["validate", "json_object", "json_schema"]
+    """`teacher.structured_output`: what the endpoint is asked for."""
+
+    @classmethod
+    def of(cls, teacher: TeacherSpec, task: TaskSpec) -> Self | None:
+        """Return the schema that responses of ``teacher`` keep to; None when there is none."""
+        if teacher.structured_output == "off" or not isinstance(task.answer_format, JsonFormat):
+            return None
+        return cls(canonical_json(task.answer_format.json_schema), teacher.structured_output)
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
     """One conversation for the teacher to answer. Make one with :func:`make_request`."""
 
@@ -41,7 +73,11 @@ class Request:
     """How to sample the response."""
 
     request_hash: str
-    """Hash of teacher, messages, sampling and sample index; the key in the ledger."""
+    """Hash of teacher, messages, sampling, response schema and sample index; the key in the
+    ledger. `max_new_tokens` is not in it: a longer limit asks again only for what was cut."""
+
+    response_schema: ResponseSchema | None = None
+    """What the response has to look like."""
 
     sample_index: int = 0
     """Which of several responses to the same messages this is."""
@@ -52,48 +88,95 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """A response in its final state."""
+    """A response in its final state, or a request that got none in all its attempts."""
 
     request: Request
     """What was asked."""
 
     state: State
-    """ok; empty; truncated at max_new_tokens; failed: the teacher refuses this request for good."""
+    """What became of it."""
 
     text: str
-    """The response; empty when failed."""
+    """The response; empty when refused or failed."""
 
-    finish_reason: str | None
+    finish_reason: str | None = None
     """Why the teacher stopped, in its own word."""
 
-    prompt_tokens: int | None
-    """Tokens read; None when the endpoint does not say."""
+    prompt_tokens: int | None = None
+    """Tokens read for this response; None when the endpoint does not say."""
 
-    completion_tokens: int | None
-    """Tokens written; None when the endpoint does not say."""
+    completion_tokens: int | None = None
+    """Tokens written for it; None when the endpoint does not say."""
 
-    model_reported: str | None
+    model_reported: str | None = None
     """The model's name according to the endpoint."""
 
-    latency_s: float
+    latency_s: float = 0.0
     """Seconds from the last sending to the response; for a local model those of its batch."""
 
     attempts: int = 1
-    """Attempts that it took."""
+    """Attempts that it took in this run."""
+
+    repaired: bool = False
+    """Whether it is the answer to a request to repair the first one."""
+
+    billed_prompt_tokens: int = 0
+    """Tokens read over all attempts, as far as the endpoint says; with an estimate where it
+    answered but does not."""
+
+    billed_completion_tokens: int = 0
+    """Tokens written over all attempts; likewise."""
 
     error: str | None = None
-    """Why it failed."""
+    """Why it was refused or failed, or what breaks the schema."""
+
+
+OnResponse = Callable[[Response], "Future[None]"]
+"""Takes a response over. The future is done when it is kept for good."""
+
+
+def kept() -> "Future[None]":
+    """Return the future of a response that nobody has to wait for."""
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
 
 
 @dataclasses.dataclass(frozen=True)
-class Unfinished:
-    """A request that got no response after all attempts; another run asks it again."""
+class Activity:
+    """What a teacher is doing at this moment, for people who watch."""
 
-    request: Request
-    """What was asked."""
+    in_flight: int = 0
+    """Requests sent and not answered."""
 
-    error: str
-    """What went wrong the last time."""
+    limit: int = 0
+    """Most requests in flight that it allows itself now."""
+
+    requests_per_minute: float | None = None
+    """The pace it keeps to. None: as fast as answers come."""
+
+    rate_limited: int = 0
+    """429s so far."""
+
+    retries: int = 0
+    """Attempts after the first so far."""
+
+    hedged: int = 0
+    """Requests sent a second time because the first took long, so far."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """How much trouble some requests were."""
+
+    retries: int = 0
+    """Attempts after the first, whatever their reason."""
+
+    rate_limited: int = 0
+    """429s."""
+
+    hedged: int = 0
+    """Requests sent a second time because the first took long."""
 
 
 class Teacher(Protocol):
@@ -103,19 +186,26 @@ class Teacher(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return what tells this teacher from another; see :func:`teacher_identity`."""
 
-    def answer(
-        self, requests: Iterable[Request], on_response: Callable[[Response], None]
-    ) -> list[Unfinished]:
-        """Ask all requests, hand over each response as it arrives, and return what is left.
+    @property
+    def activity(self) -> Activity:
+        """Return what it is doing at this moment; safe to call from any thread."""
 
-        ``on_response`` is called from one thread at a time, in no particular order. When it
-        raises, nothing more is asked and its error is raised here.
+    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
+        """Ask all requests, hand over each response, failed ones too, and return the trouble.
+
+        ``on_response`` is called from one thread at a time, in no particular order. When it, or
+        the future that it returns, raises, nothing more is asked and the error is raised here.
 
         Raises:
             RecipeError: The teacher cannot be used as the recipe describes it.
             TeacherError: The teacher cannot answer anything, so going on is of no use. Responses
                 handed over before are valid.
+            BudgetError: What is in flight has been answered, and a cap keeps the rest from being
+                asked.
         """
+
+    def close(self) -> None:
+        """Let go of connections; a model that is loaded stays for the next one to ask."""
 
 
 def make_request(
@@ -123,20 +213,29 @@ def make_request(
     messages: list[Message],
     sampling: Sampling,
     *,
+    response_schema: ResponseSchema | None = None,
     sample_index: int = 0,
     prompt_id: str = "",
 ) -> Request:
     """Return the request for ``messages`` to the teacher of ``identity``, with its hash."""
-    request_hash = sha256({"teacher": identity, **request_body(messages, sampling, sample_index)})
-    return Request(messages, sampling, request_hash, sample_index, prompt_id)
+    body = request_body(messages, sampling, response_schema, sample_index)
+    request_hash = sha256({"teacher": identity, **body})
+    return Request(messages, sampling, request_hash, response_schema, sample_index, prompt_id)
 
 
-def request_body(messages: list[Message], sampling: Sampling, sample_index: int) -> dict[str, Any]:
+def request_body(
+    messages: list[Message],
+    sampling: Sampling,
+    response_schema: ResponseSchema | None,
+    sample_index: int,
+) -> dict[str, Any]:
     """Return the part of a request that is hashed beside the teacher's identity."""
+    sampled = dataclasses.asdict(sampling)
+    del sampled["max_new_tokens"]
     return {
         "messages": messages,
-        "sampling": dataclasses.asdict(sampling),
-        "response_schema": None,
+        "sampling": sampled,
+        "response_schema": response_schema and dataclasses.asdict(response_schema),
         "sample_index": sample_index,
     }
 
@@ -167,6 +266,7 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
             "provider": spec.provider,
             "model": spec.model,
             "weights": spec.weights,
+            **({"extra_body": spec.extra_body} if spec.extra_body else {}),
         }
     weights = _model_identity(spec.model, spec.revision, _folder_state(spec.model))
     return {"kind": spec.kind, "weights": weights, "dtype": spec.dtype}

@@ -1,0 +1,237 @@
+"""How fast an endpoint may be asked: told, or learnt from its refusals and its latency.
+
+Three limits hold at once. The window bounds the requests in flight, the pace bounds requests per
+second, the token pace bounds tokens per second. All follow one rule: what the endpoint bears is
+found by asking for a little more until it objects.
+
+Times are `time.monotonic()` seconds, given by the caller, so that tests need not wait.
+"""
+
+import collections
+import dataclasses
+import random
+
+_FIRST_WINDOW = 64
+_DECREASE = 0.5
+_MAX_PAUSE_S = 30.0
+_FIRST_PAUSE_S = 0.5
+# A pause too short to tell the endpoint's pace from its burst teaches nothing.
+_MIN_PAUSE_S = 0.25
+_LEARN_S = 0.5
+_LEARN_FROM_S = 60.0
+_LEARN_REQUESTS = 5
+_MARGIN = 0.98
+_GROWTH = 0.004  # of the learnt pace, times the square of the seconds since
+_FEW_PER_S = 5.0
+_BURST_S = 1.0
+
+_MIN_LATENCIES = 50
+_LATENCIES = 512
+_REFRESH = 32
+_TIMEOUT_FACTOR = 4.0
+_MIN_TIMEOUT_S = 2.0
+
+
+class Window:
+    """Requests in flight: additive increase, multiplicative decrease.
+
+    Starts with 64, which costs an endpoint that bears less one round of refusals, and doubles per
+    round trip until the endpoint objects for the first time or ``most`` is reached; then one more
+    per round trip, and half as many at each objection.
+
+    Source: Jacobson 1988, Congestion Avoidance and Control.
+
+    >>> window = Window(256)
+    >>> for _ in range(64): window.grow()
+    >>> window.size
+    128
+    >>> window.shrink(sent_at=0.0, now=1.0)
+    >>> window.size
+    64
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._size = float(min(_FIRST_WINDOW, most))
+        self._is_starting = True
+        self._shrunk_at = float("-inf")
+
+    @property
+    def size(self) -> int:
+        """Return how many requests may be in flight, at least 1."""
+        return max(1, int(min(self._size, self.most)))
+
+    def grow(self) -> None:
+        """Note an answer that came while the window was full."""
+        self._size = min(
+            float(self.most), self._size + (1 if self._is_starting else 1 / self._size)
+        )
+
+    def shrink(self, *, sent_at: float, now: float) -> None:
+        """Note an objection; requests sent before the last decrease tell nothing new."""
+        if sent_at < self._shrunk_at:
+            return
+        self._size = max(1.0, min(self._size, self.most) * _DECREASE)
+        self._is_starting = False
+        self._shrunk_at = now
+
+
+@dataclasses.dataclass
+class Bucket:
+    """A token bucket: ``rate`` per second, at most ``capacity`` saved up."""
+
+    rate: float
+    capacity: float
+    level: float
+    at: float
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Return the seconds until ``amount`` may be taken; more than fits waits for a full one."""
+        self._fill(now)
+        return max(0.0, (min(amount, self.capacity) - self.level) / self.rate)
+
+    def take(self, amount: float, now: float) -> None:
+        """Take ``amount``, below zero if need be; a negative amount gives back."""
+        self._fill(now)
+        self.level = min(self.capacity, self.level - amount)
+
+    def _fill(self, now: float) -> None:
+        self.level = min(self.capacity, self.level + (now - self.at) * self.rate)
+        self.at = now
+
+
+class Pace:
+    """Requests per second: as told, or as learnt from 429s.
+
+    Between two moments at which an endpoint's budget was empty, it has accepted exactly what its
+    limit allows: that is the estimate, over the last minute. Before the first 429 there is no pace
+    at all; after it, the estimate, raised slowly at first and faster the longer nothing is
+    refused. Refusals count for half a request: an endpoint that refuses a part of all requests,
+    however few there are, would else be followed down to nothing.
+    """
+
+    def __init__(self, told_per_s: float | None, now: float) -> None:
+        self._told = told_per_s
+        self._bucket: Bucket | None = None
+        self._resume_at = now
+        self._let_out = 0.0
+        self._paused_at = float("-inf")
+        # Moments of an empty budget, each with the requests that it was tried with until then.
+        self._marks: collections.deque[tuple[float, float]] = collections.deque()
+        self._pauses = 0
+        self._learnt = 0.0
+        self._learnt_at = now
+        self.processes = 1
+        if told_per_s is not None:
+            self._set_rate(told_per_s, now, level=max(1.0, told_per_s * _BURST_S))
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Return the pace; None when nothing limits it."""
+        return self._bucket.rate if self._bucket else None
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until the next request may be sent."""
+        pause_s = self._resume_at - now
+        if pause_s > 0 or self._bucket is None:
+            return max(0.0, pause_s)
+        self._grow(self._bucket, now)
+        return self._bucket.wait_s(1.0, now)
+
+    def take(self, now: float) -> None:
+        """Note that a request is sent."""
+        if self._bucket is not None:
+            self._bucket.take(1.0, now)
+
+    def accepted(self) -> None:
+        """Note that the endpoint let a request in, whatever became of it."""
+        self._let_out += 1
+        self._pauses = 0
+
+    def share(self, processes: int, now: float) -> None:
+        """Keep to a part of what was told, as so many processes ask the endpoint."""
+        if processes == self.processes:
+            return
+        self.processes = processes
+        if self._told is not None:
+            self._set_rate(self._told / processes, now)
+
+    def refused(self, retry_after_s: float | None, *, sent_at: float, now: float) -> None:
+        """Note a 429. Those sent before the pause that another one began belong to that one."""
+        if sent_at < self._paused_at:
+            return
+        self._paused_at = now
+        if retry_after_s is None:
+            retry_after_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**self._pauses)
+            retry_after_s *= random.uniform(0.5, 1)
+        self._pauses += 1
+        self._resume_at = now + max(_MIN_PAUSE_S, retry_after_s)
+        self._let_out += 0.5
+        self._marks.append((now, self._let_out))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - _LEARN_FROM_S:
+            self._marks.popleft()
+        elapsed_s, sent = now - self._marks[0][0], self._let_out - self._marks[0][1]
+        if elapsed_s >= _LEARN_S and sent >= _LEARN_REQUESTS:
+            self._set_rate(sent / elapsed_s * _MARGIN, now, level=0.0)
+
+    def _set_rate(self, rate: float, now: float, *, level: float | None = None) -> None:
+        """Keep to ``rate`` from now on; what a pause saves up may be sent at its end."""
+        if self._told is not None:
+            rate = min(rate, self._told / self.processes)
+        capacity = max(1.0, rate * max(_BURST_S, self._resume_at - now))
+        if level is None:
+            level = self._bucket.level if self._bucket else 0.0
+        self._bucket = Bucket(rate, capacity, min(level, capacity), now)
+        self._learnt, self._learnt_at = rate, now
+
+    def _grow(self, bucket: Bucket, now: float) -> None:
+        """Ask for a little more: limits are raised, and other clients leave."""
+        most = self._told / self.processes if self._told is not None else float("inf")
+        waited_s = max(0.0, now - max(self._learnt_at, self._resume_at))
+        # Where a second holds a request or two, an objection costs as much as seconds of growth.
+        waited_s *= min(1.0, self._learnt / _FEW_PER_S)
+        bucket.rate = min(most, self._learnt * (1 + _GROWTH * waited_s**2))
+        bucket.capacity = max(bucket.capacity, bucket.rate * _BURST_S)
+
+
+class Latencies:
+    """What the endpoint's responses took lately, and how long waiting is worth while.
+
+    >>> seen = Latencies(120.0)
+    >>> seen.timeout_s(attempt=1, last=False)
+    120.0
+    >>> for _ in range(100): seen.add(1.0)
+    >>> [seen.timeout_s(attempt=n, last=n == 6) for n in (1, 2, 6)]
+    [4.0, 8.0, 120.0]
+    """
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self._seen: collections.deque[float] = collections.deque(maxlen=_LATENCIES)
+        self._since_sorted = 0
+        self._sorted: list[float] = []
+
+    def add(self, latency_s: float) -> None:
+        """Note how long a response took."""
+        self._seen.append(latency_s)
+        self._since_sorted += 1
+
+    def quantile_s(self, fraction: float) -> float | None:
+        """Return a quantile of the recent latencies; None while too few are known."""
+        if len(self._seen) < _MIN_LATENCIES:
+            return None
+        if not self._sorted or self._since_sorted >= _REFRESH:
+            self._sorted, self._since_sorted = sorted(self._seen), 0
+        return self._sorted[min(len(self._sorted) - 1, int(fraction * len(self._sorted)))]
+
+    def timeout_s(self, *, attempt: int, last: bool) -> float:
+        """Return how long to wait: well beyond what is usual, longer at each attempt.
+
+        The last attempt waits as long as the recipe allows, so that a prompt whose response
+        really takes long is not given up for the others' sake.
+        """
+        usual_s = self.quantile_s(0.99)
+        if usual_s is None or last:
+            return self._longest_s
+        wait_s: float = max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * usual_s) * 2 ** (attempt - 1)
+        return min(self._longest_s, wait_s)

@@ -1,0 +1,452 @@
+"""A session with a teacher: its ledger, its budget and what all of it took, for many callers."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, Self
+
+from distillery.budget import Budget
+from distillery.fingerprint import sha256
+from distillery.ledger import Ledger, LedgerRow, Owner, Spending
+from distillery.teacher import open_teacher
+from distillery.teacher.protocol import (
+    Activity,
+    Request,
+    Response,
+    request_body,
+    teacher_identity,
+)
+from schemas.budget import BudgetSpec, PriceSpec
+from schemas.errors import DistilleryError, StoreError
+from schemas.execution import StoreSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+# Shorter than any response takes: another process has hardly finished one more per slot.
+_SPENDING_S = 0.02
+
+
+class AskedFor:
+    """Requests to bring to a response, each counted as often as a row waits for it."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Request] = {}
+        self.num_rows: collections.Counter[str] = collections.Counter()
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Add the requests of one row."""
+        for request in requests:
+            self.requests.setdefault(request.request_hash, request)
+            self.num_rows[request.request_hash] += 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far one call of :meth:`TeacherSession.answer` is."""
+
+    done: int
+    """Responses that are there."""
+
+    total: int
+    """Responses that will be there."""
+
+    activity: Activity
+    """What the teacher is doing."""
+
+    cost: float | None
+    """Spent in this session. None: no price is known."""
+
+    currency: str | None
+    """Its currency."""
+
+
+@dataclasses.dataclass
+class Totals:
+    """What a session has done so far."""
+
+    asked: int = 0
+    """Requests that the teacher was asked, answered or not."""
+
+    from_ledger: int = 0
+    """Responses that were there, or that another row's request brought."""
+
+    prompt_tokens: int = 0
+    """Tokens read for what was asked, over all attempts."""
+
+    completion_tokens: int = 0
+    """Tokens written for what was asked, over all attempts."""
+
+    cost: float | None = None
+    """What that cost. None: no price is known."""
+
+    saved_cost: float | None = None
+    """What the responses from the ledger would cost at the price of today."""
+
+    currency: str | None = None
+    """Currency of both."""
+
+    repaired: int = 0
+    """Responses that are the answer to a request to repair the first one."""
+
+    retries: int = 0
+    """Attempts after the first."""
+
+    rate_limited: int = 0
+    """429s."""
+
+    hedged: int = 0
+    """Requests sent a second time because the first took long."""
+
+    seconds: float | None = None
+    """From the first request to the last response. None: nothing was asked."""
+
+    num_responses: int = 0
+    """Responses of the teacher."""
+
+    last_error: str | None = None
+    """What went wrong with the last request that failed in all attempts."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the figures for a manifest; None where unknown."""
+        named = dataclasses.asdict(self)
+        for name in ("asked", "from_ledger", "num_responses", "last_error"):
+            del named[name]
+        rate = self.num_responses / self.seconds if self.seconds else None
+        return named | {"rows_per_s": rate}
+
+
+class TeacherSession:
+    """A teacher with its ledger and budget. Safe to use from several threads.
+
+    Responses are committed as they arrive and paid for once, however many callers, sessions and
+    processes want them. The budget counts what was ever spent for the session's purpose.
+    """
+
+    def __init__(self, teacher: TeacherSpec, store: StoreSpec, *, purpose: str) -> None:
+        """Describe the session; nothing is asked before :meth:`answer`.
+
+        Args:
+            teacher: Who answers.
+            store: Where the ledger is.
+            purpose: What the money is spent for: a stage's fingerprint.
+
+        Raises:
+            StoreError: The ledger cannot be opened.
+        """
+        self.teacher, self.store, self._purpose = teacher, store, purpose
+        identity = teacher_identity(teacher)
+        self._teacher_id = sha256(identity)
+        self._identity = json.dumps(identity, sort_keys=True)
+        self._price = _price(teacher)
+        self.totals = Totals(currency=self._price.currency if self._price else None)
+        if self._price is not None:
+            self.totals.cost = self.totals.saved_cost = 0.0
+        self.failed_with: DistilleryError | None = None
+        self._any_answered = False
+        self._suspects: set[str] = set()
+        self._given_up: set[str] = set()
+        self._asks_suspects_only = True
+        self._first_asked: float | None = None
+        self._lock = threading.Lock()
+        self._owners: list[Owner] = []
+        self._spending_read_at = float("-inf")
+        self._ledger = Ledger.open(store)
+        try:
+            self._spent_before = self._ledger.spent(purpose)
+            self._budget = self._read_budget()
+            self._backend = open_teacher(
+                teacher, budget=self._budget, processes=self._num_processes
+            )
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to teacher and ledger."""
+        self._backend.close()
+        self._ledger.close()
+
+    def answer(
+        self,
+        asked_for: AskedFor,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> dict[str, int]:
+        """Bring requests to a response in the ledger and return how many rows have which state.
+
+        Rows without one in the end (`failed`) are asked again by the next run.
+
+        Raises:
+            RecipeError: The teacher cannot be used as the recipe describes it.
+            TeacherError: The teacher cannot answer anything.
+            BudgetError: A cap is reached.
+            StoreError: The ledger cannot be read or written.
+        """
+        asking = _Asking(self, asked_for, on_progress)
+        try:
+            asking.run()
+        except DistilleryError as error:
+            self.failed_with = error
+            raise
+        return asking.by_state()
+
+    def rows(self, asked_for: AskedFor) -> dict[str, LedgerRow]:
+        """Return what the ledger has for requests, by hash."""
+        return self._ledger.get(asked_for.requests)
+
+    def activity(self) -> Activity:
+        """Return what the teacher is doing at this moment."""
+        return self._backend.activity
+
+    # -- for _Asking ---------------------------------------------------------------------------
+
+    @property
+    def ledger(self) -> Ledger:
+        """Return the open ledger."""
+        return self._ledger
+
+    @property
+    def endpoint(self) -> str | None:
+        """Return what tells endpoints apart whose limits are shared; None for a local model."""
+        teacher = self.teacher
+        if not isinstance(teacher, OpenAITeacher):
+            return None
+        key = teacher.api_key_env or teacher.api_key_secret
+        return sha256([teacher.base_url, teacher.model, key])
+
+    def ask(self, requests: list[Request], keep: Callable[[Response], "Future[None]"]) -> None:
+        """Have the teacher answer ``requests``."""
+        with self._lock:
+            self._first_asked = self._first_asked or time.monotonic()
+            self.totals.asked += len(requests)
+            self._asks_suspects_only &= all(r.request_hash in self._suspects for r in requests)
+        tally = self._backend.answer(requests, keep)
+        with self._lock:
+            self.totals.retries += tally.retries
+            self.totals.rate_limited += tally.rate_limited
+            self.totals.hedged += tally.hedged
+
+    def keep(self, response: Response) -> "Future[None]":
+        """Commit a response; the future is done when it is safe."""
+        self._note_response(response)
+        kept = self._ledger.commit_soon(self._ledger_row(response), purpose=self._purpose)
+        if self._budget.is_capped:
+            kept.add_done_callback(self._read_spending)
+        return kept
+
+    def found(self, response: LedgerRow | Response, num_rows: int) -> None:
+        """Note rows that have a response for which nothing had to be paid."""
+        with self._lock:
+            self.totals.from_ledger += num_rows
+            if self._price is not None:
+                tokens = (response.prompt_tokens or 0, response.completion_tokens or 0)
+                saved = num_rows * self._price.cost(*tokens)
+                self.totals.saved_cost = (self.totals.saved_cost or 0.0) + saved
+
+    def suspect(self, request_hash: str) -> None:
+        """Note a request that failed in an earlier run, which answered others."""
+        self._suspects.add(request_hash)
+
+    def has_given_up(self, request_hash: str) -> bool:
+        """Return whether a request has failed in this session, for whichever caller."""
+        return request_hash in self._given_up
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Owner]:
+        """Yield an owner of claims, whose beats tell how many processes ask the endpoint."""
+        with self._ledger.working(self.endpoint) as owner:
+            self._owners.append(owner)
+            try:
+                yield owner
+            finally:
+                self._owners.remove(owner)
+
+    def read_spending(self) -> None:
+        """Take over what others have spent for the same purpose, when there is a cap on it."""
+        if not self._budget.is_capped:
+            return
+        self._spending_read_at = time.monotonic()
+        spent, before, totals = self._ledger.spent(self._purpose), self._spent_before, self.totals
+        with self._lock:
+            # What is not committed yet is among it, so the rest is no more than what others spent.
+            own_tokens, own_cost = totals.prompt_tokens + totals.completion_tokens, totals.cost
+        self._budget.note_others(
+            num_tokens=_num_tokens(spent) - _num_tokens(before) - own_tokens,
+            cost=spent.cost - before.cost - (own_cost or 0.0),
+        )
+
+    def _read_spending(self, _: "Future[None]") -> None:
+        """Take over what other processes have spent, before the next request is let in."""
+        if time.monotonic() - self._spending_read_at >= _SPENDING_S:
+            with contextlib.suppress(StoreError):  # who commits next meets it, too
+                self.read_spending()
+
+    def _num_processes(self) -> int:
+        return max((owner.processes for owner in list(self._owners)), default=1)
+
+    def _read_budget(self) -> Budget:
+        spec = self.teacher.budget if isinstance(self.teacher, OpenAITeacher) else BudgetSpec()
+        spent = self._spent_before
+        num_tokens, mean = _num_tokens(spent), None
+        if num_tokens:
+            mean = (spent.prompt_tokens / spent.requests, spent.completion_tokens / spent.requests)
+        return Budget(spec, self._price, num_tokens=num_tokens, cost=spent.cost, mean_tokens=mean)
+
+    def _note_response(self, response: Response) -> None:
+        totals = self.totals
+        tokens = (response.billed_prompt_tokens, response.billed_completion_tokens)
+        with self._lock:
+            self._any_answered |= response.state != "failed"
+            totals.num_responses += response.state != "failed"
+            totals.prompt_tokens += tokens[0]
+            totals.completion_tokens += tokens[1]
+            if self._price is not None:
+                totals.cost = (totals.cost or 0.0) + self._price.cost(*tokens)
+            totals.repaired += response.repaired
+            if response.state == "failed":
+                totals.last_error = response.error
+                self._given_up.add(response.request.request_hash)
+            totals.seconds = time.monotonic() - (self._first_asked or time.monotonic())
+
+    def _ledger_row(self, response: Response) -> LedgerRow:
+        request, price = response.request, self._price
+        body = request_body(
+            request.messages, request.sampling, request.response_schema, request.sample_index
+        )
+        tokens = (response.billed_prompt_tokens, response.billed_completion_tokens)
+        return LedgerRow(
+            request_hash=request.request_hash,
+            prompt_hash=sha256(request.messages),
+            teacher_id=self._teacher_id,
+            teacher=self._identity,
+            request=json.dumps(body, sort_keys=True),
+            state=response.state,
+            text=response.text,
+            finish_reason=response.finish_reason,
+            max_new_tokens=request.sampling.max_new_tokens,
+            prompt_tokens=response.prompt_tokens,
+            completion_tokens=response.completion_tokens,
+            billed_prompt_tokens=tokens[0],
+            billed_completion_tokens=tokens[1],
+            cost=price.cost(*tokens) if price else None,
+            currency=price.currency if price else None,
+            model_reported=response.model_reported,
+            latency_s=response.latency_s,
+            attempts=response.attempts,
+            failed_runs=int(response.state == "failed" and self._blames_requests),
+            repaired=response.repaired,
+            error=response.error,
+        )
+
+    @property
+    def _blames_requests(self) -> bool:
+        """Return whether a failure may count against its request, not against the endpoint.
+
+        Where nothing is answered, nothing is learnt; but when only requests are left that have
+        failed while others were answered, there is no other to tell by.
+        """
+        return self._any_answered or self._asks_suspects_only
+
+
+class _Asking:
+    """The requests of one caller on their way to a response."""
+
+    def __init__(
+        self,
+        session: TeacherSession,
+        asked_for: AskedFor,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._session, self._asked_for, self._on_progress = session, asked_for, on_progress
+        self._states: dict[str, str] = {}
+        self._num_done = 0
+        self._max_new_tokens = max(
+            (r.sampling.max_new_tokens for r in asked_for.requests.values()), default=0
+        )
+
+    def run(self) -> None:
+        """Bring every request to a final state, or to the end of its attempts."""
+        requests, session = self._asked_for.requests, self._session
+        self._look_up(list(requests))
+        if len(self._states) == len(requests):
+            return
+        waits = 0
+        with session.working() as owner:
+            while left := [h for h in requests if h not in self._states]:
+                session.read_spending()
+                claimed = session.ledger.claim(left, owner.id, max_new_tokens=self._max_new_tokens)
+                # What another chunk has just failed to get an answer to is claimed, not asked.
+                asked = [requests[h] for h in left if h in claimed and not session.has_given_up(h)]
+                if asked:
+                    session.ask(asked, self._keep)
+                elif not claimed and waits == 0:
+                    logger.info("waiting for %d requests that are being asked", len(left))
+                if not claimed:
+                    waits += 1
+                    time.sleep(_POLL_S)
+                self._look_up([h for h in left if h not in self._states])
+
+    def by_state(self) -> dict[str, int]:
+        """Return how many rows have which state."""
+        by_state: collections.Counter[str] = collections.Counter()
+        for request_hash, state in self._states.items():
+            by_state[state] += self._asked_for.num_rows[request_hash]
+        return dict(by_state)
+
+    def _look_up(self, hashes: list[str]) -> None:
+        """Take over the states of responses that are in the ledger by now."""
+        found = self._session.ledger.get(hashes)
+        for request_hash in hashes:
+            row = found.get(request_hash)
+            if row is not None and row.is_final(self._max_new_tokens):
+                self._session.found(row, self._asked_for.num_rows[request_hash])
+                self._note(request_hash, row.state)
+            elif self._session.has_given_up(request_hash):
+                self._note(request_hash, "failed")
+            elif row is not None and row.failed_runs:
+                self._session.suspect(request_hash)
+
+    def _keep(self, response: Response) -> "Future[None]":
+        kept = self._session.keep(response)
+        request_hash = response.request.request_hash
+        if spared := self._asked_for.num_rows[request_hash] - 1:
+            self._session.found(response, spared)
+        self._note(request_hash, response.state)
+        return kept
+
+    def _note(self, request_hash: str, state: str) -> None:
+        self._states[request_hash] = state
+        self._num_done += self._asked_for.num_rows[request_hash]
+        if self._on_progress is not None:
+            totals = self._session.totals
+            self._on_progress(
+                Progress(
+                    done=self._num_done,
+                    total=self._asked_for.num_rows.total(),
+                    activity=self._session.activity(),
+                    cost=totals.cost,
+                    currency=totals.currency,
+                )
+            )
+
+
+def _num_tokens(spent: Spending) -> int:
+    return spent.prompt_tokens + spent.completion_tokens
+
+
+def _price(teacher: TeacherSpec) -> PriceSpec | None:
+    return teacher.price if isinstance(teacher, OpenAITeacher) else None

@@ -1,0 +1,42 @@
+"""Flow: the stage alone. Prompts in, the teacher's responses out; nothing is trained."""
+
+from prefect import flow
+
+from distillery.generation import generation_stage
+from distillery.preflight import check_generation_recipe
+from flows.generate_responses import generate_responses
+from schemas.data import DataSpec
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.generation import Generation
+from schemas.task import TaskSpec
+from schemas.teacher import TeacherSpec
+from tasks.dispatch import dispatch
+from tasks.prompts import load_prompts, validate_prompts
+
+
+@flow(name="answer-prompts", flow_run_name="{task.name}")
+def answer_prompts(
+    task: TaskSpec,
+    data: DataSpec,
+    teacher: TeacherSpec,
+    store: StoreSpec = StoreSpec(),
+    execution: ExecutionSpec = ExecutionSpec(),
+) -> Generation:
+    """Return the responses of ``teacher`` to the training and validation prompts of ``data``.
+
+    A later run of the spine on the same sections reuses them.
+    """
+    check_generation_recipe(task, data, teacher, store)
+    here = {"store": store, "execution": execution}
+    loaded = load_prompts(data, **here)
+    rows = validate_prompts(loaded, task, data, **here)
+    asked = {"prompts": rows.prompts, "teacher": teacher, "task": task}
+    made = dispatch(generate_responses, generation_stage, **here, **asked)
+    return Generation(
+        responses=made.dataset("responses"),
+        quarantined=rows.quarantined,
+        counts=made.manifest.counts,
+        facts=made.manifest.facts["generation"],
+        reused=made.reused,
+        made_at=made.manifest.created_at,
+    )

@@ -1,0 +1,41 @@
+"""What a teacher charges, and how much may be spent on it."""
+
+from pydantic import Field
+
+from schemas.base import Spec, runtime_field
+
+
+class PriceSpec(Spec):
+    """The price table of an endpoint. It prices tokens; it changes no response."""
+
+    prompt_per_million: float = Field(ge=0)
+    """Price of a million prompt tokens, in `currency`."""
+
+    completion_per_million: float = Field(ge=0)
+    """Price of a million completion tokens, in `currency`."""
+
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
+    """ISO 4217 code."""
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the price of so many tokens, in `currency`.
+
+        >>> PriceSpec(prompt_per_million=1, completion_per_million=3).cost(500_000, 1_000_000)
+        3.5
+        """
+        prompt = prompt_tokens * self.prompt_per_million
+        return (prompt + completion_tokens * self.completion_per_million) / 1e6
+
+
+class BudgetSpec(Spec):
+    """Hard caps on what one set of prompts may cost, over all runs of it.
+
+    A run that reaches a cap stops with what it has; a higher cap goes on from there. Starting the
+    same run again does not start the count again, another set of prompts does.
+    """
+
+    max_cost: float | None = runtime_field(None, gt=0)
+    """Most to spend, in `teacher.price.currency`. None: no cap."""
+
+    max_tokens: int | None = runtime_field(None, ge=1)
+    """Most prompt and completion tokens together. None: no cap."""
