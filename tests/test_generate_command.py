@@ -46,6 +46,7 @@ def printed(done: subprocess.CompletedProcess[str], label: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_prompts_are_answered_and_a_second_run_asks_nothing(
     tmp_path: Path, teacher: StubEndpoint, prefect_server: str
 ) -> None:
@@ -83,6 +84,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_recipe_of_the_spine_runs_as_it_is_and_overrides_come_on_either_side(
     tmp_path: Path, teacher: StubEndpoint, prefect_server: str
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_plan_asks_nobody_and_needs_no_server(tmp_path: Path, teacher: StubEnd
     assert teacher.num_requests == 0
 
 
+@pytest.mark.slow
 def test_what_a_plan_says_after_a_run_is_that_nothing_is_left(
     tmp_path: Path, teacher: StubEndpoint, prefect_server: str
 ) -> None:
@@ -121,6 +124,7 @@ def test_what_a_plan_says_after_a_run_is_that_nothing_is_left(
     assert printed(more, "completion tokens") == "about 360"  # 180 x 2
 
 
+@pytest.mark.slow
 def test_a_cap_ends_the_run_with_one_message_and_a_higher_one_goes_on(
     tmp_path: Path, teacher: StubEndpoint, prefect_server: str
 ) -> None:
@@ -138,6 +142,7 @@ def test_a_cap_ends_the_run_with_one_message_and_a_higher_one_goes_on(
     assert teacher.num_requests == 240
 
 
+@pytest.mark.slow
 def test_a_teacher_that_refuses_ends_with_one_message(tmp_path: Path, prefect_server: str) -> None:
     with StubEndpoint(default=Reply(status=401, error="no such key")) as refusing:
         path = write_recipe(tmp_path, make_recipe(tmp_path, refusing.base_url))

@@ -36,7 +36,8 @@ def teacher(folder: Path) -> Iterator[LocalTeacher]:
     opened = open_teacher(spec)
     assert isinstance(opened, LocalTeacher)
     yield opened
-    release_models()
+    # release_models() would collect garbage too, half a second in a large process.
+    _loaded.key = _loaded.model = None
     torch.set_num_threads(threads)
 
 
