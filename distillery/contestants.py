@@ -94,9 +94,9 @@ def _load_spec(spec: Any, device: str) -> LocalModel:
 
 @dataclass(frozen=True)
 class HostedAnswer:
-    """An answer of an endpoint; 0 tokens where it does not count them."""
+    """An answer of an endpoint; None where it does not count its tokens."""
 
-    completion_tokens: int
+    completion_tokens: int | None
 
 
 class HostedModel:
@@ -109,6 +109,10 @@ class HostedModel:
         """Describe the teacher; nothing is sent yet."""
         self._teacher = open_teacher(spec)
         self._identity = self._teacher.identity
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._teacher.close()
 
     def answer(
         self, conversations: Sequence[Conversation], *, max_new_tokens: int, batch_size: int
@@ -130,8 +134,8 @@ class HostedModel:
             if response.state == "failed":
                 failed.append(response.error)
             elif response.state not in NO_TEXT:
-                tokens = response.completion_tokens or 0
-                answers[response.request.prompt_id] = HostedAnswer(tokens)
+                answer = HostedAnswer(response.completion_tokens)
+                answers[response.request.prompt_id] = answer
             return kept()
 
         sampling = greedy(max_new_tokens)

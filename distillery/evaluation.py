@@ -204,6 +204,7 @@ class _Evaluation:
             ):
                 ask = functools.partial(self._ask_teacher, session)
                 self._score("teacher", ask, writer)
+                attempt.cost, attempt.currency = session.totals.cost, session.totals.currency
             self._load_local_models(files)
             for role in self.contest.roles[1:]:
                 with attempt.timed(f"{role}_answers"):
@@ -313,11 +314,12 @@ class _Evaluation:
     def _measure(self) -> Measurements:
         rows = itertools.chain.from_iterable(self._chunks())
         some = itertools.islice(rows, rows_to_time(self.evaluation))
-        performance = measure_performance(
-            {role: self._contestant(role) for role in self.contest.roles},
-            [_conversation(row) for row in some],
-            self.evaluation,
-        )
+        with ExitStack() as opened:
+            performance = measure_performance(
+                {role: self._contestant(role, opened) for role in self.contest.roles},
+                [_conversation(row) for row in some],
+                self.evaluation,
+            )
         return Measurements(
             models={role: self._measurement(role, performance[role]) for role in performance},
             hardware=hardware_record(),
@@ -325,14 +327,16 @@ class _Evaluation:
             accelerator_peak_bytes=accelerator_peak_bytes(),
         )
 
-    def _contestant(self, role: ModelRole) -> Contestant:
+    def _contestant(self, role: ModelRole, opened: ExitStack) -> Contestant:
         size = self.evaluation.throughput_batch_size
         if role in self.loaded:
             return Contestant(self.loaded[role], size)
         teacher = self.contest.teacher
         assert isinstance(teacher, OpenAITeacher)
         turn = max(size, _HOSTED_TURN * teacher.concurrency)
-        return Contestant(HostedModel(teacher), turn, warm_batch=False)
+        hosted = HostedModel(teacher)
+        opened.callback(hosted.close)
+        return Contestant(hosted, turn, warm_batch=False)
 
     def _measurement(self, role: ModelRole, performance: Performance) -> ModelMeasurement:
         model = self.loaded.get(role)

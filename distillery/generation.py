@@ -192,6 +192,9 @@ def collect_responses(
             "from_ledger": totals.from_ledger,
             "asked": totals.asked,
         }
+        # The asking went on before this attempt at collecting.
+        attempt.timings_s["asking"] = attempt.timings_s["total"] = totals.seconds or 0.0
+        attempt.cost, attempt.currency = totals.cost, totals.currency
         attempt.facts["generation"] = totals.facts() | {
             "models_reported": [*sorted(collection.models_reported)]
         }

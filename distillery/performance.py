@@ -27,8 +27,8 @@ class TimedAnswer(Protocol):
     """What is read of an answer while the clock runs."""
 
     @property
-    def completion_tokens(self) -> int:
-        """New tokens of the answer."""
+    def completion_tokens(self) -> int | None:
+        """New tokens of the answer; None where nobody counted them."""
 
 
 class AnsweringModel(Protocol):
@@ -58,8 +58,12 @@ class _Tally:
     """Rows, tokens and seconds so far."""
 
     rows: int = 0
-    tokens: int = 0
+    tokens: int | None = 0
     seconds: float = 0.0
+
+    def count(self, tokens: int | None) -> None:
+        """Add the tokens of one answer; one that is not counted leaves the sum unknown."""
+        self.tokens = None if tokens is None or self.tokens is None else self.tokens + tokens
 
 
 Clock = Callable[[], float]
@@ -112,7 +116,7 @@ def _performance(latencies: Sequence[float], tally: _Tally) -> Performance:
         latency_p95_s=nearest_rank(latencies, 0.95) if latencies else None,
         latency_rows=len(latencies),
         queries_per_hour=tally.rows / tally.seconds * 3600 if timed else None,
-        tokens_per_s=tally.tokens / tally.seconds if timed else None,
+        tokens_per_s=tally.tokens / tally.seconds if timed and tally.tokens is not None else None,
         throughput_rows=tally.rows,
     )
 
@@ -175,7 +179,8 @@ def _throughput(
             answers, seconds = ask(role, turn * contestants[role].batch_size)
             answered = [answer for answer in answers if answer is not None]
             tallies[role].rows += len(answered)
-            tallies[role].tokens += sum(answer.completion_tokens for answer in answered)
+            for answer in answered:
+                tallies[role].count(answer.completion_tokens)
             tallies[role].seconds += seconds
         turn += 1
     return tallies

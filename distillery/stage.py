@@ -94,7 +94,8 @@ class Attempt:
     counts: dict[str, int] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
     facts: dict[str, JsonValue] = field(default_factory=dict)
-    cost_usd: float | None = None
+    cost: float | None = None
+    currency: str | None = None
 
     @property
     def uri(self) -> str:
@@ -164,7 +165,8 @@ class Attempt:
             outputs=self.outputs,
             counts=self.counts,
             timings_s=self.timings_s,
-            cost_usd=self.cost_usd,
+            cost=self.cost,
+            currency=self.currency,
             facts=self.facts,
             versions=_library_versions(),
             git_sha=_git_sha(),

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from schemas.base import Ref
 from schemas.errors import StoreError
 from schemas.execution import StageName
-from schemas.manifest import SCHEMA_VERSION, Manifest
+from schemas.manifest import SCHEMA_VERSION, Manifest, migrate
 from schemas.promotion import ChampionPointer
 from schemas.refs import DatasetRef
 
@@ -94,7 +94,7 @@ class Store:
                 f"reads up to {SCHEMA_VERSION}. Upgrade Distillery, or name another store.root."
             )
         try:
-            return Manifest.model_validate(raw)
+            return Manifest.model_validate(migrate(raw))
         except ValidationError as error:
             raise StoreError(
                 f"manifest {self.path(uri)!r} is damaged: {error.errors()[0]['msg']}. Delete it; "

@@ -1,12 +1,13 @@
 """The manifest: written last, its presence means that a stage is complete."""
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from schemas.refs import DatasetRef, ModelRef, ReportRef
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Manifest(BaseModel):
@@ -47,8 +48,11 @@ class Manifest(BaseModel):
     timings_s: dict[str, float] = {}
     """Seconds by part."""
 
-    cost_usd: float | None = None
-    """Money spent by this attempt; None when the price is not known."""
+    cost: float | None = None
+    """Money spent on a teacher for this result; None when nothing was, or no price is known."""
+
+    currency: str | None = None
+    """Its currency, ISO 4217."""
 
     facts: dict[str, JsonValue] = {}
     """Further results: curves, drop reasons, metrics."""
@@ -61,3 +65,14 @@ class Manifest(BaseModel):
 
     lock_hash: str | None = None
     """sha256 of constraints.txt, when it is at hand."""
+
+
+def migrate(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of an older layout in that of today.
+
+    >>> migrate({"schema_version": 1, "stage": "load_prompts", "cost_usd": None})
+    {'schema_version': 2, 'stage': 'load_prompts'}
+    """
+    if raw["schema_version"] < 2:  # cost_usd was never set
+        raw = {name: value for name, value in raw.items() if name != "cost_usd"}
+    return raw | {"schema_version": SCHEMA_VERSION}

@@ -77,7 +77,6 @@ class ProgressReport:
         self._task = bar.add_task(name, total=total, note="") if bar else None
         self._done: dict[object, int] = {}
         self._note: str | Callable[[], str] = ""
-        self._shown = -1
         self._started = time.monotonic()
         self._next_log = self._started + _LOG_S
         self._ended = threading.Event()
@@ -108,27 +107,23 @@ class ProgressReport:
             self._show(100.0, self._artifact[1])
 
     def _show_until_ended(self) -> None:
+        shown = None
         while not self._ended.wait(_UPDATE_S):
             done, total = sum(self._done.values()), self._total or 1
-            if done == self._shown:
-                continue
-            self._shown = done
             note = self._note if isinstance(self._note, str) else self._note()
+            if (done, note) == shown:
+                continue
+            shown = done, note
+            rate = done / (time.monotonic() - self._started)
+            pace = ", ".join(filter(None, [f"{rate:,.3g}/s", note]))
             if self._bar and self._task is not None:
-                self._bar.update(self._task, completed=done, total=total, note=note)
-            pace = self._pace(done, total)
-            now = time.monotonic()
-            if now >= self._next_log and self._bar is None:
-                self._next_log = now + _LOG_S
-                logger.info("%s", ", ".join(filter(None, [f"{self._name}: {pace}", note])))
-            title = self._artifact[1]
-            self._show(100.0 * done / total, ", ".join(filter(None, [f"{title}: {pace}", note])))
-
-    def _pace(self, done: int, total: int) -> str:
-        """Return the count in words, with what it makes per second and when it will be done."""
-        rate = done / (time.monotonic() - self._started)
-        left_s = datetime.timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
-        return f"{done:,} of {total:,}, {rate:,.3g}/s, {left_s} left"
+                self._bar.update(self._task, completed=done, total=total, note=pace)
+            left = datetime.timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
+            said = f"{done:,} of {total:,}, {left} left, {pace}"
+            if time.monotonic() >= self._next_log and self._bar is None:
+                self._next_log = time.monotonic() + _LOG_S
+                logger.info("%s: %s", self._name, said)
+            self._show(100.0 * done / total, f"{self._artifact[1]}: {said}")
 
     def _show(self, percent: float, description: str) -> None:
         """Update the artifact; work that goes on is worth more than a bar."""

@@ -10,7 +10,7 @@ from prefect.states import Completed, State
 import tasks.secrets  # noqa: F401  (lets a teacher's key be a Prefect secret)
 from distillery import generation as library
 from distillery.models import cpu_threads
-from distillery.responses import summary
+from distillery.responses import money, summary
 from distillery.stage import Stage, StageResult
 from distillery.teacher.session import Progress, TeacherSession, Totals
 from distillery.teacher.transformers import release_models
@@ -48,7 +48,7 @@ def generate_chunk(
         return Completed(name="Skipped", message="Another chunk met what this one would meet.")
 
     def show(now: Progress) -> None:
-        progress.update(now.done, part=chunk.start, note=lambda: progress_note(now))
+        progress.update(now.done, part=chunk.start, note=lambda: progress_note(session))
 
     with cpu_threads(execution):
         return library.generate_chunk(chunk, session, task, on_progress=show)
@@ -77,11 +77,12 @@ def collect_responses(
     return result.dataset("responses"), result
 
 
-def progress_note(now: Progress) -> str:
+def progress_note(session: TeacherSession) -> str:
     """Return what is going on beside the count: requests in flight, their limit, the cost."""
-    said = f"{now.activity.in_flight} in flight of at most {now.activity.limit}"
-    if now.activity.requests_per_minute is not None:
-        said += f", {now.activity.requests_per_minute:,.0f} per minute"
-    if now.cost is not None:
-        said += f", {now.cost:.4f} {now.currency}"
+    activity, totals = session.activity(), session.totals
+    said = f"{activity.in_flight} in flight of at most {activity.limit}"
+    if activity.requests_per_minute is not None:
+        said += f", {activity.requests_per_minute:,.0f} per minute"
+    if totals.cost is not None and totals.currency is not None:
+        said += f", {money(totals.cost, totals.currency)}"
     return said

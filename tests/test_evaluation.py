@@ -160,6 +160,14 @@ def test_hosted_teacher_is_scored_and_timed_but_its_size_is_not_known(store: Sto
     assert stub.num_requests == NUM_ROWS + 1 + 5 + 6
 
 
+def test_tokens_that_an_endpoint_does_not_count_are_unknown_not_none(store: StoreSpec) -> None:
+    with StubEndpoint(default=Reply(text="yes", usage=None)) as stub:
+        result = evaluate_models(**arguments(store, hosted(stub)))
+    speed = measurements_of(result.dataset("scores"), Store(store.root)).models["teacher"]
+    assert speed.performance.queries_per_hour
+    assert speed.performance.tokens_per_s is None
+
+
 def test_refused_prompt_is_unscored_not_wrong(store: StoreSpec) -> None:
     def respond(body: dict[str, Any]) -> Reply:
         refused = "alert(3)" in body["messages"][-1]["content"]
