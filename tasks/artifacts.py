@@ -18,7 +18,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger("distillery.progress")
 
@@ -156,10 +156,9 @@ def _bar() -> Progress:
 
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=8),
         TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)

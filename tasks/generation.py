@@ -80,9 +80,9 @@ def collect_responses(
 def progress_note(session: TeacherSession) -> str:
     """Return what is going on beside the count: requests in flight, their limit, the cost."""
     activity, totals = session.activity(), session.totals
-    said = f"{activity.in_flight} in flight of at most {activity.limit}"
+    said = f"{activity.in_flight}/{activity.limit} in flight"
     if activity.requests_per_minute is not None:
-        said += f", {activity.requests_per_minute:,.0f} per minute"
+        said += f", {activity.requests_per_minute:,.0f}/min"
     if totals.cost is not None and totals.currency is not None:
         said += f", {money(totals.cost, totals.currency)}"
     return said

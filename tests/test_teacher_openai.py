@@ -166,7 +166,7 @@ def test_refused_row_fails_with_the_servers_reason_and_is_not_asked_again(status
 
 def test_endpoint_that_refuses_every_request_ends_the_run_and_keeps_none_as_failed() -> None:
     with StubEndpoint(default=Reply(status=400, error="unknown parameter max_tokens")) as stub:
-        with pytest.raises(TeacherError, match=r"refused the first 8 requests.*max_tokens"):
+        with pytest.raises(TeacherError, match=r"refused the first \d+ requests.*max_tokens"):
             ask(spec_for(stub), 100)
         assert stub.num_requests < 20
 

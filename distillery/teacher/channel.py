@@ -78,6 +78,7 @@ class _Batch:
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
     error: BaseException | None = None
     tasks: set["asyncio.Task[None]"] = dataclasses.field(default_factory=set)
+    items: list["_Item"] = dataclasses.field(default_factory=list)
     num_held: int = 0
 
 
@@ -97,6 +98,7 @@ class _Item:
     completion_tokens: int = 0
     hedge_tokens: int = 0
     last: str = ""
+    is_done: bool = False
 
 
 class Channel:
@@ -152,8 +154,8 @@ class Channel:
         if not requests:
             return Tally()
         batch = _Batch(on_response, budget, len(requests))
-        items = [_Item(r, batch, r.messages, _num_chars(r.messages)) for r in requests]
-        self._loop.call_soon_threadsafe(self._submit, batch, items)
+        batch.items = [_Item(r, batch, r.messages, _num_chars(r.messages)) for r in requests]
+        self._loop.call_soon_threadsafe(self._submit, batch)
         try:
             batch.done.wait()
         finally:
@@ -189,16 +191,15 @@ class Channel:
             self._started.set()
             await self._stopping.wait()
             tasks = [task for batch in self._batches for task in batch.tasks]
-            for task in tasks:
-                task.cancel()
+            self._end(self._endpoint.closed())  # whoever still waits would wait for ever
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _submit(self, batch: _Batch, items: list[_Item]) -> None:
+    def _submit(self, batch: _Batch) -> None:
         if self._ended_by is not None:
             self._fail(batch, self._ended_by)
             return
         self._batches.add(batch)
-        self._ready.extend(items)
+        self._ready.extend(batch.items)
         self._pump()
 
     def _pump(self) -> None:
@@ -232,9 +233,13 @@ class Channel:
             self._timer = self._loop.call_later(wait_s, self._pump)
 
     def _limit(self) -> int:
-        """Return how many requests may be in flight: one until the endpoint is heard of."""
+        """Return how many requests may be in flight: one until the endpoint is heard of.
+
+        One also while nothing but refusals has come: they come before any answer can.
+        """
         share = max(1, self._spec.concurrency // self._pace.processes)
-        return min(self._window.size, share) if self._heard else 1
+        is_known = self._heard and len(self._held) < _REFUSED_AT_FIRST
+        return min(self._window.size, share) if is_known else 1
 
     def _share(self, now: float) -> None:
         """Keep to this process's part of the told limits."""
@@ -451,17 +456,40 @@ class Channel:
         # An endpoint that is away says nothing about the request.
         if not (isinstance(error, _UnreachableError) and self._heard):
             item.failures += 1
-        if not self._heard and (
-            self._outage.failures >= self._spec.max_attempts or self._outage.is_over(now)
-        ):
+        is_over = self._outage.is_over(now) or (
+            not self._heard and self._outage.failures >= self._spec.max_attempts
+        )
+        if is_over and not isinstance(error, _UnreachableError) and self._blames_what_is_left():
+            self._outage.reset()
+            await self._give_up([item, *self._take_waiting()])
+        elif is_over and not self._heard:
             self._end(self._endpoint.never_there(self._outage.failures, item.last))
-        elif self._outage.is_over(now):
+        elif is_over:
             self._end(self._endpoint.gone(item.last))
         elif item.failures < self._spec.max_attempts or not self._heard:
             pause_s = self._backoff_s * 2 ** min(max(0, item.failures - 1), 16)
             due = now + random.uniform(0, min(_MAX_BACKOFF_S, pause_s))
             heapq.heappush(self._later, (due, next(self._numbers), item))
         else:
+            await self._give_up([item])
+
+    def _blames_what_is_left(self) -> bool:
+        """Return whether all that is left has failed while the endpoint answered others.
+
+        Then there is no other request to tell a broken endpoint from broken requests by.
+        """
+        left = (item for batch in self._batches for item in batch.items if not item.is_done)
+        return all(i.request.is_suspect or (self._answered and i.failures) for i in left)
+
+    def _take_waiting(self) -> list[_Item]:
+        """Empty the queues and return what was in them."""
+        waiting = [*self._ready, *(item for _, _, item in self._later)]
+        self._ready.clear()
+        self._later.clear()
+        return [item for item in waiting if item.batch.error is None]
+
+    async def _give_up(self, items: list[_Item]) -> None:
+        for item in items:
             try:
                 await self._finish(item, _failed(item))
             except Exception as failure:
@@ -517,7 +545,7 @@ class Channel:
         """
         self._held.append((item, response))
         item.batch.num_held += 1
-        if len(self._held) >= _REFUSED_AT_FIRST:
+        if len(self._held) >= _REFUSED_AT_FIRST and self._in_flight == 1:  # this one
             self._end(self._endpoint.refuses_all(len(self._held), response.error))
         elif item.batch.num_held == item.batch.num_left:
             await self._release_held([pair for pair in self._held if pair[0].batch is item.batch])
@@ -534,6 +562,7 @@ class Channel:
         batch = item.batch
         # Shielded: a response that is being kept is kept, also when the run has to end.
         await asyncio.shield(asyncio.wrap_future(batch.on_response(response)))
+        item.is_done = True
         batch.num_left -= 1
         if batch.num_left == 0:
             self._batches.discard(batch)

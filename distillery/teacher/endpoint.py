@@ -114,6 +114,13 @@ class Endpoint:
             "are kept. Run again when it is well: only the missing ones are asked."
         )
 
+    def closed(self) -> TeacherError:
+        """Return the error for requests that are on their way when the run lets go."""
+        return TeacherError(
+            f"the connections to endpoint '{self}' were closed while it was being asked. Responses "
+            "so far are kept. Run again: only the missing ones are asked."
+        )
+
     def asks_to_wait(self, wait_s: float, last: str) -> TeacherError:
         """Return the error for a rate limit that holds longer than the run would wait."""
         return TeacherError(

@@ -36,6 +36,10 @@ class Outage:
     def answered(self) -> None:
         """Note an answer of whatever kind but the endpoint's own failure."""
         self._was_there = True
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
         self.failures, self._pause_s = 0, self._first_pause_s
 
     def failed(self, *, sent_at: float, now: float) -> None:

@@ -85,6 +85,9 @@ class Request:
     prompt_id: str = ""
     """The prompt, for messages to people; no part of the hash."""
 
+    is_suspect: bool = False
+    """Whether it failed in an earlier run, which answered others; no part of the hash."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Response:

@@ -233,7 +233,11 @@ class TeacherSession:
         with self._lock:
             self._first_asked = self._first_asked or time.monotonic()
             self.totals.asked += len(requests)
-            self._asks_suspects_only &= all(r.request_hash in self._suspects for r in requests)
+            requests = [
+                dataclasses.replace(r, is_suspect=r.request_hash in self._suspects)
+                for r in requests
+            ]
+            self._asks_suspects_only &= all(request.is_suspect for request in requests)
         tally = self._backend.answer(requests, keep)
         with self._lock:
             self.totals.retries += tally.retries

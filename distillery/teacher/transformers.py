@@ -112,14 +112,14 @@ class LocalTeacher:
         if not waiting:
             return Tally()
         waiting.sort(key=_alike)
-        retries_before = self._retries
         with _loaded.lock:
+            retries_before = self._retries  # of callers whose turn was before
             model = self._model()
             for _, alike in itertools.groupby(waiting, key=_alike):
                 tries = [_Try(request, request.messages) for request in alike]
                 while tries:
                     tries = self._round(model, tries, on_response)
-        return Tally(retries=self._retries - retries_before)
+            return Tally(retries=self._retries - retries_before)
 
     def close(self) -> None:
         """Keep the model for the next one to ask; :func:`release_models` drops it."""
