@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,6 +221,30 @@ def test_first_prompt_that_breaks_the_endpoint_does_not_keep_the_others_waiting(
         asked = [body["messages"][0]["content"] for body in stub.requests]
     assert asked[:2] == ["q0", "q1"]
     assert ledger_rows(prompts, session.teacher, store)["p0"].failed_runs == 1
+
+
+@pytest.mark.parametrize("fault", [Reply(status=500), Reply(delay_s=30)], ids=["500", "hangs"])
+def test_many_prompts_that_break_the_endpoint_are_no_outage_and_are_left_in_the_third_run(
+    store: StoreSpec, quick_retries: None, fault: Reply
+) -> None:
+    prompts = train_prompts(store, 24)
+
+    def respond(body: dict[str, Any]) -> Reply:
+        return fault if int(body["messages"][0]["content"][1:]) % 8 == 1 else Reply()
+
+    with StubEndpoint(respond=respond) as stub:
+        limits: dict[str, Any] = {"max_attempts": 8, "max_outage_s": 0.8, "timeout_s": 0.1}
+        teacher = endpoint(stub, concurrency=8, **limits)
+        for run in (1, 2):
+            with pytest.raises(TeacherError, match="3 of 24 prompts have no response yet"):
+                run_all(prompts, teacher, store)
+            rows = ledger_rows(prompts, teacher, store).values()
+            assert Counter((row.state, row.failed_runs) for row in rows) == {
+                ("ok", 0): 21,
+                ("failed", run): 3,
+            }
+        counts = run_all(prompts, teacher, store).manifest.counts
+    assert (counts["ok"], counts["failed"]) == (21, 3)
 
 
 # -- what others ask -----------------------------------------------------------------------------

@@ -7,9 +7,11 @@ import pytest
 
 from distillery.answers import check_answer_format, format_violation
 from distillery.structured import repair_messages, schema_violation
+from distillery.teacher.chat_api import request_json
 from distillery.teacher.protocol import Request, ResponseSchema, Sampling, make_request
 from schemas.errors import RecipeError
 from schemas.task import JsonFormat, TaskSpec
+from schemas.teacher import OpenAITeacher
 
 TICKET = {
     "type": "object",
@@ -30,6 +32,21 @@ def _task(schema: Any) -> TaskSpec:
 def _request(schema: ResponseSchema | None) -> Request:
     messages = [{"role": "system", "content": "Sort."}, {"role": "user", "content": "It broke."}]
     return make_request({}, messages, Sampling(64, 0.0, 1.0, 0), response_schema=schema)
+
+
+def test_the_teacher_gets_the_properties_in_the_recipes_order() -> None:
+    """vLLM writes them in the schema's order: with sorted keys, an answer before its reason."""
+    properties = {"reason": {"type": "string"}, "answer": {"type": "string"}}
+    teacher = OpenAITeacher(model="m", base_url="http://host/v1")
+    hashes = set()
+    for names in (["reason", "answer"], ["answer", "reason"]):
+        ordered = {"properties": {name: properties[name] for name in names}, "required": names}
+        schema = ResponseSchema.of(teacher, _task(ordered))
+        request = _request(schema)
+        body = request_json(teacher, request, request.messages)
+        assert list(body["response_format"]["json_schema"]["schema"]["properties"]) == names
+        hashes.add(request.request_hash)
+    assert len(hashes) == 2
 
 
 @pytest.mark.parametrize("text", ['{"label": "refund"}', ' {"label":"repair","lines":[1]}\n'])

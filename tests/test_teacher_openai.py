@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -169,6 +170,16 @@ def test_endpoint_that_refuses_every_request_ends_the_run_and_keeps_none_as_fail
         with pytest.raises(TeacherError, match=r"refused the first \d+ requests.*max_tokens"):
             ask(spec_for(stub), 100)
         assert stub.num_requests < 20
+
+
+def test_refusals_that_come_before_the_first_slow_answer_end_nothing() -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        is_refused = int(body["messages"][0]["content"][1:]) % 3 == 0
+        return Reply(status=400) if is_refused else Reply(delay_s=0.3)
+
+    with StubEndpoint(respond=respond) as stub:
+        responses = ask(spec_for(stub, concurrency=64), 60)
+    assert Counter(response.state for response in responses) == {"ok": 40, "refused": 20}
 
 
 def test_few_refused_rows_are_handed_over_even_when_nothing_was_answered() -> None:
@@ -543,6 +554,20 @@ def test_error_of_the_receiver_ends_the_run() -> None:
         with pytest.raises(StoreError, match="disk full"):
             answer(spec, requests_for(spec, 50), full)
         assert stub.num_requests <= 1 + spec.concurrency
+
+
+@pytest.mark.parametrize("num_requests", [4, 100], ids=["all in flight", "more waiting"])
+def test_caller_is_told_when_the_teacher_is_closed_under_it(num_requests: int) -> None:
+    with StubEndpoint([Reply()], default=Reply(delay_s=30)) as stub, ThreadPoolExecutor(1) as pool:
+        spec = spec_for(stub)
+        teacher = EndpointTeacher(spec)
+        asking = pool.submit(teacher.answer, requests_for(spec, num_requests), lambda _: kept())
+        while stub.num_requests < 4:
+            time.sleep(0.01)
+        teacher.close()
+        with pytest.raises(TeacherError, match="closed while it was being asked"):
+            asking.result(10)
+        assert stub.num_requests < 8
 
 
 def test_works_inside_a_running_event_loop() -> None:

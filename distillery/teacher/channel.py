@@ -21,7 +21,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -292,9 +292,13 @@ class Channel:
             self._num_retries += 1
             item.batch.tally.retries += 1
         item.sent += 1
-        task = self._loop.create_task(self._attempt(item, now))
-        item.batch.tasks.add(task)
-        task.add_done_callback(item.batch.tasks.discard)
+        self._start(self._attempt(item, now), item.batch)
+
+    def _start(self, work: Coroutine[Any, Any, None], batch: _Batch) -> None:
+        """Have ``work`` done for ``batch``, and ended with it."""
+        task = self._loop.create_task(work)
+        batch.tasks.add(task)
+        task.add_done_callback(batch.tasks.discard)
 
     async def _attempt(self, item: _Item, sent_at: float) -> None:
         """Send ``item`` once and deal with what follows."""
@@ -447,7 +451,9 @@ class Channel:
         now = time.monotonic()
         item.last = self._endpoint.redact(str(error))
         logger.debug("attempt %d at %s: %s", item.sent, item.request.request_hash[:12], item.last)
-        self._outage.failed(sent_at=sent_at, now=now)
+        # Of an endpoint that is there, a failure of what has failed before tells nothing new.
+        if error.status is None or not all(i.request.is_suspect for i in self._left()):
+            self._outage.failed(sent_at=sent_at, now=now)
         if error.status is not None:
             self._heard = True
             self._pace.accepted()
@@ -461,7 +467,9 @@ class Channel:
         )
         if is_over and not isinstance(error, _UnreachableError) and self._blames_what_is_left():
             self._outage.reset()
-            await self._give_up([item, *self._take_waiting()])
+            for other in self._take_waiting():
+                self._start(self._give_up(other), other.batch)
+            await self._give_up(item)
         elif is_over and not self._heard:
             self._end(self._endpoint.never_there(self._outage.failures, item.last))
         elif is_over:
@@ -471,15 +479,20 @@ class Channel:
             due = now + random.uniform(0, min(_MAX_BACKOFF_S, pause_s))
             heapq.heappush(self._later, (due, next(self._numbers), item))
         else:
-            await self._give_up([item])
+            await self._give_up(item)
 
     def _blames_what_is_left(self) -> bool:
         """Return whether all that is left has failed while the endpoint answered others.
 
         Then there is no other request to tell a broken endpoint from broken requests by.
         """
-        left = (item for batch in self._batches for item in batch.items if not item.is_done)
-        return all(i.request.is_suspect or (self._answered and i.failures) for i in left)
+        return all(
+            item.request.is_suspect or (self._answered and item.failures) for item in self._left()
+        )
+
+    def _left(self) -> Iterator[_Item]:
+        """Yield the requests that have come to no end yet."""
+        return (item for batch in self._batches for item in batch.items if not item.is_done)
 
     def _take_waiting(self) -> list[_Item]:
         """Empty the queues and return what was in them."""
@@ -488,12 +501,11 @@ class Channel:
         self._later.clear()
         return [item for item in waiting if item.batch.error is None]
 
-    async def _give_up(self, items: list[_Item]) -> None:
-        for item in items:
-            try:
-                await self._finish(item, _failed(item))
-            except Exception as failure:
-                self._fail(item.batch, failure)
+    async def _give_up(self, item: _Item) -> None:
+        try:
+            await self._finish(item, _failed(item))
+        except Exception as failure:
+            self._fail(item.batch, failure)
 
     # -- the end of a request ----------------------------------------------------------------
 
@@ -623,7 +635,7 @@ def _failed(item: _Item) -> Response:
         repaired=item.repaired,
         billed_prompt_tokens=item.prompt_tokens,
         billed_completion_tokens=item.completion_tokens,
-        error=item.last,
+        error=item.last or "not asked: what failed with it in an earlier run got no answer",
     )
 
 

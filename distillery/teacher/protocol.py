@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from distillery.fingerprint import canonical_json, model_identity, sha256
+from distillery.fingerprint import model_identity, sha256
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
@@ -49,7 +50,8 @@ class ResponseSchema:
     """What a response has to look like, and what the teacher is told of it."""
 
     json_schema: str
-    """JSON schema (draft 2020-12), canonical JSON text."""
+    """JSON schema (draft 2020-12) as JSON text, its properties in the recipe's order: endpoints
+    that keep to a schema write them in that order, so it is part of what is asked."""
 
     mode: Literal["validate", "json_object", "json_schema"]
     """`teacher.structured_output`: what the endpoint is asked for."""
@@ -59,7 +61,13 @@ class ResponseSchema:
         """Return the schema that responses of ``teacher`` keep to; None when there is none."""
         if teacher.structured_output == "off" or not isinstance(task.answer_format, JsonFormat):
             return None
-        return cls(canonical_json(task.answer_format.json_schema), teacher.structured_output)
+        text = json.dumps(
+            task.answer_format.json_schema,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        return cls(text, teacher.structured_output)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -351,7 +351,9 @@ class TeacherSession:
             model_reported=response.model_reported,
             latency_s=response.latency_s,
             attempts=response.attempts,
-            failed_runs=int(response.state == "failed" and self._blames_requests),
+            failed_runs=int(
+                response.state == "failed" and response.attempts > 0 and self._blames_requests
+            ),
             repaired=response.repaired,
             error=response.error,
         )
