@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import datetime
 import email.utils
+import json
 import logging
 import socket
 import threading
@@ -314,6 +315,15 @@ def test_endpoint_is_told_of_the_schema_as_it_understands_it(mode: str, sent: ob
         response = ask_structured(stub, mode)
     assert stub.requests[0].get("response_format") == sent
     assert (response.state, response.repaired) == ("ok", False)
+
+
+def test_model_that_declines_to_keep_to_a_schema_is_not_asked_again() -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
+    body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+    with StubEndpoint(default=Reply(body=body)) as stub:
+        response = ask_structured(stub)
+        assert stub.num_requests == 1
+    assert (response.state, response.error) == ("refused", "declined: I cannot help with that.")
 
 
 def test_response_that_breaks_its_schema_is_repaired_once() -> None:

@@ -97,6 +97,7 @@ class _Item:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     hedge_tokens: int = 0
+    reserved: float = 0.0
     last: str = ""
     is_done: bool = False
 
@@ -287,7 +288,8 @@ class Channel:
         self._num_sent += 1
         self._pace.take(now)
         if self._tokens is not None:
-            self._tokens.take(self._expected_tokens(item), now)
+            item.reserved = self._expected_tokens(item)
+            self._tokens.take(item.reserved, now)
         if item.sent:
             self._num_retries += 1
             item.batch.tally.retries += 1
@@ -321,6 +323,8 @@ class Channel:
             self._fail(item.batch, error)
         finally:
             self._in_flight -= 1
+            if self._tokens is not None:
+                self._tokens.take(sum(billed) - item.reserved, time.monotonic())
             item.batch.budget.leave(*billed)
             self._pump()
 
@@ -401,9 +405,6 @@ class Channel:
             prompt = round(_num_chars(item.messages) / _CHARS_PER_TOKEN)
         if answer is None:
             answer = round(len(completion.text) / _CHARS_PER_TOKEN)
-        expected = self._expected_tokens(item)
-        if self._tokens is not None:
-            self._tokens.take(prompt + answer - expected, time.monotonic())
         old = self._mean_tokens if self._mean_tokens is not None else float(prompt + answer)
         self._mean_tokens = old + _MEMORY * (prompt + answer - old)
         prompt, item.hedge_tokens = prompt + item.hedge_tokens, 0
@@ -662,11 +663,25 @@ class _Opened:
 
 _opened = _Opened()
 
+# What a channel does not read: runs that differ in it alone share their endpoint's limits.
+_OF_THE_REQUEST = {
+    "max_new_tokens",
+    "sampling_temperature",
+    "top_p",
+    "seed",
+    "samples",
+    "structured_output",
+    "price",
+    "budget",
+    "declared",
+}
+
 
 @contextlib.contextmanager
 def open_channel(endpoint: Endpoint, *, backoff_s: float) -> Iterator[Channel]:
     """Yield the channel to ``endpoint``, shared with whoever has it open in this process."""
-    key = (os.getpid(), endpoint.spec.model_dump_json(), endpoint.key, backoff_s)
+    asking = endpoint.spec.model_dump_json(exclude=_OF_THE_REQUEST)
+    key = (os.getpid(), asking, endpoint.key, backoff_s)
     with _opened.lock:
         if key not in _opened.channels:
             _opened.channels[key] = Channel(endpoint, backoff_s=backoff_s)

@@ -128,7 +128,7 @@ def _read_completion(text: str) -> Completion:
     try:
         body = json.loads(text)
         choice = _first_choice(body["choices"])
-        content = choice["message"].get("content")
+        content, declined = (choice["message"].get(name) for name in ("content", "refusal"))
         usage = body.get("usage") or {}
         if not (content is None or isinstance(content, str)):
             raise TypeError
@@ -146,11 +146,13 @@ def _read_completion(text: str) -> Completion:
         completion_tokens=counts[1],
         model=None if model is None else str(model),
     )
-    if reason != "content_filter":
+    if reason == "content_filter":
+        error = "stopped by the content filter"
+    elif declined and not answer:  # how OpenAI's models decline to keep to a schema
+        error = f"declined: {server_message(str(declined))}"
+    else:
         return said
-    return dataclasses.replace(
-        said, state="refused", text="", error="stopped by the content filter"
-    )
+    return dataclasses.replace(said, state="refused", text="", error=error)
 
 
 def _count(value: Any) -> int | None:

@@ -379,7 +379,7 @@ class _Asking:
     ) -> None:
         self._session, self._asked_for, self._on_progress = session, asked_for, on_progress
         self._states: dict[str, str] = {}
-        self._num_done = 0
+        self._num_done, self._num_rows = 0, asked_for.num_rows.total()
         self._max_new_tokens = max(
             (r.sampling.max_new_tokens for r in asked_for.requests.values()), default=0
         )
@@ -442,7 +442,7 @@ class _Asking:
             self._on_progress(
                 Progress(
                     done=self._num_done,
-                    total=self._asked_for.num_rows.total(),
+                    total=self._num_rows,
                     activity=self._session.activity(),
                     cost=totals.cost,
                     currency=totals.currency,
