@@ -381,6 +381,17 @@ def test_endpoint_that_hangs_from_the_start_ends_the_run() -> None:
         assert stub.num_requests == 2
 
 
+def test_endpoint_that_takes_its_time_with_the_first_response_is_not_left_idle() -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        return Reply(delay_s=1.5 if body["messages"][0]["content"] == "q0" else 0.01)
+
+    order: list[str] = []
+    with StubEndpoint(respond=respond) as stub:
+        spec = spec_for(stub)
+        answer(spec, requests_for(spec, 40), lambda r: order.append(r.request.prompt_id))
+    assert order[-1] == "p0"
+
+
 def test_endpoint_that_only_fails_meets_few_requests_and_ends_the_run() -> None:
     with StubEndpoint(default=Reply(status=500)) as stub:
         with pytest.raises(TeacherError, match="has answered nothing for more than"):

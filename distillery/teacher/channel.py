@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_BACKOFF_S = 30.0
 _MOST_ASKED_EMPTY = 3
+# How long the first request goes alone.
+_REFUSED_WITHIN_S = 0.2
 # So many requests refused before any is answered: the settings are at fault, not the prompts.
 _REFUSED_AT_FIRST = 8
 # Room for what a body holds beside the text; one that goes on beyond it never ends.
@@ -123,6 +125,7 @@ class Channel:
         self._batches: set[_Batch] = set()
         self._in_flight = self._num_sent = self._num_hedged = self._num_429 = self._num_retries = 0
         self._heard = self._answered = False
+        self._first_sent_at = float("inf")
         self._held: list[tuple[_Item, Response]] = []
         self._models: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -236,10 +239,12 @@ class Channel:
     def _limit(self) -> int:
         """Return how many requests may be in flight: one until the endpoint is heard of.
 
-        One also while nothing but refusals has come: they come before any answer can.
+        A wrong key is refused at once: an endpoint that takes its time is at work, and need not
+        be waited for. One also while nothing but refusals has come: they come before any answer.
         """
         share = max(1, self._spec.concurrency // self._pace.processes)
-        is_known = self._heard and len(self._held) < _REFUSED_AT_FIRST
+        is_at_work = time.monotonic() - self._first_sent_at >= _REFUSED_WITHIN_S
+        is_known = (self._heard or is_at_work) and len(self._held) < _REFUSED_AT_FIRST
         return min(self._window.size, share) if is_known else 1
 
     def _share(self, now: float) -> None:
@@ -286,6 +291,9 @@ class Channel:
     def _send(self, item: _Item, now: float) -> None:
         self._in_flight += 1
         self._num_sent += 1
+        if self._num_sent == 1:
+            self._first_sent_at = now
+            self._loop.call_later(1.01 * _REFUSED_WITHIN_S, self._pump)
         self._pace.take(now)
         if self._tokens is not None:
             item.reserved = self._expected_tokens(item)

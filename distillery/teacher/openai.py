@@ -51,7 +51,8 @@ class EndpointTeacher:
     def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
         """Ask all requests and hand over each response, those that failed too.
 
-        The first request to an endpoint goes alone, so that a wrong key or address costs one.
+        The first request to an endpoint goes alone until it is answered, 0.2 s at most, so that
+        a wrong key or address costs one.
 
         Raises:
             RecipeError: Address or key cannot be used; nothing has been sent.
