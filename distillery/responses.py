@@ -11,7 +11,8 @@ from typing import Any
 
 from distillery.store import Store
 from distillery.teacher.protocol import State
-from schemas.errors import StoreError
+from schemas.data import DataSpec, FileSource
+from schemas.errors import RecipeError, StoreError
 from schemas.refs import DatasetRef
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
@@ -91,12 +92,19 @@ def money(amount: float, currency: str) -> str:
     return f"{amount:,.{digits}f} {currency}"
 
 
-def check_jsonl(path: Path) -> None:
+def check_jsonl(path: Path, data: DataSpec) -> None:
     """Return when a file can be made at ``path``; asked before money is spent.
 
     Raises:
+        RecipeError: It is one of the files that ``data`` reads.
         StoreError: Its folder is not there, or nothing can be written into it.
     """
+    sources = (data.train, data.validation, data.gold, data.test)
+    if path.resolve() in {Path(s.path).resolve() for s in sources if isinstance(s, FileSource)}:
+        raise RecipeError(
+            f"--jsonl {str(path)!r} is a file that the recipe reads, and would be lost. Name "
+            "another one."
+        )
     with _named_errors(path), tempfile.TemporaryFile(dir=path.parent):
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")

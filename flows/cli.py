@@ -78,7 +78,7 @@ def run_generation() -> None:
             _print_plan(recipe)
             return
         if arguments.jsonl:
-            check_jsonl(arguments.jsonl)
+            check_jsonl(arguments.jsonl, recipe.data)
         outcome: Generation = _run(answer_prompts, recipe)
         console.print()
         made_at = outcome.made_at if outcome.reused else None

@@ -11,6 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from distillery.responses import check_jsonl
+from schemas.data import DataSpec, FileSource
+from schemas.errors import RecipeError
 from tests.fixtures_recipe import label_of, make_recipe, scripted_teacher, write_recipe
 from tests.stub_endpoint import Reply, StubEndpoint
 
@@ -171,6 +174,15 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(
     assert done.returncode == 1
     assert told in done.stderr and "Traceback" not in done.stderr
     assert teacher.num_requests == 0
+
+
+def test_a_file_that_the_recipe_reads_is_not_written_over(tmp_path: Path) -> None:
+    prompts = tmp_path / "train.jsonl"
+    prompts.touch()
+    data = DataSpec(train=FileSource(path=str(prompts)))
+    with pytest.raises(RecipeError, match="is a file that the recipe reads"):
+        check_jsonl(tmp_path / "." / "train.jsonl", data)
+    check_jsonl(tmp_path / "responses.jsonl", data)
 
 
 def test_help_names_the_documented_command(prefect_server: str) -> None:
