@@ -1,5 +1,6 @@
 """What a run leaves in the Prefect UI: tables with a Markdown twin, text, and progress."""
 
+import collections
 import contextlib
 import contextvars
 import datetime
@@ -18,12 +19,14 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 logger = logging.getLogger("distillery.progress")
 
 _UPDATE_S = 1.0
 _LOG_S = 10.0
+_RATE_OVER_S = 300.0
+_QUIET_S = 20.0
 
 
 def publish_table(key: str, rows: Sequence[dict[str, Any]], markdown: str, note: str) -> None:
@@ -62,6 +65,55 @@ def artifact_key(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
+class Pace:
+    """How fast work goes, and how long the rest of it takes at that pace.
+
+    What took no time, such as responses from the ledger, is left out. Only the last minutes count:
+    an endpoint may be faster or slower than it was an hour ago.
+
+    >>> pace = Pace(started_s=0.0)
+    >>> pace.note(420, now_s=10.0, num_free=400)
+    >>> pace.rate(now_s=10.0), pace.quiet_s(now_s=10.0)
+    (2.0, 0.0)
+    >>> pace.note(420, now_s=40.0, num_free=400)
+    >>> pace.rate(now_s=40.0), pace.quiet_s(now_s=40.0)
+    (0.5, 30.0)
+    """
+
+    def __init__(self, started_s: float) -> None:
+        """Begin with nothing done."""
+        self._seen = collections.deque([(started_s, 0)])
+        self._done, self._changed_s = 0, started_s
+
+    def note(self, done: int, *, now_s: float, num_free: int = 0) -> None:
+        """Note that ``done`` are done by now, ``num_free`` of which took no time."""
+        if done != self._done:
+            self._done, self._changed_s = done, now_s
+        self._seen.append((now_s, done - num_free))
+        while len(self._seen) > 2 and now_s - self._seen[1][0] >= _RATE_OVER_S:
+            self._seen.popleft()
+
+    def rate(self, *, now_s: float) -> float:
+        """Return how many are done per second."""
+        (first_s, first), (_, last) = self._seen[0], self._seen[-1]
+        return max(0, last - first) / (now_s - first_s) if now_s > first_s else 0.0
+
+    def quiet_s(self, *, now_s: float) -> float:
+        """Return for how long nothing has been done."""
+        return now_s - self._changed_s
+
+    def sentence(self, done: int, total: int, *, now_s: float) -> str:
+        """Return the time left and the rate in words, and whether nothing comes any more."""
+        rate, quiet_s = self.rate(now_s=now_s), self.quiet_s(now_s=now_s)
+        said = []
+        if rate:
+            left = datetime.timedelta(seconds=round(max(0, total - done) / rate))
+            said = [f"{left} left", f"{rate:,.3g}/s"]
+        if quiet_s >= _QUIET_S:
+            said.append(f"nothing new for {quiet_s // 10 * 10:.0f} s")
+        return ", ".join(said)
+
+
 class ProgressReport:
     """Shows one stage's progress: a bar in a terminal, log lines elsewhere, an artifact in the UI.
 
@@ -76,9 +128,11 @@ class ProgressReport:
         self._name, self._artifact, self._bar, self._total = name, artifact, bar, total
         self._task = bar.add_task(name, total=total, note="") if bar else None
         self._done: dict[object, int] = {}
+        self._num_free = 0
         self._note: str | Callable[[], str] = ""
-        self._started = time.monotonic()
-        self._next_log = self._started + _LOG_S
+        started_s = time.monotonic()
+        self._pace = Pace(started_s)
+        self._next_log = started_s + _LOG_S
         self._ended = threading.Event()
         context = contextvars.copy_context()  # Prefect's settings are in it
         self._thread = threading.Thread(
@@ -93,11 +147,15 @@ class ProgressReport:
         note: str | Callable[[], str] = "",
         *,
         part: object = None,
+        num_free: int = 0,
     ) -> None:
-        """Say that ``done`` are done of ``total``, or ``done`` of a part of the report's total."""
+        """Say that ``done`` are done of ``total``, or ``done`` of a part of the report's total.
+
+        ``num_free`` of all parts took no time, so the time left is not told from them.
+        """
         self._done[part] = done
         self._total = total or self._total
-        self._note = note
+        self._note, self._num_free = note, num_free
 
     def end(self, *, finished: bool) -> None:
         """Stop showing; what is finished stands at 100 %."""
@@ -109,19 +167,19 @@ class ProgressReport:
     def _show_until_ended(self) -> None:
         shown = None
         while not self._ended.wait(_UPDATE_S):
-            done, total = sum(self._done.values()), self._total or 1
+            now_s, done, total = time.monotonic(), sum(self._done.values()), self._total or 1
+            self._pace.note(done, now_s=now_s, num_free=self._num_free)
             note = self._note if isinstance(self._note, str) else self._note()
-            if (done, note) == shown:
+            is_quiet = self._pace.quiet_s(now_s=now_s) // 10
+            if (done, note, is_quiet) == shown:
                 continue
-            shown = done, note
-            rate = done / (time.monotonic() - self._started)
-            pace = ", ".join(filter(None, [f"{rate:,.3g}/s", note]))
+            shown = done, note, is_quiet
+            pace = ", ".join(filter(None, [self._pace.sentence(done, total, now_s=now_s), note]))
             if self._bar and self._task is not None:
                 self._bar.update(self._task, completed=done, total=total, note=pace)
-            left = datetime.timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
-            said = f"{done:,} of {total:,}, {left} left, {pace}"
-            if time.monotonic() >= self._next_log and self._bar is None:
-                self._next_log = time.monotonic() + _LOG_S
+            said = ", ".join(filter(None, [f"{done:,} of {total:,}", pace]))
+            if now_s >= self._next_log and self._bar is None:
+                self._next_log = now_s + _LOG_S
                 logger.info("%s: %s", self._name, said)
             self._show(100.0 * done / total, f"{self._artifact[1]}: {said}")
 
@@ -158,7 +216,6 @@ def _bar() -> Progress:
         TextColumn("  {task.description}"),
         BarColumn(bar_width=8),
         TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True)

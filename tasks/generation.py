@@ -32,6 +32,7 @@ def answering(
         library.open_session(prompts, teacher, task, store) as session,
         progress_report("generate_responses", "Teacher responses", num_responses) as progress,
     ):
+        progress.update(0, note=lambda: progress_note(session))
         yield session, progress
 
 
@@ -48,7 +49,12 @@ def generate_chunk(
         return Completed(name="Skipped", message="Another chunk met what this one would meet.")
 
     def show(now: Progress) -> None:
-        progress.update(now.done, part=chunk.start, note=lambda: progress_note(session))
+        progress.update(
+            now.done,
+            part=chunk.start,
+            note=lambda: progress_note(session),
+            num_free=session.totals.from_ledger,
+        )
 
     with cpu_threads(execution):
         return library.generate_chunk(chunk, session, task, on_progress=show)
@@ -78,11 +84,15 @@ def collect_responses(
 
 
 def progress_note(session: TeacherSession) -> str:
-    """Return what is going on beside the count: requests in flight, their limit, the cost."""
+    """Return what is going on beside the count: requests in flight, trouble, the cost."""
     activity, totals = session.activity(), session.totals
     said = f"{activity.in_flight}/{activity.limit} in flight"
     if activity.requests_per_minute is not None:
         said += f", {activity.requests_per_minute:,.0f}/min"
     if totals.cost is not None and totals.currency is not None:
         said += f", {money(totals.cost, totals.currency)}"
+    if activity.retries:
+        said += f", retries {activity.retries:,}"
+    if activity.rate_limited:
+        said += f", 429s {activity.rate_limited:,}"
     return said

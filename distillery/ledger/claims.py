@@ -43,7 +43,7 @@ class Owner:
 
     def start(self) -> None:
         """Register the owner and begin to beat."""
-        self.processes = self._database.write(self.beat)
+        self.processes = self._database.write(self.beat, once=False)
         self._beats.start()
 
     def stop(self) -> None:
@@ -51,7 +51,9 @@ class Owner:
         self._done.set()
         self._beats.join()
         try:
-            self._database.write(lambda connection: _remove(connection, [self.id]), outage_s=5)
+            self._database.write(
+                lambda connection: _remove(connection, [self.id]), outage_s=5, once=False
+            )
         except StoreError as error:  # they end by themselves a little later
             logger.warning("claims not released: %s", error)
 
@@ -82,7 +84,7 @@ class Owner:
         while not self._done.wait(BEAT_S):
             try:
                 # Once only: what is late by a beat is taken up by the next.
-                self.processes = self._database.write(self.beat, outage_s=0)
+                self.processes = self._database.write(self.beat, outage_s=0, once=False)
             except StoreError as error:
                 logger.warning("claims not extended: %s", error)
 
@@ -109,7 +111,9 @@ class ClaimDesk:
 
     def claim(self, hashes: Collection[str], owner: str, *, max_new_tokens: int) -> set[str]:
         """Return those of ``hashes`` that ``owner`` may ask, and put that down."""
-        return self._database.write(lambda c: self._claim(c, hashes, owner, max_new_tokens))
+        return self._database.write(
+            lambda c: self._claim(c, hashes, owner, max_new_tokens), once=False
+        )
 
     def release(self, owner: str) -> None:
         """Drop the claims of ``owner``."""

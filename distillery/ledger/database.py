@@ -7,12 +7,14 @@ SQLite's writers would otherwise wait for each other in the busy handler, which 
 import logging
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import sqlalchemy as sa
 
 from distillery.ledger import engine as _engine
+from distillery.ledger.tables import receipts
 from schemas.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Database:
         *,
         survives: Callable[[sa.exc.DBAPIError], bool] | None = None,
         outage_s: float | None = None,
+        once: bool = True,
     ) -> T:
         """Return what ``work`` returns, run in a writing transaction that is done exactly once.
 
@@ -58,11 +61,14 @@ class Database:
             work: What to do; it is run again when its transaction was rolled back.
             survives: The errors to try again after. None: a lost connection.
             outage_s: For how long. None: ``_OUTAGE_S``; 0: not at all.
+            once: Whether doing it twice would do harm.
 
         Raises:
             StoreError: The database refuses; an OutageError when it stayed away.
         """
-        return self._run(work, writes=True, survives=survives or is_lost, outage_s=outage_s)
+        return self._run(
+            work, writes=True, survives=survives or is_lost, outage_s=outage_s, once=once
+        )
 
     def dispose(self) -> None:
         """Close the connections."""
@@ -75,9 +81,10 @@ class Database:
         writes: bool,
         survives: Callable[[sa.exc.DBAPIError], bool],
         outage_s: float | None = None,
+        once: bool = False,
     ) -> T:
         patience_s = _OUTAGE_S if outage_s is None else outage_s
-        attempt = _Attempt(self, work, writes)
+        attempt = _Attempt(self, work, writes, once=once and not self.is_sqlite)
         failed_at: float | None = None
         while True:
             try:
@@ -137,11 +144,17 @@ class _Attempt(Generic[T]):
     """One piece of work on its way to being done exactly once."""
 
     def __init__(
-        self, database: Database, work: Callable[[sa.Connection], T], writes: bool
+        self,
+        database: Database,
+        work: Callable[[sa.Connection], T],
+        writes: bool,
+        *,
+        once: bool,
     ) -> None:
         self._database = database
         self._work = work
         self._writes = writes
+        self._receipt = uuid.uuid4().hex if once else None
         self._unclear: tuple[int, T] | None = None
         self.num_failed = 0
 
@@ -152,7 +165,7 @@ class _Attempt(Generic[T]):
                 connection = connection.execution_options(distillery_writes=self._writes)
                 if self._unclear is not None:
                     number, result = self._unclear
-                    if _is_committed(connection, number):
+                    if _is_committed(connection, number, str(self._receipt)):
                         return result
                     self._unclear = None
                 return self._once(connection)
@@ -164,7 +177,9 @@ class _Attempt(Generic[T]):
         transaction = connection.begin()
         try:
             number = None
-            if self._writes and not self._database.is_sqlite:
+            if self._receipt is not None:
+                receipt = {"receipt": self._receipt, "created_at": time.time()}
+                connection.execute(sa.insert(receipts), receipt)
                 number = connection.exec_driver_sql("SELECT txid_current()").scalar_one()
             result = self._work(connection)
         except BaseException:
@@ -174,21 +189,22 @@ class _Attempt(Generic[T]):
             transaction.commit()
         except sa.exc.DBAPIError as error:
             # The connection broke between COMMIT and its answer: what was paid would be counted
-            # twice if it were committed again. PostgreSQL remembers the transaction.
+            # twice if it were committed again. The receipt tells.
             if number is not None and is_lost(error):
                 self._unclear = (number, result)
             raise
         return result
 
 
-def _is_committed(connection: sa.Connection, number: int) -> bool:
+def _is_committed(connection: sa.Connection, number: int, receipt: str) -> bool:
     """Return whether a PostgreSQL transaction was committed; waits while it is under way."""
     while True:
         with connection.begin():
             query = sa.text("SELECT txid_status(:number)")
             status = connection.execute(query, {"number": number}).scalar()
-        if status != "in progress":
-            return bool(status == "committed")
+            if status != "in progress":
+                known = sa.select(receipts.c.receipt).where(receipts.c.receipt == receipt)
+                return connection.execute(known).scalar() is not None
         time.sleep(0.05)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from distillery.fingerprint import sha256
 from distillery.ledger.commits import Writer
 from distillery.ledger.database import Database
 from distillery.ledger.rows import LedgerRow
-from distillery.ledger.tables import meta, metadata
+from distillery.ledger.tables import meta, metadata, receipts
 from schemas.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ _ADVISORY_LOCK = 0x64697374  # "dist": one creator of the tables at a time
 _ROWS_PER_BATCH = 1000
 # A process that finds another one migrating waits for it; a million rows take minutes.
 _MIGRATION_S = 3600
+_RECEIPTS_S = 86_400  # no outage is waited for that long
 
 _responses_1 = sa.Table(
     "responses_1",
@@ -45,16 +47,22 @@ def prepare(database: Database, writer: Writer) -> None:
     # Nearly always everything is there, and nobody's turn at writing needs to be waited for.
     version = database.read(_version, outage_s=0)
     if version is None:
-        version = database.write(lambda c: _bring_up(c, database, writer), outage_s=0)
+        version = database.write(lambda c: _bring_up(c, database, writer), outage_s=0, once=False)
     elif version < SCHEMA_VERSION:
         version = database.write(
-            lambda c: _bring_up(c, database, writer), survives=_is_locked, outage_s=_MIGRATION_S
+            lambda c: _bring_up(c, database, writer),
+            survives=_is_locked,
+            outage_s=_MIGRATION_S,
+            once=False,
         )
     if version > SCHEMA_VERSION:
         raise StoreError(
             f"ledger {database.name!r} has schema_version {version}; this Distillery reads up to "
             f"{SCHEMA_VERSION}. Upgrade Distillery, or name another store.ledger_url."
         )
+    if not database.is_sqlite:
+        old = sa.delete(receipts).where(receipts.c.created_at < time.time() - _RECEIPTS_S)
+        database.write(lambda connection: connection.execute(old), outage_s=0, once=False)
 
 
 def _version(connection: sa.Connection) -> int | None:

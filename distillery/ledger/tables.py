@@ -65,3 +65,13 @@ spending = sa.Table(
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("cost", sa.Double, nullable=False),
 )
+
+# One row per transaction that adds up figures, written in it: whether it was committed, where the
+# answer to COMMIT was lost. Transaction numbers cannot tell: a server that crashes gives those out
+# again that it had not written down.
+receipts = sa.Table(
+    "receipts",
+    metadata,
+    sa.Column("receipt", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
