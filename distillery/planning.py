@@ -173,6 +173,7 @@ class _Tally:
     in_ledger: int = 0
     to_ask: int = 0
     chars_to_ask: int = 0
+    cut_before: int = 0
     saved_prompt_tokens: int = 0
     saved_completion_tokens: int = 0
 
@@ -180,6 +181,7 @@ class _Tally:
         """Count one distinct request with the ledger's row for it."""
         if row is None or not row.is_final(max_new_tokens):
             self.to_ask += 1
+            self.cut_before += row is not None and row.state == "truncated"
             self.chars_to_ask += sum(len(message["content"]) for message in request.messages)
             return
         self.in_ledger += 1
@@ -301,6 +303,9 @@ class _Estimate:
             yield "tokens per response", f"teacher.max_new_tokens, the most there can be: {unknown}"
         else:
             yield "tokens per response", f"{self._tokens_per_response:.1f}: {known}"
+        if self._tally.cut_before and not self.is_upper_bound:
+            why = "taken as long as the average, but they will be longer"
+            yield "truncated before", f"{self._tally.cut_before:,} of those to ask: {why}"
         if self._averages.latency_s is not None:
             side = "teacher.concurrency" if self._endpoint else "teacher.batch_size"
             yield "latency", f"{self._averages.latency_s:.2g} s: {known}"
@@ -311,38 +316,45 @@ class _Estimate:
 
 def sentences(plan: GenerationPlan) -> list[str]:
     """Return the plan in lines for people, a label in front of each."""
-    about = "up to about" if plan.is_upper_bound and plan.to_ask else "about"
+    roughly = "about " if plan.to_ask else ""
+    most = f"up to {roughly}" if plan.is_upper_bound and plan.to_ask else roughly
     samples = "1 sample" if plan.num_samples == 1 else f"{plan.num_samples} samples"
     pairs = [
         ("rows", f"{plan.num_rows:,}, {samples} each"),
         ("distinct requests", f"{plan.num_requests:,}"),
         ("in the ledger", f"{plan.in_ledger:,}"),
         ("to ask", f"{plan.to_ask:,}"),
-        ("prompt tokens", f"about {plan.prompt_tokens:,}"),
-        ("completion tokens", f"{about} {plan.completion_tokens:,}"),
-        ("cost", _cost(plan, about)),
+        ("prompt tokens", f"{roughly}{plan.prompt_tokens:,}"),
+        ("completion tokens", f"{most}{plan.completion_tokens:,}"),
+        ("cost", _cost(plan, most)),
         ("time", _time(plan)),
         *(("budget", _cap_sentence(cap, plan)) for cap in plan.caps),
-        *(("assumed", f"{name}: {why}") for name, why in plan.assumptions),
+        *((_label(name), f"{name}: {why}") for name, why in plan.assumptions),
     ]
     labels = ["" if i and pairs[i - 1][0] == label else label for i, (label, _) in enumerate(pairs)]
     return [f"{label:<19}{text}" for label, (_, text) in zip(labels, pairs, strict=True)]
 
 
-def _cost(plan: GenerationPlan, about: str) -> str:
+def _label(name: str) -> str:
+    return "note" if name in ("store", "evaluation") else "assumed"
+
+
+def _cost(plan: GenerationPlan, most: str) -> str:
     if plan.is_local:
         return "none: the teacher runs here"
     if plan.cost is None or plan.saved_cost is None or plan.currency is None:
         return "unknown: teacher.price is not set"
     saved = money(plan.saved_cost, plan.currency)
-    return f"{about} {money(plan.cost, plan.currency)}; the ledger saves {saved}"
+    return f"{most}{money(plan.cost, plan.currency)}; the ledger saves {saved}"
 
 
 def _time(plan: GenerationPlan) -> str:
     if plan.seconds is None:
         told = "" if plan.is_local else ", and no limit is told"
         return f"unknown: the ledger has no response of this teacher{told}"
-    return f"about {_duration(plan.seconds)}"
+    if not plan.to_ask:
+        return "none"
+    return "less than a second" if plan.seconds < 1 else f"about {_duration(plan.seconds)}"
 
 
 def _cap_sentence(cap: Cap, plan: GenerationPlan) -> str:

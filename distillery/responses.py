@@ -28,6 +28,8 @@ _JSONL_COLUMNS = (
     "repaired",
 )
 
+_HINTS = {"truncated": "; raise teacher.max_new_tokens and only these are asked again"}
+
 
 def summary(
     counts: dict[str, int],
@@ -49,7 +51,10 @@ def summary(
     if reused_from is not None:
         made = f"{reused_from:%Y-%m-%d %H:%M:%S} UTC"
         lines = [("reused", f"all; asked nothing. Made {made}, with:"), *lines]
-    lines += [(f"  {state}", f"{count:,}") for state, count in states.items()]
+    lines += [
+        (f"  {state}", f"{count:,}{_HINTS.get(state, '') if count else ''}")
+        for state, count in states.items()
+    ]
     lines += [
         ("asked", f"{counts.get('asked', 0):,} requests"),
         ("from the ledger", f"{counts.get('from_ledger', 0):,} responses"),

@@ -117,6 +117,7 @@ def _parser(module: str, flow: Flow[..., Any]) -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="section.key=value",
         help="laid over the recipe, deeply; the value is YAML (training.epochs=3)",
     )
