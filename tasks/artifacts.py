@@ -158,11 +158,15 @@ class ProgressReport:
         self._note, self._num_free = note, num_free
 
     def end(self, *, finished: bool) -> None:
-        """Stop showing; what is finished stands at 100 %."""
+        """Stop showing; what is finished stands at 100 %, other work where it stopped."""
         self._ended.set()
         self._thread.join()
+        done, total = sum(self._done.values()), self._total or 0
         if finished:
-            self._show(100.0, self._artifact[1])
+            self._show(100.0, f"{self._artifact[1]}: {done:,}, finished")
+        elif total:
+            said = f"stopped at {done:,} of {total:,}"
+            self._show(100.0 * done / total, f"{self._artifact[1]}: {said}")
 
     def _show_until_ended(self) -> None:
         shown = None
@@ -186,7 +190,9 @@ class ProgressReport:
     def _show(self, percent: float, description: str) -> None:
         """Update the artifact; work that goes on is worth more than a bar."""
         try:
-            update_progress_artifact(self._artifact[0], progress=percent, description=description)
+            update_progress_artifact(
+                self._artifact[0], progress=round(percent, 1), description=description
+            )
         except Exception as error:
             logger.warning("progress of %s is not shown: %s", self._name, error)
 
