@@ -55,10 +55,12 @@ def summary(
         (f"  {state}", f"{count:,}{_HINTS.get(state, '') if count else ''}")
         for state, count in states.items()
     ]
+    repairs = [("repairs", f"{facts['repaired']:,} tried")] if facts.get("repaired") else []
     lines += [
         ("asked", f"{counts.get('asked', 0):,} requests"),
         ("from the ledger", f"{counts.get('from_ledger', 0):,} responses"),
         ("retries", f"{_count(facts, 'retries')}; 429s {_count(facts, 'rate_limited')}"),
+        *repairs,
         (
             "tokens",
             f"{_count(facts, 'prompt_tokens')} read, {_count(facts, 'completion_tokens')} written",
