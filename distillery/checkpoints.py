@@ -2,6 +2,7 @@
 
 <stage>/<fingerprint>/checkpoints/checkpoint-<step>/...
 <stage>/<fingerprint>/checkpoints/checkpoint-<step>.json     put last: it is complete
+<stage>/<fingerprint>/checkpoints/tensorboard/...            the curve so far
 """
 
 import json
@@ -10,13 +11,18 @@ from pathlib import Path
 
 from distillery.store import Store
 
+TENSORBOARD = "tensorboard"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def upload_checkpoint(store: Store, uri: str, folder: Path) -> None:
-    """Upload the checkpoint ``folder`` below ``uri``, and drop those that the trainer dropped."""
+    """Upload the checkpoint ``folder`` below ``uri``, and drop those that the trainer dropped.
+
+    The event files in the folder ``tensorboard`` beside it go along.
+    """
     store.delete(f"{uri}/{folder.name}.json")  # another attempt may have been at the same step
     store.upload(f"{uri}/{folder.name}", folder)
+    store.upload(f"{uri}/{TENSORBOARD}", folder.parent / TENSORBOARD)
     store.write_bytes(f"{uri}/{folder.name}.json", b'{"complete": true}')
     for name in store.list_folders(uri):
         if not (folder.parent / name).is_dir():
@@ -36,7 +42,7 @@ def download_checkpoints(store: Store, uri: str, scratch: Path) -> Path | None:
     }
     if not complete:
         return None
-    for name in complete.values():
+    for name in (TENSORBOARD, *complete.values()):
         store.download(f"{uri}/{name}", scratch / name)
     newest = scratch / complete[max(complete)]
     state_file = newest / "trainer_state.json"

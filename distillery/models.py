@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from distillery.chat import Message
 from distillery.store import Store
@@ -165,52 +166,104 @@ def tokenize_row(tokenizer: Any, messages: list[Message], response: str) -> Toke
     """Return the tokens of a prompt and its response; only the response counts in the loss.
 
     The prompt is rendered as at inference, with the generation prompt, and has to be a prefix of
-    the whole conversation: otherwise the model would be trained on tokens it never meets.
+    the whole conversation: otherwise the model would be trained on tokens it never meets. The row
+    ends with the end-of-sequence token of the response. What a template writes after it (a line
+    break, often) is left off: inference has stopped by then, so nobody would ever read it.
 
     Raises:
-        TrainingError: The chat template changes the prompt or the response when the answer is
-            added, or ends it without the end-of-sequence token.
+        TrainingError: The response is empty; or the chat template or the tokenizer changes the
+            prompt or the response, or ends the response without the end-of-sequence token.
     """
-    prompt = _token_ids(tokenizer, messages, add_generation_prompt=True)
-    answered = [*messages, Message(role="assistant", content=response)]
-    whole = _token_ids(tokenizer, answered, add_generation_prompt=False)
-    if whole[: len(prompt)] != prompt:
+    if not response.strip():
         raise TrainingError(
-            "the chat template renders the prompt differently once the answer follows, so the loss "
-            "mask would be wrong. Use a template whose generation prompt is a prefix of the answer."
+            f"the response to {messages[-1]['content']!r:.80} is {response!r}, so there is nothing "
+            "to learn from it but to stop. Leave the row out."
         )
-    target = whole[len(prompt) :]
+    prompt = _render(tokenizer, messages, add_generation_prompt=True)
+    answered = [*messages, Message(role="assistant", content=response)]
+    whole = _render(tokenizer, answered, add_generation_prompt=False)
+    prompt_ids, target = _split_ids(tokenizer, prompt, whole)
     if tokenizer.eos_token_id not in target:
         raise TrainingError(
             f"the chat template ends a response without {tokenizer.eos_token!r}, so the student "
             "would never learn to stop. Set the tokenizer's eos_token to what the template writes."
         )
-    kept = tokenizer.decode(target, skip_special_tokens=True)
-    if response.strip() not in kept:
-        raise TrainingError(
-            f"the chat template does not keep the response {response!r:.80} (it renders "
-            f"{kept!r:.80}), so the student would learn another text. Use a template that keeps it."
-        )
-    return TokenizedRow(whole, [IGNORED] * len(prompt) + target)
+    target = target[: target.index(tokenizer.eos_token_id) + 1]
+    kept = tokenizer.decode(target, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if not _holds(kept, response):
+        raise _not_kept(tokenizer, response, whole[len(prompt) :], kept)
+    return TokenizedRow(prompt_ids + target, [IGNORED] * len(prompt_ids) + target)
 
 
-def _token_ids(
-    tokenizer: Any, messages: list[Message], *, add_generation_prompt: bool
-) -> list[int]:
+def _render(tokenizer: Any, messages: list[Message], *, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except TemplateError as error:
+    # A template is a program of its own: a filter may meet a type or a key that it cannot take.
+    except (TemplateError, TypeError, ValueError, LookupError) as error:
         turns = [message["role"] for message in messages]
         raise TrainingError(
             f"the chat template cannot render turns of {turns}: {error}. Choose a model whose "
             "template can, or change the messages of the data."
         ) from error
+    return text
+
+
+def _split_ids(tokenizer: Any, prompt: str, whole: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of ``prompt``, and those that follow it in ``whole``."""
+    prompt_ids, whole_ids = _token_ids(tokenizer, prompt), _token_ids(tokenizer, whole)
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole_ids[len(prompt_ids) :]
+    if whole.startswith(prompt):
+        # One token reaches over the border: two line breaks, often. At inference the tokens of the
+        # prompt are fixed before the response begins.
+        rest = _token_ids(tokenizer, whole[len(prompt) :])
+        if tokenizer.decode(prompt_ids + rest) == tokenizer.decode(whole_ids):
+            return prompt_ids, rest
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    border = next((at for at, (one, two) in pairs if one != two), min(len(prompt), len(whole)))
+    shown = slice(max(0, border - 20), border + 40)
+    raise TrainingError(
+        f"the chat template renders the prompt differently once the answer follows: "
+        f"{prompt[shown]!r} becomes {whole[shown]!r}, so the loss mask would be wrong. Use a "
+        "template whose generation prompt is a prefix of the answer."
+    )
+
+
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _holds(kept: str, response: str) -> bool:
+    """Return whether the text of ``kept`` has ``response`` in it, but for white space around.
+
+    Some tokenizers put accents and their letters together (NFC), which is no other text.
+    """
+    wanted = response.strip()
+    return wanted in kept or normalize("NFC", wanted) in normalize("NFC", kept)
+
+
+def _not_kept(tokenizer: Any, response: str, answer: str, kept: str) -> TrainingError:
+    """Return what to say of a response that is not among its row's tokens."""
+    special = [token for token in tokenizer.all_special_tokens if token in response]
+    if special:
+        return TrainingError(
+            f"the response {response!r:.80} holds {special[0]!r}, a special token of the student's "
+            "tokenizer, so the student would end or leave out what is text here. Leave the row out."
+        )
+    if response.strip() in answer:
+        return TrainingError(
+            f"the student's tokenizer turns the response {response!r:.80} into {kept!r:.80}, so "
+            "the student would learn another text. Choose a model whose tokenizer can write it."
+        )
+    return TrainingError(
+        f"the chat template does not keep the response {response!r:.80} (it renders {kept!r:.80}), "
+        "so the student would learn another text. Use a template that keeps it."
+    )
 
 
 def export_model(model: ModelRef, folder: str, store: StoreSpec) -> None:

@@ -13,6 +13,7 @@ from schemas.execution import StoreSpec
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.training import TrainingSpec
 
 
 class _Problems:
@@ -77,7 +78,7 @@ def check_generation_recipe(
     problems.refuse()
 
 
-def check_teacher_recipe(task: TaskSpec, data: DataSpec) -> None:
+def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec) -> None:
     """Return when a teacher can be trained; otherwise raise one error with all that is wrong.
 
     Raises:
@@ -85,6 +86,11 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec) -> None:
     """
     check_answer_format(task)
     problems = _Problems()
+    if training.objective == "soft_targets":
+        problems.lines.append(
+            "training.objective is 'soft_targets', but gold rows have no teacher's probabilities. "
+            "Set it to hard_targets."
+        )
     if data.gold is None:
         problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")
     problems.lines += _missing_test(data) + _missing_references(data)

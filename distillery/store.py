@@ -210,9 +210,15 @@ class Store:
         return writer.ref(fingerprint)
 
     @contextlib.contextmanager
-    def row_writer(self, uri: str, schema: pa.Schema) -> Iterator["RowWriter"]:
-        """Yield a writer of Parquet shards below ``uri``; at least one shard is written."""
-        writer = RowWriter(self, uri, schema)
+    def row_writer(
+        self, uri: str, schema: pa.Schema, *, encodings: dict[str, str] | None = None
+    ) -> Iterator["RowWriter"]:
+        """Yield a writer of Parquet shards below ``uri``; at least one shard is written.
+
+        ``encodings`` names Parquet encodings by column path, for columns of numbers that
+        dictionaries do not make smaller.
+        """
+        writer = RowWriter(self, uri, schema, encodings)
         try:
             yield writer
         except BaseException:
@@ -277,8 +283,11 @@ class Store:
 class RowWriter:
     """Writes rows as Parquet shards of at most SHARD_ROWS rows."""
 
-    def __init__(self, store: Store, uri: str, schema: pa.Schema) -> None:
+    def __init__(
+        self, store: Store, uri: str, schema: pa.Schema, encodings: dict[str, str] | None = None
+    ) -> None:
         """Open the first shard below ``uri``."""
+        self._encodings = encodings
         self.uri, self.schema, self.num_rows = uri, schema, 0
         self._store, self._shard, self._shard_rows = store, 0, 0
         self._action = f"write {store.path(uri)!r}"
@@ -319,7 +328,13 @@ class RowWriter:
         path = f"{self._store.path(self.uri)}/{self._shard:05d}.parquet"
         file = self._open_files.enter_context(self._store.fs.open(path, "wb"))
         self._parquet = self._open_files.enter_context(
-            parquet.ParquetWriter(file, self.schema, compression="zstd")
+            parquet.ParquetWriter(
+                file,
+                self.schema,
+                compression="zstd",
+                use_dictionary=not self._encodings,  # it would go before them
+                column_encoding=self._encodings,
+            )
         )
         self._shard, self._shard_rows = self._shard + 1, 0
 

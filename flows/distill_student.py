@@ -7,9 +7,11 @@ from prefect import flow
 from distillery.evaluation import evaluation_stage
 from distillery.generation import generation_stage
 from distillery.preflight import check_recipe
+from distillery.soft_targets.stage import scoring_stage
 from distillery.training import training_stage
 from flows.evaluate_models import evaluate_models
 from flows.generate_responses import generate_responses
+from flows.score_soft_targets import score_soft_targets
 from flows.train_student import train_student
 from schemas.data import DataSpec
 from schemas.distillation import Distillation
@@ -24,6 +26,7 @@ from tasks.dataset import filter_responses, release_dataset
 from tasks.dispatch import dispatch
 from tasks.evaluation import compare_models, promote_student
 from tasks.prompts import load_prompts, validate_prompts
+from tasks.training import choose_objective
 
 TRAIN_BASELINE, TRAIN_STUDENT = StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT
 
@@ -43,6 +46,7 @@ def distill_student(
 ) -> Distillation:
     """Distil ``teacher`` into ``student`` and promote the student if it passes the gate."""
     check_recipe(task, data, teacher, student, store)
+    chosen, because = choose_objective(teacher, student, training)
     here = {"store": store, "execution": execution}
 
     loaded = load_prompts(data, **here)
@@ -54,12 +58,17 @@ def distill_student(
     filtered = filter_responses(responses, task, filters, **here)
     training_set = release_dataset(filtered, task, filters, **here)
 
-    taught = {"prompts": prompts, "student": student, "training": training}
+    learnt = {"rows": training_set, "training": chosen, "teacher": teacher}
+    if chosen.needs_soft_targets:
+        scored = dispatch(score_soft_targets, scoring_stage, **here, **learnt)
+        learnt["soft_targets"] = scored.dataset("soft_targets")
+    taught = {"prompts": prompts, "student": student}
     train = partial(dispatch, train_student, training_stage, **here, **taught)
-    student_model = train(name=TRAIN_STUDENT, rows=training_set).model("model")
+    student_model = train(name=TRAIN_STUDENT, **learnt, because=because).model("model")
     # A pretrained student is its own baseline, as it comes; a new one first learns the gold rows.
     is_new = student.kind == "from_scratch"
-    baseline = train(name=TRAIN_BASELINE, rows=rows.gold).model("model") if is_new else None
+    hard = {"rows": rows.gold, "training": training.with_hard_targets()}
+    baseline = train(name=TRAIN_BASELINE, **hard).model("model") if is_new else None
 
     compared = asked | {"student": student, "student_model": student_model, "baseline": baseline}
     compared |= {"evaluation": evaluation}

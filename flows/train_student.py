@@ -1,10 +1,11 @@
-"""Flow: train a model on hard targets; runs on the GPU work pool."""
+"""Flow: train a model on hard or soft targets; runs on the GPU work pool."""
 
 from prefect import flow
 
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.training import train_model
 
@@ -15,9 +16,14 @@ def train_student(
     prompts: DatasetRef,
     student: StudentSpec,
     training: TrainingSpec = TrainingSpec(),
+    soft_targets: DatasetRef | None = None,
+    teacher: TeacherSpec | None = None,
+    because: str | None = None,
     store: StoreSpec = StoreSpec(),
     execution: ExecutionSpec = ExecutionSpec(),
     name: StageName = StageName.TRAIN_STUDENT,
 ) -> ModelRef:
     """Return ``student`` trained on the responses of ``rows``; resumes from its checkpoints."""
-    return train_model(rows, prompts, student, training, store, execution, name)
+    return train_model(
+        rows, prompts, student, training, store, execution, name, soft_targets, teacher, because
+    )

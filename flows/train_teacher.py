@@ -27,11 +27,12 @@ def train_teacher(
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> ModelRef:
     """Return ``student`` trained on the gold rows of ``data``, copied to the folder ``output``."""
-    check_teacher_recipe(task, data)
+    check_teacher_recipe(task, data, training)
     here = {"store": store, "execution": execution}
     loaded = load_prompts(data, **here)
     rows = validate_prompts(loaded, task, data, **here)
-    taught = {"prompts": rows.prompts, "rows": rows.gold, "student": student, "training": training}
+    taught = {"prompts": rows.prompts, "rows": rows.gold, "student": student}
+    taught["training"] = training.with_hard_targets()
     name = StageName.TRAIN_TEACHER
     model = dispatch(train_student, training_stage, **here, **taught, name=name).model("model")
     export_model(model, output, store)

@@ -16,6 +16,7 @@ class StageName(StrEnum):
     GENERATE_RESPONSES = "generate_responses"
     FILTER_RESPONSES = "filter_responses"
     RELEASE_DATASET = "release_dataset"
+    SCORE_SOFT_TARGETS = "score_soft_targets"
     TRAIN_BASELINE = "train_baseline"
     TRAIN_STUDENT = "train_student"
     TRAIN_TEACHER = "train_teacher"
@@ -29,7 +30,8 @@ _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     StageName.FILTER_RESPONSES: (StageName.GENERATE_RESPONSES,),
     StageName.RELEASE_DATASET: (StageName.FILTER_RESPONSES,),
     StageName.TRAIN_BASELINE: (StageName.VALIDATE_PROMPTS,),
-    StageName.TRAIN_STUDENT: (StageName.RELEASE_DATASET,),
+    StageName.SCORE_SOFT_TARGETS: (StageName.RELEASE_DATASET,),
+    StageName.TRAIN_STUDENT: (StageName.RELEASE_DATASET, StageName.SCORE_SOFT_TARGETS),
     StageName.TRAIN_TEACHER: (StageName.VALIDATE_PROMPTS,),
     StageName.EVALUATE_MODELS: (StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT),
     StageName.COMPARE_MODELS: (StageName.EVALUATE_MODELS,),

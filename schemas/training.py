@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Branch, Spec, runtime_field
+from schemas.soft_targets import SoftTargetSpec
 
 
 class _Method(Branch):
@@ -43,9 +44,14 @@ Method = Annotated[FullMethod | LoraMethod, Field(discriminator="kind")]
 class TrainingSpec(Spec):
     """Hyperparameters. The baseline of a from-scratch student is trained with the same ones."""
 
-    objective: Literal["hard_targets"] = "hard_targets"
+    objective: Literal["auto", "hard_targets", "soft_targets"] = "hard_targets"
     """hard_targets: cross-entropy on the teacher's responses (sequence-level distillation,
-    arXiv:1606.07947)."""
+    arXiv:1606.07947). soft_targets: the teacher's probabilities too, which needs a teacher that
+    shows them and shares the student's vocabulary. auto: soft where that is possible, otherwise
+    hard; the log and the manifest say which and why."""
+
+    soft_targets: SoftTargetSpec = SoftTargetSpec()
+    """Which soft targets, and how they count; not read with hard targets."""
 
     method: Method = Field(FullMethod(), title="Method")
     """Full fine-tuning or LoRA."""
@@ -101,8 +107,37 @@ class TrainingSpec(Spec):
     """Precision of the forward and backward pass; the master weights stay float32. bfloat16 on
     GPUs that have it."""
 
+    batching: Literal["padded", "packed"] = runtime_field("padded")
+    """padded: the rows of a micro-batch are filled up to the longest. packed: they stand in one
+    sequence without any filling, and none sees another; refused for models that cannot keep them
+    apart. Worth it where lengths differ much."""
+
+    num_processes: int | None = runtime_field(None, ge=1)
+    """Training processes, one per GPU. None: one for each GPU that the machine has, one on a CPU.
+    `batch_size` is shared among them."""
+
+    parallelism: Literal["ddp", "fsdp2"] = runtime_field("ddp")
+    """What several processes share. ddp: each has the whole model. fsdp2: weights, gradients and
+    optimizer states are split between them, for models that do not fit one GPU."""
+
     gradient_checkpointing: bool = runtime_field(False)
     """Recompute activations in the backward pass: about a third slower, far less memory."""
 
     device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
     """auto: the GPU when there is one, otherwise the CPU. cuda: refused where there is none."""
+
+    @property
+    def needs_soft_targets(self) -> bool:
+        """Return whether the stage `score_soft_targets` has to come first."""
+        return self.objective == "soft_targets" and self.soft_targets.source == "offline"
+
+    def with_hard_targets(self) -> "TrainingSpec":
+        """Return the same training on hard targets; two that differ in soft targets become equal.
+
+        >>> soft = TrainingSpec(objective="soft_targets", soft_targets={"k": 8})
+        >>> soft.with_hard_targets() == TrainingSpec()
+        True
+        """
+        return self.model_copy(
+            update={"objective": "hard_targets", "soft_targets": SoftTargetSpec()}
+        )

@@ -1,12 +1,35 @@
-"""Task: train a model on hard targets."""
+"""Tasks: choose the objective, train a model."""
+
+import logging
+
+from prefect import task
 
 from distillery.stage import StageResult
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.artifacts import progress_report, publish_markdown
 from tasks.stage import stage_task
+
+logger = logging.getLogger("distillery.run")
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "eval_loss": "eval_loss {:.3f}",
+    "tokens_per_s": "{:,.0f} tokens/s",
+}
+
+
+@task(name="choose_objective", task_run_name="choose_objective", persist_result=False)
+def choose_objective(
+    teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
+) -> tuple[TrainingSpec, str]:
+    """Return the training with its objective decided, and why; refuse what is not possible."""
+    from distillery.training.objective import choose_objective as choose
+
+    return tuple(choose(teacher, student, training))
 
 
 @stage_task
@@ -18,6 +41,9 @@ def train_model(
     store: StoreSpec,
     execution: ExecutionSpec,
     name: StageName,
+    soft_targets: DatasetRef | None,
+    teacher: TeacherSpec | None,
+    because: str | None,
 ) -> tuple[ModelRef, StageResult]:
     """Return the trained model; the curve is an artifact, progress another."""
     from distillery import training as library
@@ -26,11 +52,21 @@ def train_model(
     with progress_report(name, "Optimizer steps") as progress:
 
         def on_progress(step: int, num_steps: int, figures: dict[str, float]) -> None:
-            shown = [f"{key} {figures[key]:.3f}" for key in ("loss", "eval_loss") if key in figures]
+            shown = [text.format(figures[key]) for key, text in _SHOWN.items() if key in figures]
             progress.update(step, num_steps, ", ".join(shown))
 
         result = library.train_student(
-            rows, prompts, student, training, store, execution, name=name, on_progress=on_progress
+            rows,
+            prompts,
+            student,
+            training,
+            store,
+            execution,
+            soft_targets=soft_targets,
+            teacher=teacher,
+            because=because,
+            name=name,
+            on_progress=on_progress,
         )
     publish_markdown(
         f"curve-{name}", curve_markdown(result.manifest.facts), f"Training curve of {name}"

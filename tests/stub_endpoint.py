@@ -49,7 +49,7 @@ Script = Sequence[Reply]
 
 
 class StubEndpoint:
-    """Serves `/v1/chat/completions` on a free port of 127.0.0.1 while the context is open."""
+    """Serves `paths` on a free port of 127.0.0.1 while the context is open."""
 
     def __init__(
         self,
@@ -58,9 +58,11 @@ class StubEndpoint:
         default: Reply = Reply(),
         respond: Callable[[dict[str, Any]], Reply] | None = None,
         port: int = 0,
+        paths: Sequence[str] = ("/v1/chat/completions",),
     ) -> None:
         self._script = list(script)
         self.port = port
+        self.paths = paths
         self.default = default
         self._respond = respond
         self.requests: list[dict[str, Any]] = []
@@ -87,7 +89,8 @@ class StubEndpoint:
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=64 * 2**20)
-        app.router.add_post("/v1/chat/completions", self._handle)
+        for path in self.paths:
+            app.router.add_post(path, self._handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         listener = socket.create_server(("127.0.0.1", self.port))

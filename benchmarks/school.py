@@ -1,0 +1,178 @@
+"""A teacher with its responses, students that learn from them, and the test rows for both.
+
+The stages of the spine as calls of the library, without Prefect. What is in the store is not done
+again.
+"""
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distillery.chat import load_messages
+from distillery.filtering import filter_responses
+from distillery.generation import (
+    collect_responses,
+    generate_chunk,
+    generation_stage,
+    open_session,
+    plan_chunks,
+)
+from distillery.local_model import Answer, LocalModel, Message
+from distillery.metrics import score_answer
+from distillery.models import cpu_threads, export_model
+from distillery.prompts import load_prompts, validate_prompts
+from distillery.release import release_dataset
+from distillery.soft_targets import score_soft_targets
+from distillery.stage import StageResult, find_stage
+from distillery.store import Store
+from distillery.training import train_student
+from distillery.training.objective import choose_objective
+from schemas.execution import StageName, StoreSpec
+from schemas.recipe import Recipe, TeacherTrainingRecipe
+from schemas.refs import DatasetRef, FilteredSet
+from schemas.soft_targets import SoftTargetSpec
+from schemas.teacher import TransformersTeacher
+from schemas.training import TrainingSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """What became of one training; shares of the test rows."""
+
+    accuracy: float
+    agreement: float
+    """With the teacher's answers."""
+    train_s: float
+
+
+class School:
+    """One recipe, taught again and again."""
+
+    def __init__(self, recipe: Recipe, store: StoreSpec) -> None:
+        """Have the teacher of ``recipe`` answer its prompts."""
+        assert isinstance(recipe.teacher, TransformersTeacher)
+        self._recipe, self._teacher, self._store = recipe, recipe.teacher, store
+        self._here = here = (store, recipe.execution)
+        loaded = load_prompts(recipe.data, *here).dataset("prompts")
+        valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
+        self._prompts = valid.dataset("prompts")
+        filtered = filter_responses(self._responses(), recipe.task, recipe.filters, *here)
+        kept = FilteredSet(
+            kept=filtered.dataset("kept"),
+            rejected=filtered.dataset("rejected"),
+            num_responses=filtered.manifest.counts["responses"],
+            drop_reasons=filtered.drop_reasons,
+        )
+        released = release_dataset(kept, recipe.task, recipe.filters, *here)
+        self.rows = released.dataset("training_set")
+        self._read_test_rows()
+
+    def _responses(self) -> DatasetRef:
+        recipe, (store, execution) = self._recipe, self._here
+        asked = (self._prompts, self._teacher, recipe.task)
+        stage = generation_stage(*asked)
+        if found := find_stage(stage, store, execution):
+            return found.dataset("responses")
+        with open_session(*asked, store) as session, cpu_threads(execution):
+            for chunk in plan_chunks(self._prompts, execution.chunk_rows, store):
+                generate_chunk(chunk, session, recipe.task)
+        collected = collect_responses(stage, *asked, store, execution, session.totals)
+        return collected.dataset("responses")
+
+    def _read_test_rows(self) -> None:
+        batches = Store(self._store.root).batches(self._prompts, splits=("test",))
+        columns = ["messages", "reference"]
+        rows = [row for batch in batches for row in batch.select(columns).to_pylist()]
+        self.references = [row["reference"] for row in rows]
+        self._conversations: list[list[Message]] = [
+            [{"role": m["role"], "content": m["content"]} for m in load_messages(row["messages"])]
+            for row in rows
+        ]
+
+    @functools.cached_property
+    def teacher_accuracy(self) -> float:
+        """The teacher's share of right answers."""
+        return self._share_right(self._teacher_answers, self.references)
+
+    @functools.cached_property
+    def num_response_tokens(self) -> int:
+        """Tokens of the responses that students learn from, each with its end."""
+        training = self._training(SoftTargetSpec(), seed=0)[0]
+        return self._scored(training).manifest.counts["response_tokens"]
+
+    def teach(self, soft: SoftTargetSpec | None, seed: int) -> Learnt:
+        """Return what a student learns from hard targets, or from ``soft`` ones when given."""
+        training, because = self._training(soft, seed)
+        targets = self._scored(training).dataset("soft_targets") if soft else None
+        result = train_student(
+            self.rows,
+            self._prompts,
+            self._recipe.student,
+            training,
+            *self._here,
+            soft_targets=targets,
+            because=because,
+        )
+        answers = self._answers_of(result)
+        return Learnt(
+            accuracy=self._share_right(answers, self.references),
+            agreement=self._share_right(answers, [a.text for a in self._teacher_answers]),
+            train_s=result.manifest.timings_s["total"],
+        )
+
+    def _training(self, soft: SoftTargetSpec | None, seed: int) -> tuple[TrainingSpec, str]:
+        wanted: dict[str, Any] = {"seed": seed, "objective": "hard_targets"}
+        if soft is not None:
+            wanted |= {"objective": "soft_targets", "soft_targets": soft}
+        training = self._recipe.training.model_copy(update=wanted)
+        chosen = choose_objective(self._teacher, self._recipe.student, training)
+        return chosen.training, chosen.because
+
+    def _scored(self, training: TrainingSpec) -> StageResult:
+        return score_soft_targets(self.rows, self._teacher, training, *self._here)
+
+    @functools.cached_property
+    def _teacher_answers(self) -> list[Answer]:
+        teacher = self._teacher
+        return self._answers(
+            LocalModel.load(teacher.model, dtype=teacher.dtype, device=teacher.device)
+        )
+
+    def _answers_of(self, trained: StageResult) -> list[Answer]:
+        student, store = self._recipe.student, Store(self._store.root)
+        with store.local_copy(trained.model("model")) as folder:
+            device = self._teacher.device
+            return self._answers(LocalModel.load(folder, dtype=student.dtype, device=device))
+
+    def _answers(self, model: LocalModel) -> list[Answer]:
+        spec = self._recipe.evaluation
+        with cpu_threads(self._recipe.execution):
+            return model.answer(
+                self._conversations, max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size
+            )
+
+    def _share_right(self, answers: Sequence[Answer], references: Sequence[str]) -> float:
+        """Return the share of answers that equal their references, as an evaluation judges it."""
+        scores = [
+            score_answer(
+                self._recipe.task, answer.text, right, truncated=answer.finish_reason == "length"
+            )
+            for answer, right in zip(answers, references, strict=True)
+        ]
+        return statistics.mean(score for score in scores if score is not None)
+
+
+def train_teacher(recipe: TeacherTrainingRecipe, store: StoreSpec) -> str:
+    """Return the folder, beside the store's stages, of the teacher that ``recipe`` describes."""
+    here = (store, recipe.execution)
+    loaded = load_prompts(recipe.data, *here).dataset("prompts")
+    valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
+    taught = (valid.dataset("gold"), valid.dataset("prompts"), recipe.student, recipe.training)
+    trained = train_student(*taught, *here, name=StageName.TRAIN_TEACHER)
+    folder = Path(store.root).resolve() / "teachers" / recipe.task.name
+    if not (trained.reused and folder.exists()):
+        export_model(trained.model("model"), str(folder), store)
+    return str(folder)

@@ -1,0 +1,311 @@
+"""Time of an optimizer step on the CPU: ours on hard and on soft targets, and TRL's SFTTrainer.
+
+    python -m benchmarks.steps {hard,soft,trl} FOLDER
+
+measures once, on what :func:`prepare` wrote into FOLDER, and prints the seconds of each step. All
+three train the same new Llama on the same rows, in the same order, at the same settings: float32,
+AdamW, rows of a batch filled up on the right, the loss on response tokens, nothing saved.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.processes import REPO, measure
+from benchmarks.report import Metric
+from benchmarks.results import Line
+from benchmarks.synthetic import make_targets
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.student import FromScratchStudent
+from schemas.training import TrainingSpec
+
+VARIANTS = ("hard", "soft", "trl")
+VOCABULARIES = (8_192, 32_000)
+"""Sizes of the vocabulary: with 4 layers of width 256 the output layer is 40 % and 72 % of the
+weights that a token meets; in a Qwen2.5 of 0.5 B it is 28 %."""
+
+NUM_STEPS, NUM_DROPPED = 10, 3
+BATCH_SIZE, MICRO_BATCH_SIZE = 8, 4
+PROMPT_WORDS, RESPONSE_WORDS = (16, 64), (32, 128)
+_SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_TIMEOUT_S = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a measurement reads from its folder."""
+
+    rows: DatasetRef
+    soft_targets: DatasetRef
+
+    @classmethod
+    def read(cls, folder: Path) -> "Prepared":
+        """Return what :func:`prepare` wrote."""
+        found = json.loads((folder / "prepared.json").read_text("utf-8"))
+        return cls(**{name: DatasetRef.model_validate(ref) for name, ref in found.items()})
+
+
+def prepare(folder: Path, vocab_size: int) -> None:
+    """Write a tokenizer of ``vocab_size`` words, rows of random words, and soft targets."""
+    import pandas as pd
+
+    from distillery.chat import dump_messages
+    from distillery.store import Store
+    from schemas.frames import TrainingFrame, arrow_schema
+
+    _save_tokenizer(folder / "tokenizer", vocab_size)
+    draws = np.random.default_rng(0)
+
+    def text(bounds: tuple[int, int]) -> str:
+        size = draws.integers(*bounds, endpoint=True)
+        return " ".join(
+            f"w{n}" for n in draws.integers(vocab_size - len(_SPECIAL_TOKENS), size=size)
+        )
+
+    rows = [
+        {
+            "prompt_id": str(number),
+            "split": "train",
+            "messages": dump_messages([{"role": "user", "content": text(PROMPT_WORDS)}]),
+            "response": text(RESPONSE_WORDS),
+        }
+        for number in range(NUM_STEPS * BATCH_SIZE)
+    ]
+    store, schema = Store(str(folder / "store")), arrow_schema(TrainingFrame)
+    with store.row_writer("rows", schema) as writer:
+        writer.write(pd.DataFrame(rows, columns=schema.names))
+    ref = writer.ref("rows")
+    targets = make_targets(
+        store, ref, str(folder / "tokenizer"), k=_training("soft").soft_targets.k
+    )
+    made = {"rows": ref.model_dump(), "soft_targets": targets.model_dump()}
+    (folder / "prepared.json").write_text(json.dumps(made), "utf-8")
+
+
+def _save_tokenizer(folder: Path, vocab_size: int) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*_SPECIAL_TOKENS, *(f"w{n}" for n in range(vocab_size - len(_SPECIAL_TOKENS)))]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|pad|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=list(_SPECIAL_TOKENS[2:]),
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = _CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def measure_steps(folder: Path, *, repeats: int, threads: int) -> list[Line]:
+    """Return the lines of the table; each value is of fresh processes that took turns."""
+    lines = []
+    for vocab_size in VOCABULARIES:
+        place = folder / str(vocab_size)
+        place.mkdir()
+        prepare(place, vocab_size)
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        for repeat in range(repeats):
+            # Who goes first alternates: the pace of a machine drifts.
+            for variant in VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]:
+                seconds[variant].append(_step_s(place, variant, threads))
+                said = f"steps, vocabulary {vocab_size:,}, {variant}, {repeat + 1}"
+                print(f"{said}: {seconds[variant][-1]:.3f} s", file=sys.stderr, flush=True)
+        lines += _lines(vocab_size, seconds)
+    return lines
+
+
+def _lines(vocab_size: int, seconds: dict[str, list[float]]) -> list[Line]:
+    case = f"step, CPU, vocabulary {vocab_size:,}"
+
+    def ratios(over: str, under: str) -> list[float]:
+        pairs = zip(seconds[over], seconds[under], strict=True)
+        return [one / other for one, other in pairs]
+
+    return [
+        Line(case, Metric("soft targets (k = 64) over hard targets", goal=1.1, digits=2),
+             ratios("soft", "hard")),
+        Line(case, Metric("hard targets over TRL's SFTTrainer", goal=1.0, digits=2),
+             ratios("hard", "trl")),
+        *(Line(case, Metric(f"{name}, s per step", digits=3), seconds[variant])
+          for variant, name in zip(VARIANTS, ("hard", "soft", "TRL"), strict=True)),
+    ]  # fmt: skip
+
+
+def _step_s(folder: Path, variant: str, threads: int) -> float:
+    """Return the mean of a fresh process's steps, without the first ones."""
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPO)}
+    command = ["-m", "benchmarks.steps", variant, str(folder)]
+    measure(command, folder=folder, environment=environment, timeout_s=_TIMEOUT_S)
+    found = json.loads((folder / "output.txt").read_text("utf-8").splitlines()[-1])
+    # Each row is read once, the longest first: all of the steps are the same work in all variants.
+    kept: list[float] = found["step_s"][NUM_DROPPED - 1 :]
+    return sum(kept) / len(kept)
+
+
+# -- One measurement --------------------------------------------------------------------------
+
+
+def _training(objective: str) -> TrainingSpec:
+    return TrainingSpec(
+        objective="soft_targets" if objective == "soft" else "hard_targets",
+        learning_rate=1e-4,
+        batch_size=BATCH_SIZE,
+        micro_batch_size=MICRO_BATCH_SIZE,
+        epochs=1,
+        max_length=512,
+        evaluations=1,
+        device="cpu",
+    )
+
+
+def _student(folder: Path) -> FromScratchStudent:
+    return FromScratchStudent(
+        num_layers=4,
+        hidden_size=256,
+        intermediate_size=688,
+        num_heads=4,
+        max_length=512,
+        tokenizer=str(folder / "tokenizer"),
+    )
+
+
+class _Enough(Exception):
+    """All steps are done."""
+
+
+class _Clock:
+    """Notes when each step is logged, and ends the training after the last one, unsaved."""
+
+    def __init__(self) -> None:
+        self._times_s: list[float] = []
+
+    def tick(self) -> None:
+        """Note that a step is over."""
+        self._times_s.append(time.perf_counter())
+        if len(self._times_s) == NUM_STEPS:
+            raise _Enough
+
+    def step_s(self, train: Callable[[], object]) -> list[float]:
+        """Return the seconds of the steps of ``train``, the first one left out."""
+        try:
+            train()
+        except _Enough:
+            return np.diff(self._times_s).tolist()
+        raise AssertionError(f"{len(self._times_s)} of {NUM_STEPS} steps were logged")
+
+
+def _ours(folder: Path, objective: str) -> list[float]:
+    from distillery.training.job import TrainingJob
+    from distillery.training.loop import train
+
+    prepared, clock = Prepared.read(folder), _Clock()
+    job = TrainingJob(
+        rows=prepared.rows,
+        prompts=prepared.rows,  # not read: the student has a tokenizer
+        soft_targets=prepared.soft_targets if objective == "soft" else None,
+        teacher=None,
+        student=_student(folder),
+        training=_training(objective),
+        store=StoreSpec(root=str(folder / "store")),
+        execution=ExecutionSpec(),
+        checkpoints_uri="checkpoints",
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        return clock.step_s(lambda: train(job, Path(scratch), lambda *_: clock.tick()))
+
+
+def _trl(folder: Path) -> list[float]:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from distillery.models import open_student, quiet_transformers
+
+    quiet_transformers()
+    training, clock = _training("hard"), _Clock()
+    set_seed(training.seed)
+    model, tokenizer = open_student(_student(folder), (), dtype=torch.float32)
+
+    class Clocked(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = SFTConfig(
+            output_dir=scratch,
+            max_steps=NUM_STEPS,
+            per_device_train_batch_size=MICRO_BATCH_SIZE,
+            gradient_accumulation_steps=BATCH_SIZE // MICRO_BATCH_SIZE,
+            learning_rate=training.learning_rate,
+            lr_scheduler_type=training.schedule,
+            warmup_steps=1,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            train_sampling_strategy="group_by_length",
+            max_length=None,
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        rows = Dataset.from_list(_tokenized(folder, tokenizer))
+        trainer = SFTTrainer(
+            model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Clocked()]
+        )
+        return clock.step_s(trainer.train)
+
+
+def _tokenized(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
+    """Return the rows as tokens and labels, the same that ours learns from."""
+    from distillery.chat import load_messages
+    from distillery.models import tokenize_row
+    from distillery.store import Store
+
+    rows = Store(str(folder / "store")).dataset(Prepared.read(folder).rows).to_table().to_pylist()
+    tokenized = [
+        tokenize_row(tokenizer, load_messages(row["messages"]), row["response"]) for row in rows
+    ]
+    return [dataclasses.asdict(tokens) for tokens in tokenized]
+
+
+def main() -> None:
+    """Measure one variant once."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.variant == "trl":
+        step_s = _trl(arguments.folder)
+    else:
+        step_s = _ours(arguments.folder, arguments.variant)
+    print(json.dumps({"step_s": step_s}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Soft targets that no teacher made: random tokens with random probabilities, for their cost."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from distillery.chat import load_messages
+from distillery.models import IGNORED, load_tokenizer, tokenize_row
+from distillery.soft_targets import ScoredRow, SoftTargetMeta, write_targets
+from distillery.soft_targets.vocabulary import template_hash, tokenizer_hash
+from distillery.stage import Attempt, Stage
+from distillery.store import Store
+from schemas.execution import StageName
+from schemas.refs import DatasetRef
+
+Spread = Literal["even", "zipf"]
+"""How ids spread over the vocabulary. even: each as likely, the worst for compression. zipf: the
+n-th as likely as 1/n, as in a BPE vocabulary, where the frequent tokens come first."""
+
+_LOGIT_STD = 8.0  # the 64 likeliest of 151,936 tokens then hold 99 % of the mass, the first 57 %
+
+
+def random_targets(
+    num_tokens: int, *, vocab_size: int, k: int, spread: Spread, seed: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return ids [N, K], distinct within a token, their log-probabilities, and log_rest [N, 1].
+
+    The logits are those of the K highest of ``vocab_size`` normal draws, likeliest first.
+
+    >>> ids_NK, log_p_NK, log_rest_N1 = random_targets(
+    ...     5, vocab_size=1000, k=8, spread="zipf", seed=0
+    ... )
+    >>> all(len(set(row)) == 8 for row in ids_NK.tolist())
+    True
+    >>> bool(np.allclose(np.exp(log_p_NK).sum(1) + np.exp(log_rest_N1[:, 0]), 1))
+    True
+    """
+    draws = np.random.default_rng(seed)
+    ids_NK = np.stack([_distinct(draws, vocab_size, k, spread) for _ in range(num_tokens)])
+    # In place of a sort of all logits: uniform order statistics from the top, then their quantiles.
+    from scipy.special import logsumexp, ndtri
+
+    gaps_NK = draws.exponential(size=(num_tokens, k)).cumsum(1) / vocab_size
+    logits_NK = _LOGIT_STD * ndtri(np.exp(-gaps_NK))
+    # Of the others the sum hardly varies: V times the mean of exp(logit) below the K-th.
+    from scipy.stats import norm
+
+    bound_N = logits_NK[:, -1] / _LOGIT_STD
+    log_rest_N = np.log(vocab_size) + _LOGIT_STD**2 / 2 + norm.logcdf(bound_N - _LOGIT_STD)
+    total_N = np.logaddexp(logsumexp(logits_NK, axis=1), log_rest_N)
+    log_p_NK = (logits_NK - total_N[:, None]).astype(np.float32)
+    return ids_NK, log_p_NK, (log_rest_N - total_N)[:, None].astype(np.float32)
+
+
+def _distinct(
+    draws: np.random.Generator, vocab_size: int, k: int, spread: Spread
+) -> npt.NDArray[np.int32]:
+    """Return ``k`` different ids in the order of their draws."""
+    found: npt.NDArray[Any] = np.empty(0, np.int64)
+    while len(found) < k:
+        uniform = draws.random(4 * k)
+        # The inverse of the cumulative sum of 1/n, which is close to a logarithm.
+        more = vocab_size * uniform if spread == "even" else (vocab_size + 1) ** uniform - 1
+        found = np.concatenate([found, more.astype(np.int64)])
+        _, first = np.unique(found, return_index=True)
+        found = found[np.sort(first)]
+    return found[:k].astype(np.int32)
+
+
+def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> DatasetRef:
+    """Return random soft targets for the responses of ``rows``, as a teacher's are kept."""
+    opened = load_tokenizer(tokenizer)
+    meta = SoftTargetMeta(
+        teacher="{}",
+        tokenizer_hash=tokenizer_hash(opened),
+        template_hash=template_hash(opened),
+        temperatures=(1.0,),
+        selection="top_k",
+        k=k,
+        vocab_size=len(opened),
+    )
+
+    def scored() -> Iterator[ScoredRow]:
+        for number, row in enumerate(store.dataset(rows).to_table().to_pylist()):
+            tokens = tokenize_row(opened, load_messages(row["messages"]), row["response"])
+            response_ids = [label for label in tokens.labels if label != IGNORED]
+            numbers = random_targets(
+                len(response_ids), vocab_size=len(opened), k=k, spread="zipf", seed=number
+            )
+            yield ScoredRow(row["prompt_id"], row["split"], response_ids, *numbers)
+
+    stage = Stage(StageName.SCORE_SOFT_TARGETS, 0, inputs={"rows": rows.fingerprint}, spec={"k": k})
+    return write_targets(Attempt(store, stage, "made"), "soft_targets", scored(), meta)

@@ -1,0 +1,66 @@
+"""One training, as every process that takes part in it gets it, and what comes of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.student import StudentSpec
+from schemas.teacher import TeacherSpec
+from schemas.training import TrainingSpec
+
+OnProgress = Callable[[int, int, dict[str, float]], None]
+"""Called with the step, the number of steps, and the newest figures (loss, eval_loss, ...)."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TrainingJob(_Frozen):
+    """All that training needs. JSON, so that it can be handed to other processes."""
+
+    rows: DatasetRef
+    """A TrainingFrame: train and validation rows."""
+
+    prompts: DatasetRef
+    """A PromptFrame, on which a new tokenizer is trained."""
+
+    soft_targets: DatasetRef | None
+    """The teacher's probabilities of `rows`; None with hard targets, and online."""
+
+    teacher: TeacherSpec | None
+    """Who runs beside the student when soft targets are made online; otherwise None."""
+
+    student: StudentSpec
+    """What is trained."""
+
+    training: TrainingSpec
+    """How; its objective is `hard_targets` or `soft_targets`, never `auto`."""
+
+    store: StoreSpec
+    """Where everything is."""
+
+    execution: ExecutionSpec
+    """Threads of a CPU."""
+
+    checkpoints_uri: str
+    """Folder of the store for checkpoints, shared by all attempts."""
+
+
+class TrainingOutcome(_Frozen):
+    """What a finished training says of itself; the model lies in its scratch folder, `model/`."""
+
+    num_parameters: int
+    """Parameters of the merged model."""
+
+    counts: dict[str, int]
+    """Rows and steps, for the manifest."""
+
+    timings_s: dict[str, float]
+    """Seconds by part, for the manifest."""
+
+    facts: dict[str, Any]
+    """Curve, best validation loss, where it was resumed, for the manifest."""

@@ -1,0 +1,279 @@
+"""One training, in every process that takes part in it: full or LoRA, resumable, early stopping."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
+from transformers import set_seed as set_seeds
+
+from distillery.chat import load_messages
+from distillery.checkpoints import download_checkpoints, upload_checkpoint
+from distillery.local_model import LocalModel
+from distillery.models import open_student, quiet_transformers
+from distillery.soft_targets.vocabulary import vocabulary_size
+from distillery.store import Store
+from distillery.training.arguments import training_arguments
+from distillery.training.batch_loss import BatchLoss
+from distillery.training.batches import collator, num_steps
+from distillery.training.callbacks import Reporting
+from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
+from distillery.training.output_layer import SplitModel
+from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
+from distillery.training.rows import TokenRows
+from distillery.training.trainer import StudentTrainer
+from schemas.errors import TrainingError
+from schemas.student import FromScratchStudent
+from schemas.teacher import TransformersTeacher
+from schemas.training import LoraMethod, TrainingSpec
+
+logger = logging.getLogger(__name__)
+
+
+def train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
+    """Return what comes of ``job``; the model lies in ``scratch / "model"``.
+
+    Called in every process of a training; the first one writes the model, uploads checkpoints and
+    tells of progress.
+    """
+    return _Training(job, scratch, on_progress).run()
+
+
+class _Training:
+    """The state of one training in one process."""
+
+    def __init__(self, job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> None:
+        quiet_transformers()
+        self._training = _within_context(job)
+        self._job = job.model_copy(update={"training": self._training})
+        self._scratch, self._on_progress = scratch, on_progress
+        self._store = Store(job.store.root)
+        self._timings_s: dict[str, float] = {}
+        self._facts: dict[str, Any] = {}
+
+    def run(self) -> TrainingOutcome:
+        """Return the outcome once the model is written."""
+        training = self._training
+        arguments = training_arguments(training, self._scratch / "checkpoints")
+        self._is_first = arguments.process_index == 0
+        with self._timed("open"):
+            model, tokenizer = self._open_model()
+            self._teacher = self._open_teacher(arguments.device)
+        with self._timed("tokenize"):
+            folder = self._scratch / f"process-{arguments.process_index}"
+            folder.mkdir()
+            theirs = self._teacher and self._teacher.tokenizer
+            self._rows = TokenRows(self._job, tokenizer, theirs, folder)
+        self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
+        self._collate = collator(training, tokenizer.pad_token_id, k=self._k)
+        with self._timed("preflight"):
+            self._facts["preflight"] = self._check(model.to(arguments.device), arguments)
+        if training.parallelism == "fsdp2" and arguments.world_size > 1:
+            model, _ = self._open_model()  # weights that were split stay split
+        if self._rows.too_long:
+            self._facts["left_out_first_ids"] = self._rows.too_long[:20]
+        set_seeds(training.seed)
+        with self._timed("train"):
+            trainer = self._run_trainer(model, tokenizer)
+        num_parameters = self._save(trainer, tokenizer)
+        steps = {"steps": trainer.state.global_step, "planned_steps": trainer.args.max_steps}
+        return TrainingOutcome(
+            num_parameters=num_parameters,
+            counts=self._rows.counts | steps,
+            timings_s=self._timings_s,
+            facts=self._facts,
+        )
+
+    @property
+    def _k(self) -> int:
+        return self._training.soft_targets.k if self._job.soft_targets else 0
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._timings_s[part] = round(time.perf_counter() - start, 3)
+
+    def _open_model(self) -> tuple[Any, Any]:
+        """Return the student with adapters if wanted, and its tokenizer."""
+        set_seeds(self._training.seed)
+        # Float32 master weights in any case: AdamW's updates vanish in bfloat16.
+        model, tokenizer = open_student(self._job.student, self._corpus(), dtype=torch.float32)
+        return _with_method(model, self._training), tokenizer
+
+    def _open_teacher(self, device: Any) -> LocalModel | None:
+        """Return the teacher that runs beside the student, if one does."""
+        spec = self._job.teacher
+        if spec is None:
+            return None
+        assert isinstance(spec, TransformersTeacher)  # choose_objective has seen to it
+        teacher = LocalModel.load(
+            spec.model,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            device=str(device),
+            trust_remote_code=spec.trust_remote_code,
+        )
+        teacher.model.requires_grad_(False)
+        return teacher
+
+    def _corpus(self) -> Iterator[str]:
+        """Yield what a new tokenizer is trained on: training and gold prompts, and responses."""
+        for batch in self._store.batches(self._job.prompts, splits=("train", "gold")):
+            for messages in batch.column("messages").to_pylist():
+                yield from (message["content"] for message in load_messages(messages))
+        for batch in self._store.batches(self._job.rows, splits=("train",)):
+            yield from batch.column("response").to_pylist()
+
+    def _check(self, model: Any, arguments: TrainingArguments) -> dict[str, Any]:
+        """Return what was found before training; raise when it cannot work."""
+        training, splits = self._training, self._rows.splits
+        estimate = check_memory(
+            model, splits, training, self._vocab_size, self._teacher, arguments=arguments
+        )
+        if training.batching == "packed":
+            check_packing(model, splits["train"])
+        trial_rows = longest_rows(splits["train"], training.batch_size)
+        arguments = training_arguments(training, self._scratch / "trial", steps=2, is_trial=True)
+        trainer = self._make_trainer(model, arguments, {"train": trial_rows, "validation": []})
+        return estimate | run_trial(trainer)
+
+    def _make_trainer(
+        self, model: Any, arguments: TrainingArguments, splits: dict[str, Any], **named: Any
+    ) -> StudentTrainer:
+        beside = self._teacher
+        teacher = (beside.model, SplitModel(beside.model)) if beside else None
+        loss = BatchLoss(
+            self._training, SplitModel(model), vocab_size=self._vocab_size, teacher=teacher
+        )
+        trainer = StudentTrainer(
+            model, arguments, splits, self._collate, loss, self._training, **named
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _run_trainer(self, model: Any, tokenizer: Any) -> StudentTrainer:
+        """Return the trainer after training, with the best weights loaded."""
+        rows, training = self._rows.splits, self._training
+        folder = self._scratch / "checkpoints"
+        steps = num_steps(len(rows["train"]), training)
+        validates = len(rows["validation"]) > 0
+        arguments = training_arguments(training, folder, steps=steps, validates=validates)
+        trainer = self._make_trainer(model, arguments, rows, processing_class=tokenizer)
+        trainer.add_callback(self._reporting(trainer, rows["train"]))
+        if validates and training.patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=training.patience))
+        newest = self._newest_checkpoint(trainer, folder)
+        self._facts["resumed_from_step"] = int(newest.name.split("-")[1]) if newest else 0
+        if newest and self._is_first:
+            logger.info("training goes on from %s", newest.name)
+        if newest and _was_over(newest):
+            _restore_finished(trainer, newest)
+        else:
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        self._facts["curve"] = _curve(trainer.state.log_history)
+        self._facts["best_validation_loss"] = trainer.state.best_metric
+        return trainer
+
+    def _reporting(self, trainer: StudentTrainer, rows: Any) -> Reporting:
+        mean_length = sum(list(rows["length"])) / len(rows)
+        return Reporting(
+            tensorboard=self._scratch / "checkpoints" / "tensorboard",
+            upload=lambda made: upload_checkpoint(self._store, self._job.checkpoints_uri, made),
+            on_progress=self._on_progress,
+            tokens_per_step=self._training.batch_size * mean_length,
+            wait_for_everyone=trainer.accelerator.wait_for_everyone,
+        )
+
+    def _newest_checkpoint(self, trainer: StudentTrainer, folder: Path) -> Path | None:
+        """Return the newest checkpoint of the store, downloaded by the first process."""
+        if self._is_first:
+            download_checkpoints(self._store, self._job.checkpoints_uri, folder)
+        trainer.accelerator.wait_for_everyone()
+        steps = [int(made.name.split("-")[1]) for made in folder.glob("checkpoint-*")]
+        return folder / f"checkpoint-{max(steps)}" if steps else None
+
+    def _save(self, trainer: StudentTrainer, tokenizer: Any) -> int:
+        """Write the model in the student's precision; return its number of parameters."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if trainer.is_fsdp_enabled:
+            weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+            model, _ = self._open_model()
+            if self._is_first:
+                model.load_state_dict(weights)
+        SplitModel.join(model)
+        if isinstance(self._training.method, LoraMethod):
+            model = model.merge_and_unload()
+        if self._is_first:
+            folder = self._scratch / "model"
+            model.to(getattr(torch, self._job.student.dtype)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        trainer.accelerator.wait_for_everyone()
+        return sum(p.numel() for p in model.parameters())
+
+
+def _within_context(job: TrainingJob) -> TrainingSpec:
+    """Return the training with rows no longer than a new student reads."""
+    student, training = job.student, job.training
+    if isinstance(student, FromScratchStudent) and student.max_length < training.max_length:
+        return training.model_copy(update={"max_length": student.max_length})
+    return training
+
+
+def _with_method(model: Any, training: TrainingSpec) -> Any:
+    """Return the model with adapters when the method is LoRA, else the model."""
+    if not isinstance(training.method, LoraMethod):
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    method = training.method
+    modules = method.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.r,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+    )
+    return get_peft_model(model, config)
+
+
+def _shared_vocabulary(tokenizer: Any, model: Any, teacher: LocalModel | None) -> int:
+    """Return how many logits count: those of the tokenizer's own tokens, not of any padding."""
+    num_tokens = vocabulary_size(tokenizer)
+    models = [("student", model)] + ([("teacher", teacher.model)] if teacher else [])
+    for role, each in models:
+        num_logits = each.get_output_embeddings().weight.shape[0]
+        if num_logits < num_tokens:
+            raise TrainingError(
+                f"the {role}'s output layer has {num_logits} logits for a tokenizer of "
+                f"{num_tokens} tokens, so some could never be written. Choose a model and a "
+                "tokenizer that belong together."
+            )
+    return num_tokens
+
+
+def _curve(history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    names = ("step", "loss", "hard_loss", "soft_loss", "eval_loss", "learning_rate")
+    return [
+        {name: float(entry[name]) for name in names if name in entry}
+        for entry in history
+        if "loss" in entry or "eval_loss" in entry
+    ]
+
+
+def _was_over(checkpoint: Path) -> bool:
+    """Return whether training had ended, by its steps or early, when ``checkpoint`` was made."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
+
+
+def _restore_finished(trainer: StudentTrainer, newest: Path) -> None:
+    """Load the weights and the record of a training that had ended; the trainer would go on."""
+    trainer.state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
+    trainer._load_from_checkpoint(trainer.state.best_model_checkpoint or str(newest))

@@ -1,0 +1,144 @@
+"""The stage: what identifies a training, and the model that it leaves in the store."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from distillery.fingerprint import model_identity, tokenizer_identity
+from distillery.models import cpu_threads
+from distillery.stage import Attempt, Stage, StageResult, run_stage
+from distillery.store import Store
+from distillery.teacher import teacher_identity
+from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
+from schemas.errors import StoreError
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.student import PretrainedStudent, StudentSpec
+from schemas.teacher import TeacherSpec
+from schemas.training import TrainingSpec
+
+logger = logging.getLogger(__name__)
+
+_LOGIC_VERSION = 2
+
+
+def training_stage(
+    name: StageName,
+    rows: DatasetRef,
+    prompts: DatasetRef,
+    student: StudentSpec,
+    training: TrainingSpec,
+    soft_targets: DatasetRef | None = None,
+    teacher: TeacherSpec | None = None,
+) -> Stage:
+    """Return what identifies the training of ``student`` on ``rows``.
+
+    The prompts count only when a tokenizer is trained on them, the teacher only when it runs
+    beside the student, and settings of soft targets only when there are any.
+    """
+    inputs: dict[str, Any] = {"rows": rows.fingerprint}
+    if training.objective == "hard_targets":
+        training = training.with_hard_targets()
+    elif soft_targets is not None:
+        inputs["soft_targets"] = soft_targets.fingerprint
+    elif teacher is not None:
+        inputs["teacher"] = teacher_identity(teacher)
+    spec: dict[str, Any] = {"training": training, "student": student}
+    if isinstance(student, PretrainedStudent):
+        inputs["student"] = model_identity(student.model, student.revision, role="student")
+        spec["student"] = {"dtype": student.dtype}
+    elif student.tokenizer is not None:
+        inputs["tokenizer"] = tokenizer_identity(student.tokenizer)
+        spec["student"] = student.model_copy(update={"tokenizer": None})
+    else:
+        inputs["prompts"] = prompts.fingerprint
+    return Stage(name, _LOGIC_VERSION, inputs=inputs, spec=spec)
+
+
+def train_student(
+    rows: DatasetRef,
+    prompts: DatasetRef,
+    student: StudentSpec,
+    training: TrainingSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+    *,
+    soft_targets: DatasetRef | None = None,
+    teacher: TeacherSpec | None = None,
+    because: str | None = None,
+    name: StageName = StageName.TRAIN_STUDENT,
+    on_progress: OnProgress | None = None,
+) -> StageResult:
+    """Return `model`: ``student`` fine-tuned on the responses of ``rows``.
+
+    Checkpoints go to the store as they are made; an attempt that finds some goes on from the
+    newest, and its losses are those of a training that was never stopped. The curve and the best
+    step are in the manifest's facts, the curve for TensorBoard is the output `tensorboard`.
+
+    Args:
+        rows: A TrainingFrame; its validation rows decide early stopping.
+        prompts: A PromptFrame; a new tokenizer is trained on its training and gold prompts.
+        student: What is trained.
+        training: How.
+        store: Where everything is.
+        execution: How the run is carried out.
+        soft_targets: The teacher's probabilities of ``rows``; wanted by offline soft targets.
+        teacher: Who runs beside the student; wanted by online soft targets.
+        because: Why the objective was chosen, for the manifest.
+        name: Under which stage name the result is kept.
+        on_progress: Told about every logged step.
+
+    Raises:
+        TrainingError: There is no such device, what is asked for does not fit its memory, a row
+            cannot be learnt from, its soft targets are missing or of another kind, or the loss is
+            not finite.
+    """
+    stage = training_stage(name, rows, prompts, student, training, soft_targets, teacher)
+
+    def work(attempt: Attempt) -> None:
+        is_soft = training.objective == "soft_targets"
+        job = TrainingJob(
+            rows=rows,
+            prompts=prompts,
+            soft_targets=soft_targets if is_soft else None,
+            teacher=teacher if is_soft and training.soft_targets.source == "online" else None,
+            student=student,
+            training=training,
+            store=store,
+            execution=execution,
+            checkpoints_uri=attempt.checkpoints_uri,
+        )
+        with tempfile.TemporaryDirectory(prefix="distillery-train-") as scratch:
+            outcome = _train(job, Path(scratch), on_progress)
+            attempt.counts |= outcome.counts
+            attempt.timings_s |= outcome.timings_s
+            attempt.facts |= outcome.facts
+            attempt.facts["objective"] = because or f"{training.objective}: as the recipe says"
+            attempt.add_folder("tensorboard", Path(scratch) / "checkpoints" / "tensorboard")
+            attempt.add_model(
+                "model", Path(scratch) / "model", num_parameters=outcome.num_parameters
+            )
+
+    result = run_stage(stage, store, execution, work)
+    if not result.reused:
+        try:
+            Store(store.root).delete(f"{stage.name}/{stage.fingerprint}/checkpoints")
+        except StoreError as error:
+            logger.warning("checkpoints stay in the store: %s", error)
+    return result
+
+
+def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
+    """Return what comes of ``job``: done here, or in as many processes as it asks for."""
+    from distillery.training.preflight import check_device
+    from distillery.training.processes import default_num_processes, train_in_processes
+
+    check_device(job.training)
+    num_processes = default_num_processes(job.training)
+    if num_processes > 1:
+        return train_in_processes(job, scratch, num_processes, on_progress)
+    from distillery.training.loop import train
+
+    with cpu_threads(job.execution):
+        return train(job, scratch, on_progress)

@@ -1,0 +1,167 @@
+"""transformers' Trainer with our loss, our order of rows and an exact validation loss."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from distillery.training.batch_loss import BatchLoss
+from distillery.training.batches import Batch, PadRight, RowOrder
+from distillery.training.losses import Losses
+from schemas.errors import TrainingError
+from schemas.training import TrainingSpec
+
+
+class StudentTrainer(Trainer):  # type: ignore[misc]
+    """Trains on sums over response tokens, divided by their number in the whole step.
+
+    So neither micro-batches nor processes change what is learnt. The loss that is logged is the one
+    that is differentiated; with soft targets its two parts are logged beside it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        rows: dict[str, Any],
+        collate: PadRight,
+        batch_loss: BatchLoss,
+        training: TrainingSpec,
+        **named: Any,
+    ) -> None:
+        """Train ``model`` on the rows of `train`, and validate it on those of `validation`."""
+        self._rows, self._batch_loss, self._training = rows, batch_loss, training
+        self._newest: list[tuple[torch.Tensor, torch.Tensor]] = []
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=rows["train"],
+            eval_dataset=rows["validation"] if len(rows["validation"]) else None,
+            data_collator=collate,
+            **named,
+        )
+        self._nats = torch.zeros(3, device=self.args.device)
+        # Ours divides by all response tokens of a step, whatever the model's own loss would do.
+        self.model_accepts_loss_kwargs = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+        return RowOrder(
+            list(self._rows["train"]["length"]),
+            batch_size=self._training.batch_size,
+            steps=self.args.max_steps,
+            seed=self._training.seed,
+        )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return this batch's part of the step's mean loss per response token."""
+        losses = self._batch_loss(model, inputs, num_items_in_batch)
+        self._newest.append((inputs["row"], losses.loss.detach()))
+        self._note(self._nats, losses, inputs)
+        # Gradients are averaged over processes, but the parts of one mean add up.
+        return losses.loss * self.args.world_size
+
+    def _note(self, nats_3: torch.Tensor, losses: Losses, inputs: Batch) -> None:
+        num_tokens = (inputs["labels"] >= 0).sum()
+        nats_3 += torch.stack([losses.hard_nats, losses.soft_nats, num_tokens]).to(nats_3)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Return the norm of the gradients, clipped; before the step, so that weights stay good."""
+        norm = super()._clip_grad_norm(model)
+        rows, losses = zip(*self._newest, strict=True)
+        self._newest = []
+        if not torch.isfinite(torch.stack([*losses, norm.detach().to(losses[0])])).all():
+            self._refuse_step(rows, losses, float(norm))
+        return norm
+
+    def _refuse_step(self, rows: Any, losses: Any, norm: float) -> None:
+        """Raise, naming the rows of the step whose loss is not finite, of all processes."""
+        bad = [
+            number
+            for numbers, loss in zip(rows, losses, strict=True)
+            if not torch.isfinite(loss)
+            for number in numbers.tolist()
+        ]
+        if self.args.world_size > 1:
+            found: list[list[int]] = [[] for _ in range(self.args.world_size)]
+            torch.distributed.all_gather_object(found, bad)
+            bad = [number for part in found for number in part]
+        numbers = bad or [number for part in rows for number in part.tolist()]
+        names = [str(self._rows["train"][number]["prompt_id"]) for number in numbers]
+        what = "the loss" if bad else f"the norm of the gradients ({norm})"
+        raise TrainingError(
+            f"{what} of step {self.state.global_step + 1} is not finite, in the batch of rows "
+            f"{', '.join(names[:32])}. The last good checkpoint stays in the store. Look at those "
+            f"rows, or lower training.learning_rate (now {self._training.learning_rate})."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; beside the training loss stand its parts, nats per response token."""
+        if "loss" in logs and self._batch_loss.soft is not None:
+            logs |= self._parts(self._summed(self._nats))
+            self._nats.zero_()
+        super().log(logs, start_time)
+
+    def _parts(self, nats_3: torch.Tensor) -> dict[str, float]:
+        hard, soft, num_tokens = nats_3.tolist()
+        return {"hard_loss": hard / num_tokens, "soft_loss": soft / num_tokens}
+
+    def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes."""
+        if self.args.world_size == 1:
+            return tensor
+        summed: torch.Tensor = self.accelerator.reduce(tensor, "sum")
+        return summed
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Return the validation loss: the mean over the response tokens of all rows.
+
+        Transformers' own is a mean over batches, which depends on how rows fall into them.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        model = self.model_wrapped
+        model.eval()
+        total_4 = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for batch, counts in self._validation_batches(rows):
+                inputs = self._prepare_inputs(batch)
+                losses = self._batch_loss(model, inputs, 1)
+                if counts:
+                    total_4[0] += losses.loss.double()
+                    self._note(total_4[1:], losses, inputs)
+        total_4 = self._summed(total_4)
+        metrics = {f"{metric_key_prefix}_loss": float(total_4[0] / total_4[3])}
+        if self._batch_loss.soft is not None:
+            parts = self._parts(total_4[1:])
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in parts.items()}
+        self.log(metrics)
+        control: Any = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
+    def _validation_batches(self, rows: Any) -> Iterator[tuple[Batch, bool]]:
+        """Yield this process's batches, and whether each counts.
+
+        All processes get as many, as they meet in every forward pass; what is left over is a
+        repetition that does not count.
+        """
+        size, world = self.args.per_device_eval_batch_size, self.args.world_size
+        lengths = list(rows["length"])
+        order = sorted(range(len(rows)), key=lambda at: (-lengths[at], at))
+        starts = list(range(0, len(rows), size))
+        for turn in range(0, len(starts), world):
+            mine = turn + self.args.process_index
+            start = starts[min(mine, len(starts) - 1)]
+            batch = [rows[at] for at in order[start : start + size]]
+            yield self.data_collator(batch), mine < len(starts)

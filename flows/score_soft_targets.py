@@ -1,0 +1,21 @@
+"""Flow: the teacher's probabilities along the released responses; runs on the GPU work pool."""
+
+from prefect import flow
+
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.teacher import TeacherSpec
+from schemas.training import TrainingSpec
+from tasks.scoring import score_rows
+
+
+@flow(name="score-soft-targets")
+def score_soft_targets(
+    rows: DatasetRef,
+    teacher: TeacherSpec,
+    training: TrainingSpec = TrainingSpec(),
+    store: StoreSpec = StoreSpec(),
+    execution: ExecutionSpec = ExecutionSpec(),
+) -> DatasetRef:
+    """Return the soft targets of ``rows`` that ``training`` learns from."""
+    return score_rows(rows, teacher, training, store, execution)
