@@ -2,25 +2,26 @@
 
     python -m benchmarks.steps {hard,soft,trl} FOLDER
 
-measures once, on what :func:`prepare` wrote into FOLDER, and prints the seconds of each step. All
+measures once, on what :func:`prepare` wrote into FOLDER, and prints time and loss of each step. All
 three train the same new Llama on the same rows, in the same order, at the same settings: float32,
 AdamW, rows of a batch filled up on the right, the loss on response tokens, nothing saved.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.processes import REPO, measure
+from benchmarks.processes import REPO, ProcessError, measure
 from benchmarks.report import Metric
 from benchmarks.results import Line
 from benchmarks.synthetic import make_targets
@@ -34,9 +35,10 @@ VOCABULARIES = (8_192, 32_000)
 """Sizes of the vocabulary: with 4 layers of width 256 the output layer is 40 % and 72 % of the
 weights that a token meets; in a Qwen2.5 of 0.5 B it is 28 %."""
 
-NUM_STEPS, NUM_DROPPED = 10, 3
+NUM_STEPS, NUM_DROPPED = 6, 2
 BATCH_SIZE, MICRO_BATCH_SIZE = 8, 4
-PROMPT_WORDS, RESPONSE_WORDS = (16, 64), (32, 128)
+ROW_WORDS = (40, 160)
+"""Shortest and longest row; a third of it is the prompt."""
 _SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -44,6 +46,7 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _TIMEOUT_S = 600.0
+_SAME_LOSS = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +73,21 @@ def prepare(folder: Path, vocab_size: int) -> None:
 
     _save_tokenizer(folder / "tokenizer", vocab_size)
     draws = np.random.default_rng(0)
+    # Of different lengths, so that sorting by length gives one order only.
+    lengths = draws.choice(np.arange(*ROW_WORDS), NUM_STEPS * BATCH_SIZE, replace=False)
 
-    def text(bounds: tuple[int, int]) -> str:
-        size = draws.integers(*bounds, endpoint=True)
-        return " ".join(
-            f"w{n}" for n in draws.integers(vocab_size - len(_SPECIAL_TOKENS), size=size)
-        )
+    def text(num_words: int) -> str:
+        numbers = draws.integers(vocab_size - len(_SPECIAL_TOKENS), size=num_words)
+        return " ".join(f"w{number}" for number in numbers)
 
     rows = [
         {
             "prompt_id": str(number),
             "split": "train",
-            "messages": dump_messages([{"role": "user", "content": text(PROMPT_WORDS)}]),
-            "response": text(RESPONSE_WORDS),
+            "messages": dump_messages([{"role": "user", "content": text(length // 3)}]),
+            "response": text(length - length // 3),
         }
-        for number in range(NUM_STEPS * BATCH_SIZE)
+        for number, length in enumerate(lengths.tolist())
     ]
     store, schema = Store(str(folder / "store")), arrow_schema(TrainingFrame)
     with store.row_writer("rows", schema) as writer:
@@ -124,14 +127,24 @@ def measure_steps(folder: Path, *, repeats: int, threads: int) -> list[Line]:
         place.mkdir()
         prepare(place, vocab_size)
         seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        losses: dict[str, list[float]] = {}
         for repeat in range(repeats):
             # Who goes first alternates: the pace of a machine drifts.
             for variant in VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]:
-                seconds[variant].append(_step_s(place, variant, threads))
+                found = run_variant(place, variant, threads)
+                seconds[variant].append(found.step_s)
+                losses[variant] = found.losses
                 said = f"steps, vocabulary {vocab_size:,}, {variant}, {repeat + 1}"
-                print(f"{said}: {seconds[variant][-1]:.3f} s", file=sys.stderr, flush=True)
+                print(f"{said}: {found.step_s:.3f} s", file=sys.stderr, flush=True)
+            require_same_losses(losses["hard"], losses["trl"])
         lines += _lines(vocab_size, seconds)
     return lines
+
+
+def require_same_losses(ours: list[float], theirs: list[float]) -> None:
+    """Raise when two trainings differ in what they learnt: then their times say nothing."""
+    if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=_SAME_LOSS):
+        raise ProcessError(f"ours and TRL's did not do the same work: losses {ours} and {theirs}.")
 
 
 def _lines(vocab_size: int, seconds: dict[str, list[float]]) -> list[Line]:
@@ -151,15 +164,24 @@ def _lines(vocab_size: int, seconds: dict[str, list[float]]) -> list[Line]:
     ]  # fmt: skip
 
 
-def _step_s(folder: Path, variant: str, threads: int) -> float:
-    """Return the mean of a fresh process's steps, without the first ones."""
+class Found(NamedTuple):
+    """What a fresh process measured."""
+
+    step_s: float
+    """Mean of its steps, without the first ones."""
+    losses: list[float]
+    """Of all steps, nats per response token."""
+
+
+def run_variant(folder: Path, variant: str, threads: int) -> Found:
+    """Return what a fresh process measures in ``folder``."""
     environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPO)}
     command = ["-m", "benchmarks.steps", variant, str(folder)]
     measure(command, folder=folder, environment=environment, timeout_s=_TIMEOUT_S)
     found = json.loads((folder / "output.txt").read_text("utf-8").splitlines()[-1])
     # Each row is read once, the longest first: all of the steps are the same work in all variants.
-    kept: list[float] = found["step_s"][NUM_DROPPED - 1 :]
-    return sum(kept) / len(kept)
+    times_s = found["times_s"][NUM_DROPPED - 1 :]
+    return Found((times_s[-1] - times_s[0]) / (len(times_s) - 1), found["losses"])
 
 
 # -- One measurement --------------------------------------------------------------------------
@@ -194,31 +216,31 @@ class _Enough(Exception):
 
 
 class _Clock:
-    """Notes when each step is logged, and ends the training after the last one, unsaved."""
+    """Notes when each step is logged, and its loss; ends the training after the last, unsaved."""
 
     def __init__(self) -> None:
-        self._times_s: list[float] = []
+        self.times_s: list[float] = []
+        self.losses: list[float] = []
 
-    def tick(self) -> None:
+    def tick(self, figures: Mapping[str, Any]) -> None:
         """Note that a step is over."""
-        self._times_s.append(time.perf_counter())
-        if len(self._times_s) == NUM_STEPS:
+        self.times_s.append(time.perf_counter())
+        self.losses.append(float(figures["loss"]))
+        if len(self.times_s) == NUM_STEPS:
             raise _Enough
 
-    def step_s(self, train: Callable[[], object]) -> list[float]:
-        """Return the seconds of the steps of ``train``, the first one left out."""
-        try:
+    def follow(self, train: Callable[[], object]) -> None:
+        """Call ``train``, of whose steps each has to tick."""
+        with contextlib.suppress(_Enough):
             train()
-        except _Enough:
-            return np.diff(self._times_s).tolist()
-        raise AssertionError(f"{len(self._times_s)} of {NUM_STEPS} steps were logged")
+        assert len(self.times_s) == NUM_STEPS, f"{len(self.times_s)} steps were logged"
 
 
-def _ours(folder: Path, objective: str) -> list[float]:
+def _ours(folder: Path, objective: str, clock: _Clock) -> None:
     from distillery.training.job import TrainingJob
     from distillery.training.loop import train
 
-    prepared, clock = Prepared.read(folder), _Clock()
+    prepared = Prepared.read(folder)
     job = TrainingJob(
         rows=prepared.rows,
         prompts=prepared.rows,  # not read: the student has a tokenizer
@@ -231,10 +253,11 @@ def _ours(folder: Path, objective: str) -> list[float]:
         checkpoints_uri="checkpoints",
     )
     with tempfile.TemporaryDirectory() as scratch:
-        return clock.step_s(lambda: train(job, Path(scratch), lambda *_: clock.tick()))
+        # Every log tells the progress, and every step is logged.
+        clock.follow(lambda: train(job, Path(scratch), lambda _, __, figures: clock.tick(figures)))
 
 
-def _trl(folder: Path) -> list[float]:
+def _trl(folder: Path, clock: _Clock) -> None:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback, set_seed
@@ -243,13 +266,13 @@ def _trl(folder: Path) -> list[float]:
     from distillery.models import open_student, quiet_transformers
 
     quiet_transformers()
-    training, clock = _training("hard"), _Clock()
+    training = _training("hard")
     set_seed(training.seed)
     model, tokenizer = open_student(_student(folder), (), dtype=torch.float32)
 
     class Clocked(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, *_: Any, **__: Any) -> None:
-            clock.tick()
+        def on_log(self, *_: Any, logs: Mapping[str, Any], **__: Any) -> None:
+            clock.tick(logs)
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
@@ -277,7 +300,7 @@ def _trl(folder: Path) -> list[float]:
         trainer = SFTTrainer(
             model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Clocked()]
         )
-        return clock.step_s(trainer.train)
+        clock.follow(trainer.train)
 
 
 def _tokenized(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
@@ -300,11 +323,12 @@ def main() -> None:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
+    clock = _Clock()
     if arguments.variant == "trl":
-        step_s = _trl(arguments.folder)
+        _trl(arguments.folder, clock)
     else:
-        step_s = _ours(arguments.folder, arguments.variant)
-    print(json.dumps({"step_s": step_s}))
+        _ours(arguments.folder, arguments.variant, clock)
+    print(json.dumps(vars(clock)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from distillery.store import Store
+from schemas.errors import TrainingError
 
 TENSORBOARD = "tensorboard"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -23,7 +24,8 @@ def upload_checkpoint(store: Store, uri: str, folder: Path) -> None:
     store.delete(f"{uri}/{folder.name}.json")  # another attempt may have been at the same step
     store.upload(f"{uri}/{folder.name}", folder)
     store.upload(f"{uri}/{TENSORBOARD}", folder.parent / TENSORBOARD)
-    store.write_bytes(f"{uri}/{folder.name}.json", b'{"complete": true}')
+    marker = {"training": _training(uri)}
+    store.write_bytes(f"{uri}/{folder.name}.json", json.dumps(marker).encode())
     for name in store.list_folders(uri):
         if not (folder.parent / name).is_dir():
             store.delete(f"{uri}/{name}.json")
@@ -34,11 +36,14 @@ def download_checkpoints(store: Store, uri: str, scratch: Path) -> Path | None:
     """Return the newest complete checkpoint, downloaded below ``scratch``, or None.
 
     The best one comes along, and the trainer's record of where it lies is corrected.
+
+    Raises:
+        TrainingError: One was made by another training.
     """
     complete = {
         int(match[1]): name
         for name in store.list_folders(uri)
-        if (match := _NAME.fullmatch(name)) and store.read_json(f"{uri}/{name}.json")
+        if (match := _NAME.fullmatch(name)) and _is_complete(store, uri, name)
     }
     if not complete:
         return None
@@ -52,3 +57,22 @@ def download_checkpoints(store: Store, uri: str, scratch: Path) -> Path | None:
         state["best_model_checkpoint"] = str(moved) if moved.is_dir() else None
         state_file.write_text(json.dumps(state), encoding="utf-8")
     return newest
+
+
+def _training(uri: str) -> str:
+    """Return the fingerprint of the training whose checkpoints are at ``uri``."""
+    return uri.split("/")[1]
+
+
+def _is_complete(store: Store, uri: str, name: str) -> bool:
+    """Return whether a checkpoint was uploaded whole; raise when it is not of this training."""
+    marker = store.read_json(f"{uri}/{name}.json")
+    if marker is None:
+        return False
+    if (other := marker.get("training")) != _training(uri):
+        raise TrainingError(
+            f"{name} in {store.path(uri)!r} was made by the training {other!r:.14}, not by this "
+            f"one, {_training(uri)!r:.14}: another recipe, other rows or another model. Delete "
+            "that folder; this training then begins anew."
+        )
+    return True

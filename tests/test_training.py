@@ -345,6 +345,72 @@ def test_a_checkpoint_that_was_not_uploaded_whole_is_not_used(bench: Bench) -> N
     assert result.manifest.counts["steps"] == 3
 
 
+def test_a_checkpoint_of_another_recipe_is_refused_by_name(bench: Bench) -> None:
+    short = FAST.model_copy(update={"epochs": 1})
+    other = short.model_copy(update={"seed": 1})
+    with pytest.raises(Killed):
+        bench.train(training=other, on_progress=_die_at(3))
+    theirs = Path(bench.store.path(bench.folder(training=other)))
+    bench.store.upload(bench.folder(training=short), theirs)
+    with pytest.raises(
+        TrainingError, match=r"was made by the training '\w+, not by this one, '\w+"
+    ):
+        bench.train(training=short)
+
+
+def _losses_in_event_files(folder: Path) -> dict[int, float]:
+    """Return the training loss by step, as TensorBoard reads it from its files."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    losses: dict[int, float] = {}
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:  # length, checksum of it, event, checksum of that
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            found = [v.simple_value for v in event.summary.value if v.tag == "loss"]
+            if found:
+                losses[event.step] = found[0]
+            data = data[16 + size :]
+    return losses
+
+
+def test_the_curve_is_kept_for_tensorboard_over_all_attempts(bench: Bench) -> None:
+    with pytest.raises(Killed):
+        bench.train(on_progress=_die_at(8))
+    result = bench.train()
+    kept = Path(bench.store.path(result.report("tensorboard").uri))
+    curve: Any = result.manifest.facts["curve"]
+    expected = {entry["step"]: entry["loss"] for entry in curve if "loss" in entry}
+    assert len(list(kept.iterdir())) == 2
+    assert _losses_in_event_files(kept) == pytest.approx(expected)
+
+
+def test_trying_two_steps_leaves_the_weights_as_they_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial is left out of one of two trainings, which end alike to the bit."""
+    from distillery.training import loop
+
+    short = FAST.model_copy(update={"epochs": 1})
+    tried = bench.weights(bench.train(training=short))
+    monkeypatch.setattr(loop, "run_trial", lambda _: {})
+    untried = Bench(Path(bench.spec.root) / "other", bench.rows)
+    assert _same(tried, untried.weights(untried.train(training=short)))
+
+
+def test_memory_that_would_not_do_is_refused_before_the_first_step(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distillery.training import preflight
+
+    monkeypatch.setattr(preflight, "available_memory", lambda _: 100_000)
+    told: list[int] = []
+    with pytest.raises(TrainingError, match=r"KiB"):
+        bench.train(on_progress=lambda step, *_: told.append(step))
+    assert told == []
+
+
 def _fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the upload of the next trained model fail."""
     add_model = Attempt.add_model

@@ -166,11 +166,13 @@ def test_no_process_outlives_a_parent_that_is_stopped(scratch: Path, how: signal
 
 @pytest.mark.slow
 def test_processes_end_with_an_agent_that_is_killed(scratch: Path) -> None:
+    killed: list[psutil.Process] = []
+
     def on_progress(step: int, *_: Any) -> None:
-        if _all_wait(scratch):
-            for process in _family(scratch):
-                if "distillery.training.agent" in process.cmdline():
-                    process.kill()
+        if _all_wait(scratch) and not killed:
+            family = _family(scratch)
+            killed.extend(p for p in family if "distillery.training.agent" in p.info["cmdline"])
+            killed[0].kill()
 
     with pytest.raises(TrainingError, match=r"^the agent of the training processes was ended by"):
         launch(scratch, "wait_deaf", on_progress)

@@ -26,6 +26,7 @@ from distillery.training.divergence import (
     differentiate,
     needs_work,
 )
+from distillery.training.head import ChunkedHead, Head
 from schemas.errors import InputDataError, TrainingError
 
 __all__ = [
@@ -45,14 +46,6 @@ _CPU_CHUNK_TOKENS = 128
 _CPU_BLOCK_NUMEL = 2**19
 _GPU_CHUNK_NUMEL = 2**28
 _GPU_BLOCK_NUMEL = 2**25
-
-
-class Head(NamedTuple):
-    """An output layer, as far as a loss needs it."""
-
-    weight_VD: Tensor | None
-    """None: what stands for the hidden states are logits already."""
-    bias_V: Tensor | None = None
 
 
 class DenseTargets(NamedTuple):
@@ -128,10 +121,10 @@ def response_losses(
     wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs]
     chunk = min(chunk_tokens or default_chunk_tokens(vocab_size, hidden_ND.device), len(labels_N))
     with torch.no_grad():
-        student = _OutputLayer(hidden_ND, head, vocab_size, chunk, wanted)
+        student = ChunkedHead(hidden_ND, head, vocab_size, chunk, wanted)
         teacher: _Teacher | None = None
         if isinstance(targets, DenseTargets):
-            teacher = _OutputLayer(*targets, vocab_size, chunk)
+            teacher = ChunkedHead(*targets, vocab_size, chunk)
         elif targets is not None:
             teacher = targets
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -239,82 +232,11 @@ def _with_gradients(
     return found
 
 
-class _OutputLayer:
-    """Makes the logits of a chunk of tokens in one buffer, and takes their gradient from there."""
-
-    def __init__(
-        self,
-        hidden_ND: Tensor,
-        head: Head,
-        vocab_size: int,
-        chunk: int,
-        wanted: Sequence[bool] = (False, False, False),
-    ) -> None:
-        """Cast the weight once; make the buffers, and the gradients that are wanted."""
-        weight_VD, bias_V = head
-        dtype, device = hidden_ND.dtype, hidden_ND.device.type
-        if dtype == torch.float32 and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)  # as an ordinary output layer would
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        self._hidden_ND, self.vocab_size, self._dtype = hidden_ND, vocab_size, dtype
-        self._weight_VD = None if weight_VD is None else weight_VD[:vocab_size].to(dtype)
-        self._bias_V = None if bias_V is None else bias_V[:vocab_size].to(exact)
-        self._logits_CV = hidden_ND.new_empty((chunk, vocab_size), dtype=exact)
-        self._product_CV = self._logits_CV
-        if dtype != exact and weight_VD is not None:
-            self._product_CV = hidden_ND.new_empty((chunk, vocab_size), dtype=dtype)
-        # In bfloat16 a sum over chunks would lose what a chunk adds to it.
-        self.gradients = [
-            None if t is None or not want else torch.zeros_like(t, dtype=sum_dtype)
-            for t, want, sum_dtype in zip(
-                (hidden_ND, *head), wanted, (hidden_ND.dtype, exact, exact), strict=True
-            )
-        ]
-
-    def empty(self, *shape: int) -> Tensor:
-        """Return a tensor in the precision of the logits."""
-        return self._logits_CV.new_empty(shape)
-
-    def logits(self, rows: slice) -> Tensor:
-        """Return the logits of some tokens, in the buffer that the next call uses again."""
-        hidden_CD = self._hidden_ND[rows]
-        logits_CV = self._logits_CV[: len(hidden_CD)]
-        if self._weight_VD is None:
-            return logits_CV.copy_(hidden_CD[:, : self.vocab_size])
-        product_CV = self._product_CV[: len(hidden_CD)]
-        torch.mm(hidden_CD.to(self._dtype), self._weight_VD.T, out=product_CV)
-        if self._product_CV is not self._logits_CV:
-            logits_CV.copy_(product_CV)
-        return logits_CV if self._bias_V is None else logits_CV.add_(self._bias_V)
-
-    def add_gradients(self, rows: slice, gradient_CV: Tensor) -> None:
-        """Pass the gradient with respect to these logits on to what made them."""
-        hidden_ND, weight_VD, bias_V = self.gradients
-        if self._weight_VD is None:
-            if hidden_ND is not None:
-                hidden_ND[rows, : self.vocab_size] = gradient_CV
-            return
-        product_CV = self._product_CV[: len(gradient_CV)]
-        if self._product_CV is not self._logits_CV:
-            product_CV.copy_(gradient_CV)
-        if hidden_ND is not None:
-            hidden_ND[rows] = product_CV @ self._weight_VD
-        if weight_VD is not None:
-            hidden_CD = self._hidden_ND[rows].to(self._dtype)
-            sum_VD = weight_VD[: self.vocab_size]
-            if sum_VD.dtype == self._dtype:
-                sum_VD.addmm_(product_CV.T, hidden_CD)
-            else:
-                sum_VD += product_CV.T @ hidden_CD
-        if bias_V is not None:
-            bias_V[: self.vocab_size] += gradient_CV.sum(0)
-
-
-_Teacher = SparseTargets | SampledTargets | _OutputLayer
+_Teacher = SparseTargets | SampledTargets | ChunkedHead
 
 
 def _run(
-    student: _OutputLayer,
+    student: ChunkedHead,
     labels_N: Tensor,
     chunk: int,
     soft: SoftLoss | None,
@@ -324,12 +246,12 @@ def _run(
     # Preallocated: small tensors that stay between large ones that go would scatter the heap.
     hard_N, soft_N = student.empty(2, len(labels_N))
     block = min(chunk, _block_tokens(labels_N.device, student.vocab_size))
-    has_logits = isinstance(teacher, _OutputLayer)
+    has_logits = isinstance(teacher, ChunkedHead)
     num_work = NUM_WORK if needs_work(soft, has_logits=has_logits) else 0
     work = [student.empty(block, student.vocab_size) for _ in range(num_work)]
     for rows in _slices(0, len(labels_N), chunk):
         logits_CV = student.logits(rows)
-        teacher_CV = teacher.logits(rows) if isinstance(teacher, _OutputLayer) else None
+        teacher_CV = teacher.logits(rows) if isinstance(teacher, ChunkedHead) else None
         for part in _slices(rows.start, rows.stop, block):
             inside = slice(part.start - rows.start, part.stop - rows.start)
             known: Known | None = None if teacher_CV is None else teacher_CV[inside]
