@@ -11,7 +11,8 @@ LOCK := $(VENV)/.locked
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RECIPE ?= recipes/demo.yaml
 
-.PHONY: help quickstart test test-slow check format schema bench-generation up down lock clean
+.PHONY: help quickstart test test-slow check format schema bench-generation bench-training \
+	bench-quality bench-extra up down lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -41,6 +42,15 @@ schema: $(LOCK) ## write the recipe's JSON schema and the deployments' parameter
 
 bench-generation: $(LOCK) ## measure teacher generation against a stub and a bare client (6 minutes)
 	@$(BIN)/python -m benchmarks.generation
+
+bench-training: bench-extra ## measure the loss kernel, training steps and stored soft targets (15 minutes)
+	@$(BIN)/python -m benchmarks.training
+
+bench-quality: bench-extra ## measure what students learn by each objective (about 45 minutes)
+	@$(BIN)/python -m benchmarks.quality
+
+bench-extra: $(LOCK)
+	@$(PIP) -c constraints.txt -e '.[bench]'
 
 up: $(LOCK) ## start server, pools and workers here, and register the deployments
 	@$(BIN)/python -m deployments.local up

@@ -73,8 +73,7 @@ def prepare(folder: Path, vocab_size: int) -> None:
 
     _save_tokenizer(folder / "tokenizer", vocab_size)
     draws = np.random.default_rng(0)
-    # Of different lengths, so that sorting by length gives one order only.
-    lengths = draws.choice(np.arange(*ROW_WORDS), NUM_STEPS * BATCH_SIZE, replace=False)
+    lengths = draws.integers(*ROW_WORDS, size=NUM_STEPS * BATCH_SIZE)
 
     def text(num_words: int) -> str:
         numbers = draws.integers(vocab_size - len(_SPECIAL_TOKENS), size=num_words)
@@ -179,7 +178,6 @@ def run_variant(folder: Path, variant: str, threads: int) -> Found:
     command = ["-m", "benchmarks.steps", variant, str(folder)]
     measure(command, folder=folder, environment=environment, timeout_s=_TIMEOUT_S)
     found = json.loads((folder / "output.txt").read_text("utf-8").splitlines()[-1])
-    # Each row is read once, the longest first: all of the steps are the same work in all variants.
     times_s = found["times_s"][NUM_DROPPED - 1 :]
     return Found((times_s[-1] - times_s[0]) / (len(times_s) - 1), found["losses"])
 
@@ -264,11 +262,17 @@ def _trl(folder: Path, clock: _Clock) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from distillery.models import open_student, quiet_transformers
+    from distillery.training.batches import RowOrder
 
     quiet_transformers()
     training = _training("hard")
     set_seed(training.seed)
     model, tokenizer = open_student(_student(folder), (), dtype=torch.float32)
+
+    class InOurOrder(SFTTrainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
+            lengths = [len(ids) for ids in train_dataset["input_ids"]]
+            return RowOrder(lengths, batch_size=BATCH_SIZE, steps=NUM_STEPS, seed=training.seed)
 
     class Clocked(TrainerCallback):  # type: ignore[misc]
         def on_log(self, *_: Any, logs: Mapping[str, Any], **__: Any) -> None:
@@ -285,7 +289,6 @@ def _trl(folder: Path, clock: _Clock) -> None:
             warmup_steps=1,
             weight_decay=training.weight_decay,
             max_grad_norm=training.max_grad_norm,
-            train_sampling_strategy="group_by_length",
             max_length=None,
             bf16=False,
             gradient_checkpointing=False,
@@ -297,7 +300,7 @@ def _trl(folder: Path, clock: _Clock) -> None:
             use_cpu=True,
         )
         rows = Dataset.from_list(_tokenized(folder, tokenizer))
-        trainer = SFTTrainer(
+        trainer = InOurOrder(
             model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Clocked()]
         )
         clock.follow(trainer.train)

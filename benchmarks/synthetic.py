@@ -37,21 +37,18 @@ def random_targets(
     >>> bool(np.allclose(np.exp(log_p_NK).sum(1) + np.exp(log_rest_N1[:, 0]), 1))
     True
     """
+    from scipy.special import log_ndtr, logsumexp, ndtri
+
     draws = np.random.default_rng(seed)
     ids_NK = np.stack([_distinct(draws, vocab_size, k, spread) for _ in range(num_tokens)])
-    # In place of a sort of all logits: uniform order statistics from the top, then their quantiles.
-    from scipy.special import logsumexp, ndtri
-
+    # The highest of V draws without the others: sums of exponential gaps, as quantiles.
     gaps_NK = draws.exponential(size=(num_tokens, k)).cumsum(1) / vocab_size
-    logits_NK = _LOGIT_STD * ndtri(np.exp(-gaps_NK))
-    # Of the others the sum hardly varies: V times the mean of exp(logit) below the K-th.
-    from scipy.stats import norm
-
-    bound_N = logits_NK[:, -1] / _LOGIT_STD
-    log_rest_N = np.log(vocab_size) + _LOGIT_STD**2 / 2 + norm.logcdf(bound_N - _LOGIT_STD)
-    total_N = np.logaddexp(logsumexp(logits_NK, axis=1), log_rest_N)
-    log_p_NK = (logits_NK - total_N[:, None]).astype(np.float32)
-    return ids_NK, log_p_NK, (log_rest_N - total_N)[:, None].astype(np.float32)
+    z_NK = ndtri(np.exp(-gaps_NK))
+    # The sum of exp over the others hardly varies: V times the mean of it below the K-th.
+    log_others_N = np.log(vocab_size) + _LOGIT_STD**2 / 2 + log_ndtr(z_NK[:, -1] - _LOGIT_STD)
+    total_N = np.logaddexp(logsumexp(_LOGIT_STD * z_NK, axis=1), log_others_N)
+    log_p_NK = (_LOGIT_STD * z_NK - total_N[:, None]).astype(np.float32)
+    return ids_NK, log_p_NK, (log_others_N - total_N)[:, None].astype(np.float32)
 
 
 def _distinct(

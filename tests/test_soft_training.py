@@ -163,28 +163,26 @@ def test_draws_teach_about_what_all_probabilities_teach(school: School) -> None:
         assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=0.1)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"micro_batch_size": 1},
-        {"micro_batch_size": 2},
-        {"batching": "packed"},
-        {"gradient_checkpointing": True},
-    ],
-    ids=str,
+WAYS: tuple[dict[str, Any], ...] = (
+    {"micro_batch_size": 1},
+    {"micro_batch_size": 2},
+    {"batching": "packed"},
+    {"gradient_checkpointing": True},
 )
-@pytest.mark.parametrize("source", ["offline", "online"])
+
+
+@pytest.mark.parametrize(("source", "ways"), [("offline", WAYS), ("online", WAYS[1:3])])
 def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
-    tmp_path: Path, folder: str, change: dict[str, Any], source: str
+    tmp_path: Path, folder: str, source: str, ways: tuple[dict[str, Any], ...]
 ) -> None:
     training = with_(soft_targets=soft(source=source), epochs=1)
     one = School(tmp_path / "one", folder).teach(training)
-    two = School(tmp_path / "two", folder).teach(training.model_copy(update=change))
-    assert one.manifest.fingerprint == two.manifest.fingerprint
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
-    assert two.manifest.facts["best_validation_loss"] == pytest.approx(
-        one.manifest.facts["best_validation_loss"], rel=1e-5
-    )
+    for n, way in enumerate(ways):
+        two = School(tmp_path / str(n), folder).teach(training.model_copy(update=way))
+        assert one.manifest.fingerprint == two.manifest.fingerprint
+        assert losses(two) == pytest.approx(losses(one), rel=1e-5), way
+        best = two.manifest.facts["best_validation_loss"]
+        assert best == pytest.approx(one.manifest.facts["best_validation_loss"], rel=1e-5)
 
 
 def test_half_precision_learns_nearly_the_same(school: School) -> None:

@@ -19,7 +19,7 @@ from schemas.errors import DistilleryError, StoreError, TrainingError
 from schemas.execution import ExecutionSpec
 from schemas.training import TrainingSpec
 from tests.test_server import LocalServer, server, wait_until
-from tests.test_training import FAST, INLINE, SCRATCH, Bench, _rows
+from tests.test_training import FAST, INLINE, SCRATCH, Bench, Killed, _die_at, _rows
 
 __all__ = ["server"]
 
@@ -312,6 +312,39 @@ def test_training_together_opens_no_port_to_the_network_and_shares_the_threads(
     assert set(names) == {"2"}
     assert outcome.counts["steps"] == 15
     assert (scratch / "model" / "model.safetensors").is_file()
+
+
+def _losses(result: Any) -> list[float]:
+    return [entry["loss"] for entry in result.manifest.facts["curve"] if "loss" in entry]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_two_processes_learn_what_one_learns_and_go_on_after_a_kill(
+    bench: Bench, tmp_path: Path, parallelism: Any
+) -> None:
+    training = FAST.model_copy(update={"parallelism": parallelism, "num_processes": 2})
+    alone = Bench(tmp_path / "alone", bench.rows)
+    expected = alone.train(training=training.model_copy(update={"num_processes": 1}))
+    with pytest.raises(Killed):
+        bench.train(training=training, on_progress=_die_at(4))
+    result = bench.train(training=training)
+    assert result.manifest.fingerprint == expected.manifest.fingerprint
+    assert 0 < int(str(result.manifest.facts["resumed_from_step"])) < 15
+    assert _losses(result) == pytest.approx(_losses(expected), rel=2e-5)
+    best = "best_validation_loss"
+    assert result.manifest.facts[best] == pytest.approx(expected.manifest.facts[best], rel=2e-5)
+    for name, weight in bench.weights(result).items():
+        assert weight.numpy() == pytest.approx(alone.weights(expected)[name].numpy(), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_split_weights_is_not_taken_for_a_whole_one(bench: Bench) -> None:
+    split = FAST.model_copy(update={"parallelism": "fsdp2", "num_processes": 2})
+    with pytest.raises(Killed):
+        bench.train(training=split, on_progress=_die_at(5))
+    with pytest.raises(TrainingError, match=r"made with training\.parallelism 'fsdp2', and 'ddp'"):
+        bench.train(training=FAST)
 
 
 @pytest.mark.slow

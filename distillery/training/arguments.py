@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from schemas.training import TrainingSpec
 
-# Checkpoints hold whole tensors, so that a training goes on with another number of processes.
+# Checkpoints hold whole tensors, so that a training goes on with any number of processes above 1.
 _FSDP2: dict[str, Any] = {
     "fsdp": True,
     "fsdp_config": {

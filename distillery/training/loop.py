@@ -72,7 +72,7 @@ class _Training:
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
         self._collate = collator(training, tokenizer.pad_token_id, k=self._k)
         with self._timed("preflight"):
-            self._facts["preflight"] = self._check(model.to(arguments.device), arguments)
+            self._facts["preflight"] = self._check(model, arguments)
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
             model, _ = self._open_model()  # weights that were split stay split
         if self._rows.too_long:
@@ -155,6 +155,8 @@ class _Training:
             model, arguments, splits, self._collate, loss, self._training, **named
         )
         trainer.remove_callback(PrinterCallback)
+        wants_split = self._training.parallelism == "fsdp2" and arguments.world_size > 1
+        assert trainer.is_fsdp_enabled == wants_split  # accelerate ignores what it cannot do
         return trainer
 
     def _run_trainer(self, model: Any, tokenizer: Any) -> StudentTrainer:
@@ -184,7 +186,9 @@ class _Training:
         mean_length = sum(list(rows["length"])) / len(rows)
         return Reporting(
             tensorboard=self._scratch / "checkpoints" / "tensorboard",
-            upload=lambda made: upload_checkpoint(self._store, self._job.checkpoints_uri, made),
+            upload=lambda made: upload_checkpoint(
+                self._store, self._job.checkpoints_uri, made, parallelism=_layout(trainer)
+            ),
             on_progress=self._on_progress,
             tokens_per_step=self._training.batch_size * mean_length,
             wait_for_everyone=trainer.accelerator.wait_for_everyone,
@@ -193,7 +197,9 @@ class _Training:
     def _newest_checkpoint(self, trainer: StudentTrainer, folder: Path) -> Path | None:
         """Return the newest checkpoint of the store, downloaded by the first process."""
         if self._is_first:
-            download_checkpoints(self._store, self._job.checkpoints_uri, folder)
+            download_checkpoints(
+                self._store, self._job.checkpoints_uri, folder, parallelism=_layout(trainer)
+            )
         trainer.accelerator.wait_for_everyone()
         steps = [int(made.name.split("-")[1]) for made in folder.glob("checkpoint-*")]
         return folder / f"checkpoint-{max(steps)}" if steps else None
@@ -215,6 +221,11 @@ class _Training:
             tokenizer.save_pretrained(folder)
         trainer.accelerator.wait_for_everyone()
         return sum(p.numel() for p in model.parameters())
+
+
+def _layout(trainer: StudentTrainer) -> str:
+    """Return how optimizer states are laid out in checkpoints."""
+    return "fsdp2" if trainer.is_fsdp_enabled else "ddp"
 
 
 def _within_context(job: TrainingJob) -> TrainingSpec:

@@ -97,7 +97,8 @@ def estimate_memory(
     PyTorch's own (SDPA), which keeps no attention weights. A feed-forward block is taken to be
     gated; one that is not takes less. It is what tensors take: within a tenth of the measured peak
     of Llamas of 10 M and 60 M parameters. What an allocator keeps of memory that was given back
-    comes on top; on a CPU, glibc's may hold half as much again.
+    comes on top: on a CPU glibc's was seen to hold half as much again, and with adapters and
+    checkpointing, whose tensors are short-lived, two to three times as much.
 
     Args:
         model_config: The student's transformers configuration.

@@ -28,7 +28,8 @@ class SplitModel:
         model.eval()
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits
-            vars(layer)["forward"] = lambda hidden: hidden
+            # A copy, as weights that are split between processes allow no view of an input.
+            vars(layer)["forward"] = lambda hidden: hidden.clone()
             hidden = model(input_ids=ids, use_cache=False).logits
             again = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
         model.train(was_training)

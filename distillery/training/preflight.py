@@ -60,7 +60,7 @@ def check_memory(
     )
     logger.info("training takes about %s", estimate.sentence)
     estimate.check(available_memory(arguments.device), str(arguments.device))
-    return {"memory_estimate_bytes": estimate.parts}
+    return {"memory_estimate_bytes": estimate.parts | {"peak": estimate.total}}
 
 
 def check_packing(model: Any, rows: Any) -> None:

@@ -1,0 +1,190 @@
+"""The benchmarks of training measure what they say, and their tables count right."""
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu, quality, report, results, synthetic, training
+from benchmarks.processes import REPO, ProcessError
+from benchmarks.quality import HARD, OBJECTIVES, SETTINGS, table
+from benchmarks.report import Metric
+from benchmarks.results import Line, goal_table
+from benchmarks.school import Learnt
+from benchmarks.steps import VARIANTS, prepare, require_same_losses, run_variant
+from benchmarks.storage import bytes_per_token
+from schemas.recipe import Recipe, load_recipe
+
+TINY = gpu.Size(
+    {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128}
+    | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    batch_size=2,
+    row_tokens=8,
+    prompt_tokens=0,
+)
+
+
+@pytest.mark.parametrize("module", [quality, report, results, synthetic], ids=lambda m: m.__name__)
+def test_the_examples_of_docstrings_hold(module: Any) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
+
+
+# -- Quality ----------------------------------------------------------------------------------
+
+
+def test_differences_between_objectives_are_paired_by_seed() -> None:
+    hard = [Learnt(share, share, 1.0) for share in (0.50, 0.70)]
+    soft = [Learnt(share, 0.9, 1.0) for share in (0.52, 0.72)]
+    rows = table({HARD: hard, "forward KL": soft}).splitlines()[2:]
+    # The seeds are far apart, what the objectives differ by is not.
+    assert rows == [
+        "| hard targets | 60.00 ± 127.06 | - | 60.00 ± 127.06 |",
+        "| forward KL | 62.00 ± 127.06 | +2.00 ± 0.00 | 90.00 ± 0.00 |",
+    ]
+
+
+def test_objectives_differ_and_their_recipes_can_be_read() -> None:
+    assert len(set(map(repr, OBJECTIVES.values()))) == len(OBJECTIVES)
+    for setting in SETTINGS:
+        recipe = load_recipe(REPO / setting.recipe, setting.overrides, Recipe)
+        assert recipe.training.objective == "hard_targets"
+
+
+def test_a_data_set_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = next(setting for setting in SETTINGS if setting.name == "banking77")
+    monkeypatch.setenv("BANKING77_DIR", str(tmp_path))
+    assert str(tmp_path) in (setting.obstacle() or "")
+    (tmp_path / "train.csv").touch()
+    assert setting.obstacle() is None
+
+
+@pytest.mark.slow
+def test_the_quality_of_one_objective_is_measured_from_a_recipe(tmp_path: Path) -> None:
+    command = ["-m", "benchmarks.quality", "--settings=demo-few", "--seeds=1"]
+    command += ["--objectives=hard targets", f"--store={tmp_path}", f"--output={tmp_path / 'q.md'}"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=REPO, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| hard targets"))
+    accuracy = float(row.split("|")[2])
+    assert 40 < accuracy < 90
+    assert "360 responses, 2,880 tokens" in done.stdout
+
+
+# -- Soft targets that no teacher made --------------------------------------------------------
+
+
+def test_made_up_probabilities_are_those_of_the_likeliest_of_many_normal_logits() -> None:
+    _, log_p_NK, log_rest_N1 = synthetic.random_targets(
+        300, vocab_size=20_000, k=16, spread="even", seed=0
+    )
+    draws = np.random.default_rng(1)
+    logits_NV = np.sort(synthetic._LOGIT_STD * draws.standard_normal((300, 20_000)))[:, ::-1]
+    p_NV = np.exp(logits_NV - logits_NV[:, :1])
+    p_NV /= p_NV.sum(1, keepdims=True)
+    assert np.exp(log_p_NK[:, 0]).mean() == pytest.approx(p_NV[:, 0].mean(), abs=0.05)
+    assert np.exp(log_rest_N1).mean() == pytest.approx(1 - p_NV[:, :16].sum(1).mean(), abs=0.02)
+
+
+def test_frequent_tokens_are_frequent_only_where_they_should_be() -> None:
+    share = {}
+    for spread in ("even", "zipf"):
+        ids_NK, _, _ = synthetic.random_targets(200, vocab_size=10_000, k=4, spread=spread, seed=0)
+        share[spread] = (ids_NK < 100).mean()
+    assert share["even"] == pytest.approx(0.01, abs=0.01)
+    assert share["zipf"] == pytest.approx(0.5, abs=0.1)  # ln(101) / ln(10001)
+
+
+def test_stored_bytes_follow_k_and_the_spread_of_ids(tmp_path: Path) -> None:
+    def measured(spread: Any, k: int) -> float:
+        return bytes_per_token(tmp_path / f"{spread}-{k}", spread, seed=0, num_rows=16, k=k)
+
+    assert measured("zipf", 64) < measured("even", 64) < 392  # 6 bytes each and 8 as they are
+    assert measured("even", 16) < measured("even", 64) / 2
+
+
+# -- Steps ------------------------------------------------------------------------------------
+
+
+def test_other_losses_are_other_work() -> None:
+    require_same_losses([2.0, 1.0], [2.0, 1.00001])
+    for theirs in ([2.0, 1.001], [2.0]):
+        with pytest.raises(ProcessError, match="not do the same work"):
+            require_same_losses([2.0, 1.0], theirs)
+
+
+@pytest.mark.slow
+def test_all_variants_take_steps_and_trl_learns_the_same_as_ours(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    prepare(tmp_path, 2000)
+    found = {variant: run_variant(tmp_path, variant, threads=1) for variant in VARIANTS}
+    assert all(one.step_s > 0 for one in found.values())
+    require_same_losses(found["hard"].losses, found["trl"].losses)
+    assert found["soft"].losses[0] != pytest.approx(found["hard"].losses[0], rel=1e-3)
+
+
+def test_the_operations_of_a_step_are_those_that_torch_counts() -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM(Qwen2Config(**TINY.config, tie_word_embeddings=True))
+    ids_BT = torch.randint(500, (TINY.batch_size, TINY.row_tokens))
+    with FlopCounterMode(display=False) as counted:
+        model(input_ids=ids_BT).logits.sum().backward()
+    num_parameters = sum(p.numel() for p in model.parameters())
+    expected = gpu.flops_per_step(TINY, num_parameters)
+    assert counted.get_total_flops() == pytest.approx(expected, rel=0.02)
+    half = TINY._replace(prompt_tokens=4)
+    fewer = expected - gpu.flops_per_step(half, num_parameters)
+    assert fewer == 6 * 64 * 500 * TINY.batch_size * 4
+
+
+@pytest.mark.parametrize("variant", gpu.VARIANTS)
+def test_the_measurement_of_gpus_works_on_a_cpu(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "K", 8)
+    found = gpu.measure_once(TINY._replace(prompt_tokens=3), variant, device="cpu")
+    assert found.tokens_per_s * found.step_s == pytest.approx(16)
+    assert not found.gradient_checkpointing
+
+
+# -- The command ------------------------------------------------------------------------------
+
+
+def test_a_part_that_crashes_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line("case", Metric("m", goal=1), [2.0])
+
+    def crash(*_: Any) -> Any:
+        raise ProcessError("fell over")
+
+    monkeypatch.setitem(training.PARTS, "kernel", crash)
+    monkeypatch.setitem(training.PARTS, "steps", lambda *_: ([line], ["a note"]))
+    lines, notes, crashed = training.run_parts(["kernel", "steps"], tmp_path, 1, 1)
+    assert (lines, crashed) == ([line], ["kernel"])
+    assert notes == ["**kernel crashed**: fell over", "a note"]
+    assert goal_table(lines).endswith("| case | m | <= 1 | 2 | **no** |")
+
+
+def test_the_command_writes_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = Line("case", Metric("m", goal=1), [0.5])
+    monkeypatch.setitem(training.PARTS, "storage", lambda *_: ([line], ["left out"]))
+    output = tmp_path / "result.md"
+    monkeypatch.setattr(sys, "argv", ["x", "--parts=storage", "--quick", f"--output={output}"])
+    assert training.main() == 0
+    printed = capsys.readouterr().out
+    assert printed == output.read_text()
+    assert "| case | m | <= 1 | 0 | yes |" in printed and "- left out" in printed
