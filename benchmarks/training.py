@@ -6,7 +6,6 @@ Prints ratios with their goals and, when all parts ran, writes a dated result be
 """
 
 import argparse
-import os
 import shutil
 import signal
 import sys
@@ -91,7 +90,7 @@ def main() -> int:
     minutes = (time.monotonic() - began) / 60
     text = [
         *heading("Training", "benchmarks.training", load=load, minutes=minutes)[:-1],
-        f"- Repeats: {repeats}; threads on the CPU: {arguments.threads}",
+        f"- Repeats: {repeats}; threads of the steps on the CPU: {arguments.threads}",
         "",
         goal_table(lines),
         "",
@@ -117,7 +116,8 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="of everything (default: 5)")
     parser.add_argument("--quick", action="store_true", help="one repeat, no dated result")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of steps on the CPU")
+    # On a machine that does anything else, two threads wait for each other at every layer.
+    parser.add_argument("--threads", type=int, default=1, help="of steps on the CPU (default: 1)")
     parser.add_argument("--output", type=Path, help="Markdown file; a full run writes a dated one")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):

@@ -19,8 +19,8 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 def upload_checkpoint(store: Store, uri: str, folder: Path, *, parallelism: str) -> None:
     """Upload the checkpoint ``folder`` below ``uri``, and drop those that the trainer dropped.
 
-    The event files in the folder ``tensorboard`` beside it go along. Optimizer states are laid out as
-    ``parallelism`` says.
+    The event files in the folder ``tensorboard`` beside it go along. Optimizer states are laid out
+    as ``parallelism`` says.
     """
     store.delete(f"{uri}/{folder.name}.json")  # another attempt may have been at the same step
     store.upload(f"{uri}/{folder.name}", folder)

@@ -4,6 +4,12 @@ import base64
 import io
 from typing import Any
 
+_COLUMNS = {
+    "eval_loss": "validation loss",
+    "eval_hard_loss": "cross-entropy",
+    "eval_soft_loss": "divergence",
+}
+
 
 def curve_markdown(facts: dict[str, Any]) -> str:
     """Return a training's curve: loss and validation loss by step, nats per response token.
@@ -13,13 +19,16 @@ def curve_markdown(facts: dict[str, Any]) -> str:
     Args:
         facts: Of the training's manifest; its `curve` is read.
     """
-    validation = [(entry["step"], entry["eval_loss"]) for entry in _having(facts, "eval_loss")]
+    validation = _having(facts, "eval_loss")
     lines = [f"![training curve](data:image/png;base64,{_picture(facts)})", ""]
     if validation:
-        best = min(validation, key=lambda point: point[1])
-        lines += [f"Best validation loss {best[1]:.4f} at step {best[0]:.0f}.", ""]
-        lines += ["| step | validation loss |", "|---:|---:|"]
-        lines += [f"| {step:.0f} | {loss:.4f} |" for step, loss in validation]
+        best = min(validation, key=lambda entry: entry["eval_loss"])
+        lines += [f"Best validation loss {best['eval_loss']:.4f} at step {best['step']:.0f}.", ""]
+        columns = {key: title for key, title in _COLUMNS.items() if key in best}
+        lines += [f"| step | {' | '.join(columns.values())} |", "|---:" * (1 + len(columns)) + "|"]
+        for entry in validation:
+            cells = (f"{entry[key]:.4f}" for key in columns)
+            lines.append(f"| {entry['step']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

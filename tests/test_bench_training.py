@@ -23,7 +23,7 @@ TINY = gpu.Size(
     {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128}
     | {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
     batch_size=2,
-    row_tokens=8,
+    row_tokens=16,
     prompt_tokens=0,
 )
 
@@ -136,13 +136,16 @@ def test_the_operations_of_a_step_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM(Qwen2Config(**TINY.config, tie_word_embeddings=True))
+    config = Qwen2Config(**TINY.config, tie_word_embeddings=True, attn_implementation="eager")
+    model = Qwen2ForCausalLM(config)
     ids_BT = torch.randint(500, (TINY.batch_size, TINY.row_tokens))
     with FlopCounterMode(display=False) as counted:
         model(input_ids=ids_BT).logits.sum().backward()
     num_parameters = sum(p.numel() for p in model.parameters())
     expected = gpu.flops_per_step(TINY, num_parameters)
-    assert counted.get_total_flops() == pytest.approx(expected, rel=0.02)
+    # Torch counts attention over all of T, also the masked half; layers, width, tokens, T.
+    masked = 6 * 2 * 64 * 32 * 16
+    assert counted.get_total_flops() == pytest.approx(expected + masked, rel=0.01)
     half = TINY._replace(prompt_tokens=4)
     fewer = expected - gpu.flops_per_step(half, num_parameters)
     assert fewer == 6 * 64 * 500 * TINY.batch_size * 4
@@ -154,7 +157,7 @@ def test_the_measurement_of_gpus_works_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(gpu, "K", 8)
     found = gpu.measure_once(TINY._replace(prompt_tokens=3), variant, device="cpu")
-    assert found.tokens_per_s * found.step_s == pytest.approx(16)
+    assert found.tokens_per_s * found.step_s == pytest.approx(32)
     assert not found.gradient_checkpointing
 
 
@@ -183,6 +186,7 @@ def test_the_command_writes_what_it_prints(
     line = Line("case", Metric("m", goal=1), [0.5])
     monkeypatch.setitem(training.PARTS, "storage", lambda *_: ([line], ["left out"]))
     output = tmp_path / "result.md"
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["x", "--parts=storage", "--quick", f"--output={output}"])
     assert training.main() == 0
     printed = capsys.readouterr().out

@@ -589,3 +589,10 @@ def test_the_curve_is_shown_with_its_best_step() -> None:
     assert lines[0].startswith("![training curve](data:image/png;base64,iVBOR")
     assert lines[2] == "Best validation loss 2.0000 at step 2."
     assert lines[-2:] == ["| 2 | 2.0000 |", "| 4 | 2.5000 |"]
+
+
+def test_the_curve_of_soft_targets_tells_both_parts() -> None:
+    parts = {"eval_loss": 2.0, "eval_hard_loss": 3.0, "eval_soft_loss": 1.0}
+    lines = curve_markdown({"curve": [{"step": 2.0} | parts]}).split("\n")
+    assert lines[-3] == "| step | validation loss | cross-entropy | divergence |"
+    assert lines[-1] == "| 2 | 2.0000 | 3.0000 | 1.0000 |"

@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from schemas.errors import TrainingError
 
-_LOSSES = ("loss", "hard_loss", "soft_loss", "eval_loss", "eval_hard_loss", "eval_soft_loss")
-_FIGURES = (*_LOSSES, "grad_norm", "learning_rate")
+LOSSES = ("loss", "hard_loss", "soft_loss", "eval_loss", "eval_hard_loss", "eval_soft_loss")
+_FIGURES = (*LOSSES, "grad_norm", "learning_rate")
 
 
 class Reporting(TrainerCallback):  # type: ignore[misc]

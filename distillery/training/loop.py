@@ -21,7 +21,7 @@ from distillery.store import Store
 from distillery.training.arguments import training_arguments
 from distillery.training.batch_loss import BatchLoss
 from distillery.training.batches import collator, num_steps
-from distillery.training.callbacks import Reporting
+from distillery.training.callbacks import LOSSES, Reporting
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from distillery.training.output_layer import SplitModel
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
@@ -270,7 +270,7 @@ def _shared_vocabulary(tokenizer: Any, model: Any, teacher: LocalModel | None) -
 
 
 def _curve(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    names = ("step", "loss", "hard_loss", "soft_loss", "eval_loss", "learning_rate")
+    names = ("step", "learning_rate", *LOSSES)
     return [
         {name: float(entry[name]) for name in names if name in entry}
         for entry in history
