@@ -239,11 +239,28 @@ def test_tokens_without_mass_in_the_teacher_give_no_nan(divergence: DivergenceNa
         assert all(g.isfinite().all() for g in gradients(losses.loss, case))
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_tokens_without_mass_in_the_student_give_no_nan(divergence: DivergenceName) -> None:
+    soft = dataclasses.replace(FORWARD_KL, divergence=divergence)
+    case = make_case(0, dtype=torch.float32)
+    sparse = case.sparse(soft, 3)
+    # All that is left of the student are the teacher's 3, as after a mask on its logits.
+    logits_NV = torch.full((5, 23), -torch.inf).scatter(1, sparse.ids_NK, 0.0).requires_grad_()
+    losses = response_losses(
+        logits_NV, Head(None), sparse.ids_NK[:, 0], vocab_size=23, normaliser=1, soft=soft,
+        targets=sparse,
+    )  # fmt: skip
+    (gradient_NV,) = torch.autograd.grad(losses.loss, logits_NV)
+    assert losses.loss.isfinite() and gradient_NV.isfinite().all()
+    assert gradient_NV.gather(1, sparse.ids_NK).any()
+
+
 def test_nan_in_the_student_is_not_hidden() -> None:
     case = make_case(0)
     case.hidden_ND.data[2, 1] = torch.nan
     for targets in (case.dense(), SparseTargets(*make_case(0).sparse(FORWARD_KL, 3))):
-        assert case.losses(FORWARD_KL, targets).loss.isnan()
+        losses = case.losses(FORWARD_KL, targets)
+        assert losses.loss.isnan() and losses.soft_nats.isnan()
 
 
 # 3. Invariant to order, chunks, micro-batches and padding of the vocabulary.
@@ -578,6 +595,8 @@ def test_half_precision_stays_within_its_rounding(
     # As in training: float32 weights, and bfloat16 products, by the hidden states or autocast.
     with torch.autocast("cpu", torch.bfloat16, enabled=hidden_dtype == torch.float32):
         losses = case.losses(soft, targets, chunk_tokens=3)
+    plain = case.losses(soft, targets, chunk_tokens=3)
+    assert torch.equal(plain.loss, losses.loss) == (hidden_dtype == torch.bfloat16)
     assert losses.loss.dtype == losses.hard_nats.dtype == torch.float32
     assert losses.loss.item() == pytest.approx(expected.item(), rel=0.01)
     found = gradients(losses.loss, case)
