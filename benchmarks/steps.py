@@ -125,18 +125,16 @@ def measure_steps(folder: Path, *, repeats: int, threads: int) -> list[Line]:
         place = folder / str(vocab_size)
         place.mkdir()
         prepare(place, vocab_size)
-        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        losses: dict[str, list[float]] = {}
+        runs: dict[str, list[Found]] = {variant: [] for variant in VARIANTS}
         for repeat in range(repeats):
             # Who goes first alternates: the pace of a machine drifts.
             for variant in VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]:
                 found = run_variant(place, variant, threads)
-                seconds[variant].append(found.step_s)
-                losses[variant] = found.losses
+                runs[variant].append(found)
                 said = f"steps, vocabulary {vocab_size:,}, {variant}, {repeat + 1}"
                 print(f"{said}: {found.step_s:.3f} s", file=sys.stderr, flush=True)
-            require_same_losses(losses["hard"], losses["trl"])
-        lines += _lines(vocab_size, seconds)
+            require_same_losses(runs["hard"][-1].losses, runs["trl"][-1].losses)
+        lines += _lines(vocab_size, runs)
     return lines
 
 
@@ -146,21 +144,24 @@ def require_same_losses(ours: list[float], theirs: list[float]) -> None:
         raise ProcessError(f"ours and TRL's did not do the same work: losses {ours} and {theirs}.")
 
 
-def _lines(vocab_size: int, seconds: dict[str, list[float]]) -> list[Line]:
+def _lines(vocab_size: int, runs: dict[str, list["Found"]]) -> list[Line]:
     case = f"step, CPU, vocabulary {vocab_size:,}"
-
-    def ratios(over: str, under: str) -> list[float]:
-        pairs = zip(seconds[over], seconds[under], strict=True)
-        return [one / other for one, other in pairs]
-
-    return [
-        Line(case, Metric("soft targets (k = 64) over hard targets", goal=1.1, digits=2),
-             ratios("soft", "hard")),
-        Line(case, Metric("hard targets over TRL's SFTTrainer", goal=1.0, digits=2),
-             ratios("hard", "trl")),
-        *(Line(case, Metric(f"{name}, s per step", digits=3), seconds[variant])
-          for variant, name in zip(VARIANTS, ("hard", "soft", "TRL"), strict=True)),
-    ]  # fmt: skip
+    lines = []
+    for over, under, name, goal in (
+        ("soft", "hard", "soft targets (k = 64) over hard targets", 1.1),
+        ("hard", "trl", "hard targets over TRL's SFTTrainer", 1.0),
+    ):
+        pairs = list(zip(runs[over], runs[under], strict=True))
+        times = [one.step_s / other.step_s for one, other in pairs]
+        cpus = [one.cpu_s / other.cpu_s for one, other in pairs]
+        lines += [
+            Line(case, Metric(name, goal=goal, digits=2), times),
+            Line(case, Metric(f"{name}, in CPU seconds", digits=2), cpus),
+        ]
+    for variant, name in zip(VARIANTS, ("hard", "soft", "TRL"), strict=True):
+        times = [found.step_s for found in runs[variant]]
+        lines.append(Line(case, Metric(f"{name}, s per step", digits=3), times))
+    return lines
 
 
 class Found(NamedTuple):
@@ -168,6 +169,8 @@ class Found(NamedTuple):
 
     step_s: float
     """Mean of its steps, without the first ones."""
+    cpu_s: float
+    """CPU of the same."""
     losses: list[float]
     """Of all steps, nats per response token."""
 
@@ -178,8 +181,12 @@ def run_variant(folder: Path, variant: str, threads: int) -> Found:
     command = ["-m", "benchmarks.steps", variant, str(folder)]
     measure(command, folder=folder, environment=environment, timeout_s=_TIMEOUT_S)
     found = json.loads((folder / "output.txt").read_text("utf-8").splitlines()[-1])
-    times_s = found["times_s"][NUM_DROPPED - 1 :]
-    return Found((times_s[-1] - times_s[0]) / (len(times_s) - 1), found["losses"])
+    return Found(_per_step(found["times_s"]), _per_step(found["cpu_s"]), found["losses"])
+
+
+def _per_step(clock_s: list[float]) -> float:
+    """Return the mean time of the steps after the first ones."""
+    return (clock_s[-1] - clock_s[NUM_DROPPED - 1]) / (NUM_STEPS - NUM_DROPPED)
 
 
 # -- One measurement --------------------------------------------------------------------------
@@ -218,11 +225,13 @@ class _Clock:
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
+        self.cpu_s: list[float] = []
         self.losses: list[float] = []
 
     def tick(self, figures: Mapping[str, Any]) -> None:
         """Note that a step is over."""
         self.times_s.append(time.perf_counter())
+        self.cpu_s.append(time.process_time())
         self.losses.append(float(figures["loss"]))
         if len(self.times_s) == NUM_STEPS:
             raise _Enough

@@ -127,7 +127,7 @@ def test_the_loss_that_is_logged_is_the_weighted_sum_of_its_parts(school: School
         assert entry["soft_loss"] > 0
 
 
-@pytest.mark.parametrize("source", ["offline", "online"])
+@pytest.mark.parametrize("source", ["offline", pytest.param("online", marks=pytest.mark.slow)])
 def test_a_student_that_overfits_one_batch_agrees_with_its_teacher(
     tmp_path: Path, folder: str, source: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_student_that_overfits_one_batch_agrees_with_its_teacher(
     assert curve(result)[-1]["soft_loss"] == pytest.approx(nats, abs=0.02)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teaches(
     school: School, temperature: float
 ) -> None:
@@ -155,6 +155,7 @@ def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teache
     assert "teacher" in both[1].manifest.inputs
 
 
+@pytest.mark.slow
 def test_draws_teach_about_what_all_probabilities_teach(school: School) -> None:
     many = soft(selection="sampled", hard_weight=0)
     drawn = curve(school.teach(with_(soft_targets=many, learning_rate=1e-12)))
@@ -171,7 +172,10 @@ WAYS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize(("source", "ways"), [("offline", WAYS), ("online", WAYS[1:3])])
+@pytest.mark.parametrize(
+    ("source", "ways"),
+    [("offline", WAYS), pytest.param("online", WAYS[1:3], marks=pytest.mark.slow)],
+)
 def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
     tmp_path: Path, folder: str, source: str, ways: tuple[dict[str, Any], ...]
 ) -> None:
@@ -185,6 +189,7 @@ def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
         assert best == pytest.approx(one.manifest.facts["best_validation_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_learns_nearly_the_same(school: School) -> None:
     half = losses(school.teach(with_(dtype="bfloat16")))
     whole = losses(school.teach(BASE))

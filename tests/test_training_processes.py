@@ -96,6 +96,7 @@ def test_outcome_progress_and_log_come_as_from_this_process(
     assert caplog.record_tuples == [("distillery.training", logging.WARNING, "2 rows are too long")]
 
 
+@pytest.mark.slow
 def test_an_error_of_ours_in_one_process_is_raised_here_and_ends_the_others(scratch: Path) -> None:
     with pytest.raises(StoreError, match=r"^the store is full\. Make room\.$") as raised:
         launch(scratch, "store_error")
