@@ -84,15 +84,26 @@ def train_tokenizer(texts: Iterable[str], spec: FromScratchStudent) -> Any:
     return fast
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> Any:
+def load_tokenizer(
+    model: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> Any:
     """Return the tokenizer of a local folder or hub model, with a pad token.
 
+    Args:
+        model: Folder or hub id.
+        revision: Commit hash of a hub model.
+        trust_remote_code: Run code from the model's repository.
+
     Raises:
+        RecipeError: It cannot be loaded.
         TrainingError: It has no chat template or no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    with _place_of(model, "the tokenizer of") as place:
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=trust_remote_code
+        )
     if tokenizer.chat_template is None:
         raise TrainingError(
             f"the tokenizer of {model!r} has no chat template, so prompts cannot be rendered the "
@@ -118,24 +129,62 @@ def open_student(spec: StudentSpec, corpus: Iterable[str], *, dtype: Any) -> tup
 
     Returns:
         The model and the tokenizer. A new model's weights come from torch's global generator.
+
+    Raises:
+        RecipeError: The model or its tokenizer cannot be loaded.
+        TrainingError: Weights of a pretrained student are missing or of another shape; or its
+            tokenizer cannot be trained with.
     """
     if isinstance(spec, PretrainedStudent):
-        from transformers import AutoModelForCausalLM
-
-        tokenizer = load_tokenizer(spec.model, spec.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.model,
-            revision=spec.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
+        tokenizer = load_tokenizer(
+            spec.model, spec.revision, trust_remote_code=spec.trust_remote_code
         )
-        return model, tokenizer
+        return _pretrained(spec, dtype), tokenizer
     if spec.tokenizer is None:
         tokenizer = train_tokenizer(corpus, spec)
     else:
         tokenizer = load_tokenizer(spec.tokenizer)
     return _new_llama(spec, tokenizer).to(dtype), tokenizer
+
+
+def _pretrained(spec: PretrainedStudent, dtype: Any) -> Any:
+    """Return a pretrained student, whole: transformers would make up the weights that it lacks."""
+    from transformers import AutoModelForCausalLM
+
+    with _place_of(spec.model, "model") as place:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=spec.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            # They are refused below, by name: transformers' own error does not name them.
+            ignore_mismatched_sizes=True,
+        )
+    mismatched = (name for name, *_ in info["mismatched_keys"])
+    if absent := sorted({*info["missing_keys"], *mismatched}):
+        raise TrainingError(
+            f"student {spec.model!r} lacks {len(absent)} weights, such as {absent[0]!r}, or has "
+            "them in another shape, so it would start with random ones. Set student.model to a "
+            "complete causal language model."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _place_of(model: str, what: str) -> Iterator[str]:
+    """Yield the folder or hub id of ``model``; that it cannot be read is told with its name."""
+    from safetensors import SafetensorError
+
+    folder = Path(model).expanduser()
+    try:
+        yield str(folder) if folder.is_dir() else model
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(
+            f"{what} {model!r} cannot be loaded: {str(error).rstrip('.')}. Name a folder that "
+            "save_pretrained wrote (with safetensors), or a hub id with its revision."
+        ) from error
 
 
 def _new_llama(spec: FromScratchStudent, tokenizer: Any) -> Any:

@@ -1,6 +1,8 @@
 """A student sees a row as at inference, and learns from the response alone."""
 
 import functools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,15 +231,107 @@ def test_a_new_student_takes_a_tokenizer_that_is_given(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
+def _opened(folder: Path | str) -> tuple[Any, Any]:
+    import torch
+
+    return open_student(PretrainedStudent(model=str(folder)), (), dtype=torch.float32)
+
+
 def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
     import torch
 
     folder = make_tiny_model(tmp_path / "tiny")
-    model, _ = open_student(PretrainedStudent(model=str(folder)), (), dtype=torch.float32)
+    model, _ = _opened(folder)
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        open_student(PretrainedStudent(model=str(folder)), (), dtype=torch.float32)
+    with pytest.raises(RecipeError, match="safetensors"):
+        _opened(folder)
+
+
+def _with_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Return the model of ``folder``, its weights changed."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_pretrained_student_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    def drop(weights: dict[str, Any]) -> None:
+        for name in ("down", "gate", "up"):
+            del weights[f"model.layers.1.mlp.{name}_proj.weight"]
+
+    folder = _with_weights(make_tiny_model(tmp_path / "tiny"), drop)
+    with pytest.raises(TrainingError) as caught:
+        _opened(folder)
+    assert str(caught.value) == (
+        f"student {str(folder)!r} lacks 3 weights, such as 'model.layers.1.mlp.down_proj.weight', "
+        "or has them in another shape, so it would start with random ones. Set student.model to a "
+        "complete causal language model."
+    )
+
+
+def test_a_pretrained_student_with_weights_of_another_shape_is_refused(tmp_path: Path) -> None:
+    def cut(weights: dict[str, Any]) -> None:
+        weights["lm_head.weight"] = weights["lm_head.weight"][:10].clone()
+
+    folder = _with_weights(make_tiny_model(tmp_path / "tiny"), cut)
+    with pytest.raises(TrainingError, match=r"lacks 1 weights, such as 'lm_head\.weight', or has"):
+        _opened(folder)
+
+
+def test_an_output_layer_that_is_the_input_embedding_is_not_missing(tmp_path: Path) -> None:
+    import torch
+
+    folder = make_tiny_model(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    model, _ = _opened(_with_weights(folder, lambda weights: weights.pop("lm_head.weight")))
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+
+
+def test_a_model_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        _opened("nobody/nothing")  # tests are offline
+    assert str(caught.value).startswith("the tokenizer of 'nobody/nothing' cannot be loaded: ")
+    assert "Check your internet connection" in str(caught.value)
+    assert str(caught.value).endswith("or a hub id with its revision.")
+    folder = make_tiny_model(tmp_path / "tiny")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match=r"^model '.*tiny' cannot be loaded: .* Name a folder"):
+        _opened(folder)
+
+
+def test_a_folder_of_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_tiny_model(tmp_path / "tiny")
+    model, tokenizer = _opened("~/tiny")
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "own"))
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    folder = make_tiny_model(tmp_path / "tiny")
+    (folder / "own_tokenizer.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="trust_remote_code"):
+        load_tokenizer(str(folder))
+    spec = PretrainedStudent(model=str(folder), revision="1" * 40, trust_remote_code=True)
+    _, tokenizer = open_student(spec, (), dtype=None)
+    assert type(tokenizer).__name__ == "OwnTokenizer"
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The objective is what the recipe says or the best that is possible, and the reason is told."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +96,32 @@ def test_a_provider_that_shows_no_probabilities_makes_auto_hard(models: dict[str
     chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), AUTO)
     assert chosen.training.objective == "hard_targets"
     assert "openai" in chosen.because
+
+
+def test_a_template_that_writes_responses_otherwise_makes_auto_hard(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    student = make_tiny_model(tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
+    tokenizer.save_pretrained(student)
+    teacher = TransformersTeacher(model=models["teacher"])
+    chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
+    assert chosen.training.objective == "hard_targets"
+    assert "writes the response 'Forty-two.' as 'Forty-two. .<|end|>'" in chosen.because
+
+
+def test_a_tokenizer_that_splits_text_otherwise_makes_auto_hard(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    student = make_tiny_model(tmp_path / "student")
+    file = student / "tokenizer.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw["model"]["merges"].reverse()
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    teacher = TransformersTeacher(model=models["teacher"])
+    chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
+    assert chosen.training.objective == "hard_targets"
+    assert "splits text in another way" in chosen.because

@@ -275,3 +275,32 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
     assert fingerprint(BASE) != fingerprint(hard)
     assert fingerprint(BASE) != fingerprint(BASE, "2")
     assert fingerprint(BASE) != fingerprint(with_(soft_targets=soft(divergence="reverse_kl")))
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_padding_of_a_served_vocabulary_counts_for_nobody(divergence: Any) -> None:
+    """A student that equals its teacher has next to no loss, whatever stood on padding."""
+    from distillery.soft_targets.storage import at_temperature
+    from distillery.training.losses import Head, SoftLoss, SparseTargets, response_losses
+    from distillery.training.rows import within_vocabulary
+
+    torch.manual_seed(0)
+    logits_NP = torch.randn(20, 60) * 3
+    logits_NP[:, 50:] += 2  # padding
+    log_p_NP = logits_NP.log_softmax(-1)
+    log_probs_NK, ids_NK = log_p_NP.topk(8)
+    log_rest_N = (1 - log_probs_NK.exp().sum(-1)).log()
+    assert (ids_NK >= 50).any(-1).float().mean() > 0.5
+    moved = within_vocabulary(ids_NK.numpy(), log_probs_NK.numpy(), log_rest_N.numpy(), 50)
+    ids, log_probs, log_rest = map(torch.from_numpy, moved)
+    spec = SoftTargetSpec(divergence=divergence, hard_weight=0, soft_weight=1)
+    losses = response_losses(
+        logits_NP,
+        Head(None),
+        torch.zeros(20, dtype=torch.long),
+        vocab_size=50,
+        normaliser=20,
+        soft=SoftLoss.of(spec),
+        targets=SparseTargets(ids, *at_temperature(log_probs, log_rest, 1.0)),
+    )
+    assert losses.loss < 0.25

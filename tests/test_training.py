@@ -21,6 +21,7 @@ from schemas.errors import StoreError, TrainingError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, TrainingFrame, arrow_schema
 from schemas.refs import DatasetRef
+from schemas.soft_targets import SoftTargetSpec
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.training import LoraMethod, TrainingSpec
 from tests.fixtures_models import make_tiny_model
@@ -409,6 +410,63 @@ def test_memory_that_would_not_do_is_refused_before_the_first_step(
     with pytest.raises(TrainingError, match=r"KiB"):
         bench.train(on_progress=lambda step, *_: told.append(step))
     assert told == []
+
+
+def test_half_precision_holds_no_more_logits_than_a_chunk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer changes what a model hands out; the loss still gets states, not logits."""
+    from distillery.training import batch_loss
+
+    widths: list[int] = []
+    response_losses = batch_loss.response_losses
+
+    def spy(hidden: Any, *args: Any, **named: Any) -> Any:
+        widths.append(hidden.shape[-1])
+        return response_losses(hidden, *args, **named)
+
+    monkeypatch.setattr(batch_loss, "response_losses", spy)
+    wide = SCRATCH.model_copy(update={"hidden_size": 256})
+    short = FAST.model_copy(update={"epochs": 1, "dtype": "bfloat16", "device": "auto"})
+    bench.train(wide, short)
+    assert set(widths) == {256}
+
+
+def test_weights_that_are_not_finite_are_found_before_training(
+    bench: Bench, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_tiny_model(tmp_path / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    student = PretrainedStudent(model=str(folder), dtype="float32")
+    with pytest.raises(TrainingError, match=r"not finite before anything is learnt, with rows \d"):
+        bench.train(student)
+
+
+def test_rows_beyond_the_context_of_a_pretrained_student_are_left_out(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder = make_tiny_model(tmp_path / "tiny", max_length=40)
+    student = PretrainedStudent(model=str(folder), dtype="float32")
+    result = bench.train(student, FAST.model_copy(update={"epochs": 1}))
+    left_out = result.manifest.counts["left_out_too_long"]
+    assert 0 < left_out < len(bench.rows)
+
+
+def test_an_objective_that_is_not_decided_is_refused(bench: Bench) -> None:
+    for settings, message in (
+        ({"objective": "auto"}, r"is 'auto', which the flow distill-student decides"),
+        ({"objective": "soft_targets"}, r"no soft targets are given\. Give those of score_soft"),
+        (
+            {"objective": "soft_targets", "soft_targets": SoftTargetSpec(source="online")},
+            r"'online', but no teacher is given to run beside",
+        ),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            bench.train(training=FAST.model_copy(update=settings))
 
 
 def _fail_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, LlamaConfig, LlamaModel
+from transformers import (
+    AutoConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaModel,
+    MambaConfig,
+    MambaModel,
+)
 
 from distillery.tables import bytes_text
 from distillery.training import memory
@@ -24,6 +31,7 @@ from distillery.training.memory import (
     estimate_memory,
     peak_memory,
 )
+from distillery.training.memory_plan import ModelShape
 from schemas.errors import TrainingError
 from schemas.training import LoraMethod, TrainingSpec
 
@@ -52,6 +60,22 @@ def _estimate(
     teacher: TeacherSize | None = None,
     num_processes: int = 1,
 ) -> MemoryEstimate:
+    estimate = _estimate_if_told(
+        training, config, max_length, vocab_size, teacher=teacher, num_processes=num_processes
+    )
+    assert estimate is not None
+    return estimate
+
+
+def _estimate_if_told(
+    training: TrainingSpec,
+    config: Any,
+    max_length: int = 1024,
+    vocab_size: int = 128_256,
+    *,
+    teacher: TeacherSize | None = None,
+    num_processes: int = 1,
+) -> MemoryEstimate | None:
     num_parameters = num_trainable = NUM_PARAMETERS
     if isinstance(training.method, LoraMethod):
         num_trainable = 11_272_192  # rank 16 at seven layers of each block
@@ -211,6 +235,41 @@ def test_experts_and_models_of_other_kinds_have_an_estimate() -> None:
     assert _estimate(TrainingSpec(), config=GPT2Config()).parts["activations"] > 0
 
 
+@pytest.mark.parametrize("kind", ["gemma4", "gemma4_text", "gemma4_unified"])
+def test_heads_of_several_sizes_count_as_the_largest(kind: str) -> None:
+    config = AutoConfig.for_model(kind)
+    text = config.get_text_config(decoder=True)
+    sizes = {layer.head_dim for layer in text.per_layer_config}
+    assert len(sizes) > 1
+    shape = ModelShape.of(config, 0)
+    assert shape is not None
+    assert shape.queries == max(sizes) * text.num_attention_heads
+    assert shape.keys == max(sizes) * text.num_key_value_heads
+    assert _estimate(TrainingSpec(), config=config).parts["activations"] > 0
+
+
+def test_feed_forward_blocks_of_several_sizes_count_as_the_largest() -> None:
+    few, many = (
+        AutoConfig.for_model("gemma3n_text", num_hidden_layers=5, intermediate_size=sizes)
+        for sizes in ([64, 64, 128, 64, 64], [128] * 5)
+    )
+    assert ModelShape.of(few, 0) == ModelShape.of(many, 0)
+    assert _estimate(TrainingSpec(), config=few).total > 0
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "blt"])
+def test_a_model_whose_layers_are_not_told_has_no_estimate(kind: str) -> None:
+    assert _estimate_if_told(TrainingSpec(), AutoConfig.for_model(kind)) is None
+
+
+def test_a_teacher_whose_layers_are_not_told_counts_its_weights() -> None:
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with torch.random.fork_rng(devices=[]):
+        teacher = MambaModel(config)
+    size = TeacherSize.of(teacher)
+    assert size == TeacherSize(4 * sum(p.numel() for p in teacher.parameters()), 0)
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     batch_size=st.integers(1, 64),
@@ -324,13 +383,11 @@ def test_real_steps_take_what_was_estimated(changes: dict[str, Any]) -> None:
 # -- what is said ---------------------------------------------------------------------------------
 
 
-def test_the_table_and_the_sentence_name_every_part() -> None:
+def test_the_sentence_names_every_part() -> None:
     estimate = _estimate(TrainingSpec())
     total = bytes_text(estimate.total)
-    lines = estimate.markdown.splitlines()
-    assert lines[:3] == ["| part | memory |", "|---|---:|", "| weights | 4.60 GiB |"]
-    assert lines[-1] == f"| **total** | **{total}** |"
     assert estimate.sentence.startswith(f"{total} of memory: weights 4.60 GiB, gradients 4.60 GiB")
+    assert all(f" {part} " in estimate.sentence for part in estimate.parts)
 
 
 def test_what_fits_is_let_through() -> None:

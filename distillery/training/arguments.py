@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
@@ -38,7 +39,7 @@ def training_arguments(
         validates: Whether there are validation rows.
         is_trial: Nothing is learnt or kept.
     """
-    every = max(1, steps // training.evaluations)
+    every = math.ceil(steps / training.evaluations)
     keeps = not is_trial
     splits = training.parallelism == "fsdp2" and int(os.environ.get("WORLD_SIZE", "1")) > 1
     arguments = TrainingArguments(
@@ -73,7 +74,7 @@ def training_arguments(
         dataloader_pin_memory=False,
         seed=training.seed,
         data_seed=training.seed,
-        use_cpu=training.device == "cpu",
+        use_cpu=training.device == "cpu" or not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         **(_FSDP2 if splits else {}),
     )

@@ -79,7 +79,8 @@ class PadRight:
         batch = self._tokens(rows, "")
         if "teacher_input_ids" in rows[0]:
             batch |= self._tokens(rows, "teacher_")
-        return batch | {"row": torch.tensor([row["row"] for row in rows])} | self._targets(rows)
+        batch["row"] = torch.tensor([int(row["row"]) for row in rows])
+        return batch | self._targets(rows)
 
     def _tokens(self, rows: Sequence[Row], whose: str) -> Batch:
         ids = [_tensor(row[f"{whose}input_ids"]) for row in rows]

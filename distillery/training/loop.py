@@ -25,10 +25,9 @@ from distillery.training.callbacks import LOSSES, Reporting
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from distillery.training.output_layer import SplitModel
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
-from distillery.training.rows import TokenRows
+from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer
 from schemas.errors import TrainingError
-from schemas.student import FromScratchStudent
 from schemas.teacher import TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
 
@@ -49,8 +48,7 @@ class _Training:
 
     def __init__(self, job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> None:
         quiet_transformers()
-        self._training = _within_context(job)
-        self._job = job.model_copy(update={"training": self._training})
+        self._training, self._job = job.training, job
         self._scratch, self._on_progress = scratch, on_progress
         self._store = Store(job.store.root)
         self._timings_s: dict[str, float] = {}
@@ -64,17 +62,15 @@ class _Training:
         with self._timed("open"):
             model, tokenizer = self._open_model()
             self._teacher = self._open_teacher(arguments.device)
-        with self._timed("tokenize"):
-            folder = self._scratch / f"process-{arguments.process_index}"
-            folder.mkdir()
-            theirs = self._teacher and self._teacher.tokenizer
-            self._rows = TokenRows(self._job, tokenizer, theirs, folder)
+            self._split_teacher = SplitModel(self._teacher.model) if self._teacher else None
+        with self._timed("tokenize"), arguments.distributed_state.main_process_first():
+            self._rows = TokenRows(self._job, tokenizer, self._teacher, self._scratch)
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
         self._collate = collator(training, tokenizer.pad_token_id, k=self._k)
         with self._timed("preflight"):
             self._facts["preflight"] = self._check(model, arguments)
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
-            model, _ = self._open_model()  # weights that were split stay split
+            model, _ = self._open_model()  # weights that were shared out stay so
         if self._rows.too_long:
             self._facts["left_out_first_ids"] = self._rows.too_long[:20]
         set_seeds(training.seed)
@@ -104,7 +100,14 @@ class _Training:
         set_seeds(self._training.seed)
         # Float32 master weights in any case: AdamW's updates vanish in bfloat16.
         model, tokenizer = open_student(self._job.student, self._corpus(), dtype=torch.float32)
-        return _with_method(model, self._training), tokenizer
+        context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
+        if context and context < self._training.max_length:
+            self._training = self._training.model_copy(update={"max_length": context})
+            self._job = self._job.model_copy(update={"training": self._training})
+        model = _with_method(model, self._training)
+        self._split_student = SplitModel(model)
+        self._use_cache = model.config.use_cache
+        return model, tokenizer
 
     def _open_teacher(self, device: Any) -> LocalModel | None:
         """Return the teacher that runs beside the student, if one does."""
@@ -137,7 +140,8 @@ class _Training:
             model, splits, training, self._vocab_size, self._teacher, arguments=arguments
         )
         if training.batching == "packed":
-            check_packing(model, splits["train"])
+            for each in [model] + ([self._teacher.model] if self._teacher else []):
+                check_packing(each, splits["train"])
         trial_rows = longest_rows(splits["train"], training.batch_size)
         arguments = training_arguments(training, self._scratch / "trial", steps=2, is_trial=True)
         trainer = self._make_trainer(model, arguments, {"train": trial_rows, "validation": []})
@@ -146,10 +150,10 @@ class _Training:
     def _make_trainer(
         self, model: Any, arguments: TrainingArguments, splits: dict[str, Any], **named: Any
     ) -> StudentTrainer:
-        beside = self._teacher
-        teacher = (beside.model, SplitModel(beside.model)) if beside else None
+        split = self._split_teacher
+        teacher = (self._teacher.model, split) if self._teacher and split else None
         loss = BatchLoss(
-            self._training, SplitModel(model), vocab_size=self._vocab_size, teacher=teacher
+            self._training, self._split_student, vocab_size=self._vocab_size, teacher=teacher
         )
         trainer = StudentTrainer(
             model, arguments, splits, self._collate, loss, self._training, **named
@@ -183,7 +187,7 @@ class _Training:
         return trainer
 
     def _reporting(self, trainer: StudentTrainer, rows: Any) -> Reporting:
-        mean_length = sum(list(rows["length"])) / len(rows)
+        mean_length = sum(lengths(rows)) / len(rows)
         return Reporting(
             tensorboard=self._scratch / "checkpoints" / "tensorboard",
             upload=lambda made: upload_checkpoint(
@@ -215,6 +219,7 @@ class _Training:
         SplitModel.join(model)
         if isinstance(self._training.method, LoraMethod):
             model = model.merge_and_unload()
+        model.config.use_cache = self._use_cache  # the trainer has turned it off
         if self._is_first:
             folder = self._scratch / "model"
             model.to(getattr(torch, self._job.student.dtype)).save_pretrained(folder)
@@ -226,14 +231,6 @@ class _Training:
 def _layout(trainer: StudentTrainer) -> str:
     """Return how optimizer states are laid out in checkpoints."""
     return "fsdp2" if trainer.is_fsdp_enabled else "ddp"
-
-
-def _within_context(job: TrainingJob) -> TrainingSpec:
-    """Return the training with rows no longer than a new student reads."""
-    student, training = job.student, job.training
-    if isinstance(student, FromScratchStudent) and student.max_length < training.max_length:
-        return training.model_copy(update={"max_length": student.max_length})
-    return training
 
 
 def _with_method(model: Any, training: TrainingSpec) -> Any:

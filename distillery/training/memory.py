@@ -49,13 +49,6 @@ class MemoryEstimate:
         parts = ", ".join(f"{name} {bytes_text(size)}" for name, size in self.parts.items())
         return f"{bytes_text(self.total)} of memory: {parts}"
 
-    @property
-    def markdown(self) -> str:
-        """Return the parts as a table."""
-        lines = ["| part | memory |", "|---|---:|"]
-        lines += [f"| {name} | {bytes_text(size)} |" for name, size in self.parts.items()]
-        return "\n".join([*lines, f"| **total** | **{bytes_text(self.total)}** |"])
-
     def check(self, available_bytes: int, device_name: str) -> None:
         """Return when it fits.
 
@@ -90,8 +83,11 @@ def estimate_memory(
     teacher: TeacherSize | None,
     num_processes: int,
     chunk_tokens: int,
-) -> MemoryEstimate:
+) -> MemoryEstimate | None:
     """Return what training will take of each process's device; no weights are needed.
+
+    None where the configuration does not tell the shape of the layers, as that of a state-space
+    model does not: only trial steps show then what they keep.
 
     Weights and gradients are float32, and so are AdamW's two states. Attention is taken to be
     PyTorch's own (SDPA), which keeps no attention weights. A feed-forward block is taken to be
@@ -111,9 +107,12 @@ def estimate_memory(
         num_processes: Processes, each with its own device or a share of the CPU.
         chunk_tokens: Response tokens whose logits exist at a time.
     """
+    shape = ModelShape.of(model_config, vocab_size)
+    if shape is None:
+        return None
     return MemoryEstimate(
         MemoryPlan(
-            shape=ModelShape.of(model_config, vocab_size),
+            shape=shape,
             num_parameters=num_parameters,
             num_trainable=num_trainable,
             training=training,

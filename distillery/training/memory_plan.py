@@ -27,20 +27,27 @@ class ModelShape:
     """Parameters of input embedding and output layer."""
 
     @classmethod
-    def of(cls, config: Any, vocab_size: int) -> "ModelShape":
-        """Return the shape that a transformers configuration describes."""
+    def of(cls, config: Any, vocab_size: int) -> "ModelShape | None":
+        """Return the shape that a transformers configuration describes.
+
+        Where layers differ, all count as the largest. None where the configuration does not tell:
+        a state-space or recurrent model has no attention heads.
+        """
         config = config.get_text_config(decoder=True)
-        width, heads = config.hidden_size, config.num_attention_heads
-        head = getattr(config, "head_dim", None) or width // heads
-        inner = getattr(config, "intermediate_size", None) or 4 * width
-        if experts := getattr(config, "num_experts_per_tok", None):
-            inner = experts * (getattr(config, "moe_intermediate_size", None) or inner)
-        rows = max(getattr(config, "vocab_size", None) or 0, vocab_size)
+        width, heads = _largest(config, "hidden_size"), _largest(config, "num_attention_heads")
+        layers = _largest(config, "num_hidden_layers")
+        if width is None or heads is None or layers is None:
+            return None
+        head = _largest(config, "head_dim") or width // heads
+        inner = _largest(config, "intermediate_size") or 4 * width
+        if experts := _largest(config, "num_experts_per_tok"):
+            inner = experts * (_largest(config, "moe_intermediate_size") or inner)
+        rows = max(_largest(config, "vocab_size") or 0, vocab_size)
         return cls(
-            layers=config.num_hidden_layers,
+            layers=layers,
             width=width,
             queries=heads * head,
-            keys=(getattr(config, "num_key_value_heads", None) or heads) * head,
+            keys=(_largest(config, "num_key_value_heads") or heads) * head,
             inner=inner,
             embeddings=rows * width * (1 if getattr(config, "tie_word_embeddings", False) else 2),
         )
@@ -54,6 +61,17 @@ class ModelShape:
         return (*projections, (self.queries, self.width), to_inner, to_inner, to_width)
 
 
+def _largest(config: Any, name: str) -> int | None:
+    """Return a number of a configuration, over all layers; None where it is not there."""
+    # transformers refuses to read from the whole what it knows for each layer.
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        values = [getattr(layer, name, None) for layer in config.per_layer_config]
+    else:
+        value = getattr(config, name, None)
+        values = list(value) if isinstance(value, list | tuple) else [value]
+    return max((value for value in values if isinstance(value, int) and value > 0), default=None)
+
+
 @dataclasses.dataclass(frozen=True)
 class TeacherSize:
     """What a teacher that runs beside the student takes."""
@@ -62,13 +80,14 @@ class TeacherSize:
     """Its weights, in the precision in which they are loaded."""
 
     bytes_per_token: int
-    """Of the layer that is being computed; nothing is kept for a backward pass."""
+    """Of the layer that is being computed; nothing is kept for a backward pass. 0 where the
+    configuration does not tell the shape of a layer: weights are the most of what it takes."""
 
     @classmethod
     def of(cls, model: Any) -> "TeacherSize":
         """Return the size of a loaded transformers model."""
         shape = ModelShape.of(model.config, 0)
-        numbers = 4 * shape.width + max(3 * shape.inner, 4 * shape.queries)
+        numbers = 4 * shape.width + max(3 * shape.inner, 4 * shape.queries) if shape else 0
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return cls(weights, numbers * model.dtype.itemsize)
 

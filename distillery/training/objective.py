@@ -3,13 +3,18 @@
 import logging
 from typing import Any, NamedTuple
 
-from distillery.models import load_tokenizer
+from distillery.chat import Message
+from distillery.models import IGNORED, load_tokenizer, tokenize_row
+from distillery.soft_targets.vocabulary import tokenizer_hash
 from schemas.errors import RecipeError
 from schemas.student import FromScratchStudent, StudentSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
 
 logger = logging.getLogger("distillery.run")
+
+_PROBE = [Message(role="user", content="What is six times seven?")]
+_ANSWER = "Forty-two."
 
 
 class ChosenObjective(NamedTuple):
@@ -42,9 +47,10 @@ def choose_objective(
     if training.objective == "soft_targets":
         if obstacle is None:
             return ChosenObjective(training, "soft_targets: as the recipe says")
+        way_out = " Or set training.objective to hard_targets."
         raise RecipeError(
-            f"training.objective is 'soft_targets', but {obstacle} Or set training.objective to "
-            "hard_targets."
+            f"training.objective is 'soft_targets', but {obstacle}"
+            + ("" if "hard_targets" in obstacle else way_out)
         )
     if obstacle is None:
         soft = training.model_copy(update={"objective": "soft_targets"})
@@ -70,7 +76,10 @@ def _obstacle(teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
             "student's vocabulary. Lower it."
         )
     if not isinstance(teacher, OpenAITeacher):
-        return _other_vocabulary(load_tokenizer(teacher.model, teacher.revision), tokenizer)
+        theirs = load_tokenizer(
+            teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
+        return _other_vocabulary(theirs, tokenizer) or _other_tokens(theirs, tokenizer)
     if spec.source == "online":
         return (
             "soft_targets.source 'online' runs the teacher beside the student, and an endpoint "
@@ -89,7 +98,9 @@ def _student_tokenizer(student: StudentSpec) -> Any:
     if isinstance(student, FromScratchStudent):
         assert student.tokenizer is not None
         return load_tokenizer(student.tokenizer)
-    return load_tokenizer(student.model, student.revision)
+    return load_tokenizer(
+        student.model, student.revision, trust_remote_code=student.trust_remote_code
+    )
 
 
 def _other_vocabulary(teacher: Any, student: Any) -> str | None:
@@ -102,4 +113,25 @@ def _other_vocabulary(teacher: Any, student: Any) -> str | None:
         f"the student's vocabulary ({len(ours)} tokens) differs from the teacher's "
         f"({len(theirs)}), first at {odd[0][0]!r} ({odd[0][1]}), so probabilities cannot be "
         "compared token by token. Choose models that share a tokenizer."
+    )
+
+
+def _other_tokens(teacher: Any, student: Any) -> str | None:
+    """Return how two tokenizers of one vocabulary write a response otherwise; None when alike."""
+    if tokenizer_hash(teacher) != tokenizer_hash(student):
+        return (
+            "the student's tokenizer splits text in another way than the teacher's, though their "
+            "vocabularies are the same. Choose models that share a tokenizer."
+        )
+    written = [
+        [label for label in tokenize_row(each, _PROBE, _ANSWER).labels if label != IGNORED]
+        for each in (teacher, student)
+    ]
+    if written[0] == written[1]:
+        return None
+    return (
+        f"the student's chat template writes the response {_ANSWER!r} as "
+        f"{student.decode(written[1])!r}, the teacher's as {teacher.decode(written[0])!r}, so "
+        "probabilities cannot be compared token by token. Give the student the teacher's chat "
+        "template."
     )

@@ -1,11 +1,14 @@
 """A model split before its output layer, so that the loss can go through it in chunks."""
 
+import logging
 from typing import Any
 
 import torch
 
 from distillery.models import IGNORED
 from distillery.training.losses import Head
+
+logger = logging.getLogger(__name__)
 
 
 class SplitModel:
@@ -18,25 +21,19 @@ class SplitModel:
     """
 
     def __init__(self, model: Any) -> None:
-        """Split ``model``, unless it is already; :meth:`join` undoes it."""
+        """Split ``model``; before a trainer wraps it, as that may change its precision.
+
+        :meth:`join` undoes it.
+        """
         layer = self.join(model)
-        self._layer = None
-        if type(layer) is not torch.nn.Linear:
-            return
-        ids = torch.arange(2, device=layer.weight.device)[None]
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
+        is_plain = type(layer) is torch.nn.Linear and _is_plain(model, layer)
+        self._layer = layer if is_plain else None
+        if is_plain:
             # A copy, as weights that are split between processes allow no view of an input.
             vars(layer)["forward"] = lambda hidden: hidden.clone()
-            hidden = model(input_ids=ids, use_cache=False).logits
-            again = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
-        model.train(was_training)
-        if torch.allclose(again.float(), logits.float(), rtol=1e-2, atol=1e-3):
-            self._layer = layer
         else:
-            self.join(model)
+            kind = model.config.model_type
+            logger.info("logits of this %s model are held whole: it changes them afterwards", kind)
 
     @staticmethod
     def join(model: Any) -> Any:
@@ -49,6 +46,35 @@ class SplitModel:
     def head(self) -> Head:
         """Return the output layer; empty where the model applies it itself."""
         return Head(None) if self._layer is None else Head(self._layer.weight, self._layer.bias)
+
+
+def _is_plain(model: Any, layer: torch.nn.Linear) -> bool:
+    """Return whether ``model`` hands out what ``layer`` gives, but for a factor.
+
+    A cap shows in that hidden states 64 times as large, a factor without any rounding, do not come
+    out 64 times as large; a bias that is scaled shows in the logits.
+    """
+    ids = torch.arange(2, device=layer.weight.device)[None]
+    was_training = model.training
+    model.eval()
+
+    def logits(forward: Any = None) -> torch.Tensor:
+        if forward is not None:
+            vars(layer)["forward"] = forward
+        with torch.no_grad():
+            given: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return given
+
+    try:
+        whole = logits()
+        hidden, larger = logits(lambda states: states.clone()), logits(lambda states: 64 * states)
+    finally:
+        vars(layer).pop("forward", None)
+        model.train(was_training)
+    with torch.no_grad():
+        again = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
+    is_linear = torch.equal(larger, 64 * hidden)
+    return is_linear and torch.allclose(again.float(), whole.float(), rtol=1e-2, atol=1e-3)
 
 
 def response_states(model: Any, batch: dict[str, Any], labels_BT: Any, whose: str = "") -> Any:

@@ -10,13 +10,16 @@ from transformers import TrainingArguments
 from distillery.local_model import LocalModel
 from distillery.training.losses import default_chunk_tokens
 from distillery.training.memory import TeacherSize, available_memory, estimate_memory, peak_memory
+from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
 _PACKED_TOKENS = 64
+# Of the largest state: what rounding makes of other shapes, and what may come from a neighbour.
 _MOST_DIFFERENCE = 1e-3
+_MOST_MOVED = 1e-6
 
 
 def check_device(training: TrainingSpec) -> None:
@@ -29,6 +32,12 @@ def check_device(training: TrainingSpec) -> None:
         raise TrainingError(
             "training.device is 'cuda' but this machine has no usable GPU. Set training.device to "
             "'auto', or run the stage on a gpu-pool worker (execution.mode=deployment)."
+        )
+    on_gpu = training.device != "cpu" and torch.cuda.is_available()
+    if on_gpu and training.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise TrainingError(
+            "training.dtype is 'bfloat16', which this machine's GPU cannot compute. Set it to "
+            "'float32'."
         )
 
 
@@ -52,12 +61,16 @@ def check_memory(
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
         training,
-        max_length=max(max(list(rows["length"]), default=0) for rows in splits.values()),
+        max_length=max(max(lengths(rows), default=0) for rows in splits.values()),
         vocab_size=vocab_size,
         teacher=TeacherSize.of(teacher.model) if teacher else None,
         num_processes=arguments.world_size,
         chunk_tokens=default_chunk_tokens(vocab_size, arguments.device),
     )
+    if estimate is None:
+        kind = model.config.model_type
+        logger.info("memory of a %s model cannot be told beforehand; two trial steps decide", kind)
+        return {}
     logger.info("training takes about %s", estimate.sentence)
     estimate.check(available_memory(arguments.device), str(arguments.device))
     return {"memory_estimate_bytes": estimate.parts | {"peak": estimate.total}}
@@ -70,34 +83,42 @@ def check_packing(model: Any, rows: Any) -> None:
         TrainingError: It sees its neighbour: the model takes no heed of positions that start again.
     """
     device = next(model.parameters()).device
-    lengths = list(rows["length"])
-    shortest = sorted(range(len(rows)), key=lengths.__getitem__)[:2]
-    ids = [torch.tensor(rows[at]["input_ids"][:_PACKED_TOKENS], device=device) for at in shortest]
+    num_tokens = lengths(rows)
+    shortest = sorted(range(len(rows)), key=num_tokens.__getitem__)[:2]
+    ids = [rows[at]["input_ids"][:_PACKED_TOKENS].to(device) for at in shortest]
     if len(ids) < 2:
         return
     positions_1T = torch.cat([torch.arange(len(row), device=device) for row in ids])[None]
     was_training = model.training
     model.eval()
+
+    def states(first: torch.Tensor) -> torch.Tensor:
+        """Return the states of the second row behind another one."""
+        packed_1T = torch.cat([first, ids[1]])[None]
+        outputs = model(input_ids=packed_1T, position_ids=positions_1T, use_cache=False)
+        of_second: torch.Tensor = outputs.logits[0, len(first) :]
+        return of_second
+
     with torch.no_grad():
-        alone = [model(input_ids=row[None], use_cache=False).logits[0] for row in ids]
-        packed = model(
-            input_ids=torch.cat(ids)[None], position_ids=positions_1T, use_cache=False
-        ).logits[0]
+        alone = model(input_ids=ids[1][None], use_cache=False).logits[0]
+        packed, beside_another = states(ids[0]), states(torch.zeros_like(ids[0]))
     model.train(was_training)
-    difference = float((torch.cat(alone) - packed).abs().max())
-    scale = float(packed.abs().max())
-    if difference > _MOST_DIFFERENCE * max(1.0, scale):
+    scale = max(1.0, float(packed.abs().max()))
+    moved = float((packed - beside_another).abs().max()) / scale
+    difference = float((alone - packed).abs().max()) / scale
+    if moved > _MOST_MOVED or difference > _MOST_DIFFERENCE:
         raise TrainingError(
-            f"this model does not keep rows apart that stand in one sequence: its states differ by "
-            f"{difference:.3g} from those of each row alone. It would learn from neighbours that "
-            "have nothing to do with a row. Set training.batching to padded."
+            "this model does not keep rows apart that stand in one sequence: the states of a row "
+            f"differ by {difference:.3g} from those of the row alone, and by {moved:.3g} with the "
+            "text before it. It would learn from neighbours that have nothing to do with a row. "
+            "Set training.batching to padded."
         )
 
 
 def longest_rows(rows: Any, num_rows: int) -> Any:
     """Return the rows that take the most memory."""
-    lengths = list(rows["length"])
-    return rows.select(sorted(range(len(rows)), key=lambda at: -lengths[at])[:num_rows])
+    num_tokens = lengths(rows)
+    return rows.select(sorted(range(len(rows)), key=lambda at: -num_tokens[at])[:num_rows])
 
 
 def run_trial(trainer: Any) -> dict[str, Any]:
@@ -117,7 +138,7 @@ def run_trial(trainer: Any) -> dict[str, Any]:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"memory of {arguments.device} ran out in a trial step with the longest rows "
-            f"({max(trainer.train_dataset['length'])} tokens, "
+            f"({max(lengths(trainer.train_dataset))} tokens, "
             f"{arguments.per_device_train_batch_size} a batch). Set "
             "training.gradient_checkpointing to true, or lower training.micro_batch_size."
         ) from error

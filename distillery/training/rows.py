@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.chat import load_messages
+from distillery.local_model import LocalModel
 from distillery.models import IGNORED, TokenizedRow, tokenize_row
 from distillery.soft_targets.storage import ScoredRow, check_meta, read_meta, read_targets
 from distillery.soft_targets.vocabulary import vocabulary_size
@@ -16,6 +17,7 @@ from schemas.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
+_ROWS_IN_MEMORY = 50
 
 
 class TokenRows:
@@ -28,15 +30,21 @@ class TokenRows:
     """
 
     def __init__(
-        self, job: TrainingJob, tokenizer: Any, teacher_tokenizer: Any | None, folder: Path
+        self, job: TrainingJob, tokenizer: Any, teacher: LocalModel | None, folder: Path
     ) -> None:
-        """Tokenize the rows of ``job`` into ``folder``.
+        """Tokenize the rows of ``job`` into ``folder``, unless another process has done so.
+
+        Args:
+            job: Its rows, soft targets and `max_length`.
+            tokenizer: The student's.
+            teacher: Who runs beside the student.
+            folder: Scratch of all processes.
 
         Raises:
             TrainingError: A row cannot be rendered, its soft targets are missing or were made of
                 other tokens, or no row is left.
         """
-        self._job, self._tokenizer, self._teacher_tokenizer = job, tokenizer, teacher_tokenizer
+        self._job, self._tokenizer, self._teacher = job, tokenizer, teacher
         self._store = Store(job.store.root)
         self._vocab_size = vocabulary_size(tokenizer)
         self._has_targets = job.soft_targets is not None
@@ -56,6 +64,11 @@ class TokenRows:
 
     def _check(self) -> None:
         most = self._job.training.max_length
+        if not len(self.splits["train"]) and not self.too_long:
+            raise TrainingError(
+                f"none of {self._job.rows.num_rows} rows is a training row, so there is nothing to "
+                "learn from. Add training rows."
+            )
         if self.too_long:
             logger.warning(
                 "%d rows are longer than training.max_length=%d tokens and left out, first %s",
@@ -71,12 +84,16 @@ class TokenRows:
         """Return the rows of ``split`` as a memory-mapped data set below ``folder``."""
         import datasets
 
-        path, features = str(folder / f"{split}.arrow"), self._features()
-        with datasets.arrow_writer.ArrowWriter(path=path, features=features) as writer:
-            for row in self._tokenized(split):
-                writer.write(row)
-            writer.finalize()
-        return datasets.Dataset.from_file(path)
+        path, features = folder / f"{split}.arrow", self._features()
+        if not path.exists():
+            # Rows with soft targets are large: few of them wait in memory.
+            with datasets.arrow_writer.ArrowWriter(
+                path=str(path), features=features, writer_batch_size=_ROWS_IN_MEMORY
+            ) as writer:
+                for row in self._tokenized(split):
+                    writer.write(row)
+                writer.finalize()
+        return datasets.Dataset.from_file(str(path)).with_format("torch")
 
     def _features(self) -> Any:
         from datasets import Features, List, Value
@@ -87,7 +104,7 @@ class TokenRows:
         if self._has_targets:
             names |= {"topk_ids": ints, "topk_log_probs": List(Value("float16"))}
             names |= {"log_rest": List(Value("float32")), "counts": ints}
-        if self._teacher_tokenizer is not None:
+        if self._teacher is not None:
             names |= {"teacher_input_ids": ints, "teacher_labels": ints}
         return Features(names)
 
@@ -112,9 +129,10 @@ class TokenRows:
                 }
                 if targets:
                     written |= self._target_columns(name, tokens, scored)
-                if self._teacher_tokenizer is not None:
-                    theirs = tokenize_row(self._teacher_tokenizer, messages, row["response"])
+                if self._teacher is not None:
+                    theirs = tokenize_row(self._teacher.tokenizer, messages, row["response"])
                     _refuse_other_tokens(name, _response_ids(tokens), _response_ids(theirs))
+                    _refuse_beyond_context(name, len(theirs.input_ids), self._teacher)
                     written["teacher_input_ids"] = theirs.input_ids
                     written["teacher_labels"] = theirs.labels
                 yield written
@@ -167,16 +185,17 @@ class _InOrder:
 def within_vocabulary(
     ids_NK: Any, log_probs_NK: Any, log_rest_N: Any, vocab_size: int
 ) -> tuple[Any, Any, Any]:
-    """Return soft targets at T = 1 whose tokens beyond the vocabulary are in the rest.
+    """Return soft targets at T = 1 without tokens beyond the vocabulary.
 
-    A server knows the model's padded vocabulary, not the tokenizer's. In place of such a token
-    stands one that is not among the others, without any mass.
+    A server knows the model's padded vocabulary, not the tokenizer's. The mass of padding counts
+    for nobody, so what is left is scaled up. In place of such a token stands one that is not among
+    the others, with an equal share of the rest, as nothing else is known of it.
 
     >>> import numpy as np
-    >>> half = np.log(np.float32([[0.5, 0.25]]))
-    >>> ids, log_probs, rest = within_vocabulary(np.array([[0, 9]]), half, half[:, 1], 5)
-    >>> ids.tolist(), np.exp(log_probs).tolist(), np.exp(rest).tolist()
-    ([[0, 1]], [[0.5, 0.0]], [0.5])
+    >>> shown = np.log(np.float32([[0.4, 0.2]]))  # of tokens 0 and 9; 0.4 are on other tokens
+    >>> ids, log_probs, rest = within_vocabulary(np.array([[0, 9]]), shown, shown[:, 0], 5)
+    >>> ids.tolist(), np.exp(log_probs).round(3).tolist(), np.exp(rest).round(3).tolist()
+    ([[0, 1]], [[0.5, 0.125]], [0.375])
     """
     import numpy as np
 
@@ -186,15 +205,34 @@ def within_vocabulary(
     ids_NK, log_probs_NK, log_rest_N = ids_NK.copy(), log_probs_NK.copy(), log_rest_N.copy()
     for n in np.flatnonzero(beyond_NK.any(axis=1)):
         at = np.flatnonzero(beyond_NK[n])
-        moved = np.logaddexp.reduce(log_probs_NK[n, at].astype(np.float64))
-        log_rest_N[n] = np.logaddexp(log_rest_N[n], moved)
-        log_probs_NK[n, at] = np.finfo(np.float16).min
+        num_others = vocab_size - (ids_NK.shape[1] - len(at))
+        scale = -np.log1p(-np.exp(log_probs_NK[n, at].astype(np.float64)).sum())
+        log_probs_NK[n] += scale
+        log_probs_NK[n, at] = log_rest_N[n] + scale - np.log(num_others)
+        log_rest_N[n] += scale + np.log1p(-len(at) / num_others)
         ids_NK[n, at] = np.setdiff1d(np.arange(vocab_size), ids_NK[n])[: len(at)]
     return ids_NK, log_probs_NK, log_rest_N
 
 
 def _response_ids(tokens: TokenizedRow) -> list[int]:
     return [label for label in tokens.labels if label != IGNORED]
+
+
+def _refuse_beyond_context(prompt_id: str, num_tokens: int, teacher: LocalModel) -> None:
+    """Raise when a row is longer than what the teacher beside the student can read."""
+    if teacher.context_length is not None and num_tokens > teacher.context_length:
+        raise TrainingError(
+            f"row {prompt_id!r} has {num_tokens} tokens, more than the {teacher.context_length} "
+            "that the teacher reads, so it cannot teach it. Lower training.max_length."
+        )
+
+
+def lengths(rows: Any) -> list[int]:
+    """Return the number of tokens of each of ``rows``."""
+    if not len(rows):
+        return []
+    numbers: list[int] = rows["length"][:].tolist()
+    return numbers
 
 
 def _refuse_other_tokens(prompt_id: str, ours: list[int], theirs: list[int]) -> None:

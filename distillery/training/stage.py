@@ -11,7 +11,7 @@ from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
 from distillery.teacher import teacher_identity
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from schemas.errors import StoreError
+from schemas.errors import StoreError, TrainingError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import PretrainedStudent, StudentSpec
@@ -94,6 +94,7 @@ def train_student(
             cannot be learnt from, its soft targets are missing or of another kind, or the loss is
             not finite.
     """
+    _check_objective(training, soft_targets, teacher)
     stage = training_stage(name, rows, prompts, student, training, soft_targets, teacher)
 
     def work(attempt: Attempt) -> None:
@@ -127,6 +128,27 @@ def train_student(
         except StoreError as error:
             logger.warning("checkpoints stay in the store: %s", error)
     return result
+
+
+def _check_objective(
+    training: TrainingSpec, soft_targets: DatasetRef | None, teacher: TeacherSpec | None
+) -> None:
+    """Raise when the objective is not decided, or what it learns from is not given."""
+    if training.objective == "auto":
+        raise TrainingError(
+            "training.objective is 'auto', which the flow distill-student decides. Set it to "
+            "hard_targets or soft_targets to train by itself."
+        )
+    if training.needs_soft_targets and soft_targets is None:
+        raise TrainingError(
+            "training.objective is 'soft_targets', but no soft targets are given. Give those of "
+            "score_soft_targets, or set training.objective to hard_targets."
+        )
+    if training.objective == "soft_targets" and not training.needs_soft_targets and not teacher:
+        raise TrainingError(
+            "training.soft_targets.source is 'online', but no teacher is given to run beside the "
+            "student. Give one, or set training.objective to hard_targets."
+        )
 
 
 def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainingArguments
 from distillery.training.batch_loss import BatchLoss
 from distillery.training.batches import Batch, PadRight, RowOrder
 from distillery.training.losses import Losses
+from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
 
@@ -47,7 +48,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         return RowOrder(
-            list(self._rows["train"]["length"]),
+            lengths(self._rows["train"]),
             batch_size=self._training.batch_size,
             steps=self.args.max_steps,
             seed=self._training.seed,
@@ -76,8 +77,11 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         norm = super()._clip_grad_norm(model)
         rows, losses = zip(*self._newest, strict=True)
         self._newest = []
-        if not torch.isfinite(torch.stack([*losses, norm.detach().to(losses[0])])).all():
-            self._refuse_step(rows, losses, float(norm))
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        figures = torch.stack([*losses, whole.detach().to(losses[0])])
+        # All processes have to agree: whoever went on would wait for the others for hours.
+        if self._summed((~torch.isfinite(figures)).sum()):
+            self._refuse_step(rows, losses, float(whole))
         return norm
 
     def _refuse_step(self, rows: Any, losses: Any, norm: float) -> None:
@@ -92,13 +96,20 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
             found: list[list[int]] = [[] for _ in range(self.args.world_size)]
             torch.distributed.all_gather_object(found, bad)
             bad = [number for part in found for number in part]
-        numbers = bad or [number for part in rows for number in part.tolist()]
-        names = [str(self._rows["train"][number]["prompt_id"]) for number in numbers]
+        numbers = set(bad or [number for part in rows for number in part.tolist()])
+        of_split = self._rows["train"]
+        named = zip(of_split["row"][:].tolist(), of_split["prompt_id"][:], strict=True)
+        names = ", ".join(name for number, name in named if number in numbers)
         what = "the loss" if bad else f"the norm of the gradients ({norm})"
+        if self.args.learning_rate == 0:
+            raise TrainingError(
+                f"{what} is not finite before anything is learnt, with rows {names:.400}. Look at "
+                "those rows and at the weights of the student."
+            )
         raise TrainingError(
             f"{what} of step {self.state.global_step + 1} is not finite, in the batch of rows "
-            f"{', '.join(names[:32])}. The last good checkpoint stays in the store. Look at those "
-            f"rows, or lower training.learning_rate (now {self._training.learning_rate})."
+            f"{names:.400}. The last good checkpoint stays in the store. Look at those rows, or "
+            f"lower training.learning_rate (now {self._training.learning_rate})."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -157,8 +168,8 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         repetition that does not count.
         """
         size, world = self.args.per_device_eval_batch_size, self.args.world_size
-        lengths = list(rows["length"])
-        order = sorted(range(len(rows)), key=lambda at: (-lengths[at], at))
+        num_tokens = lengths(rows)
+        order = sorted(range(len(rows)), key=lambda at: (-num_tokens[at], at))
         starts = list(range(0, len(rows), size))
         for turn in range(0, len(starts), world):
             mine = turn + self.args.process_index
