@@ -46,7 +46,7 @@ bench-generation: $(LOCK) ## measure teacher generation against a stub and a bar
 bench-training: bench-extra ## measure the loss kernel, training steps and stored soft targets (15 minutes)
 	@$(BIN)/python -m benchmarks.training
 
-bench-quality: bench-extra ## measure what students learn by each objective (about 45 minutes)
+bench-quality: bench-extra ## measure what students learn by each objective (an hour)
 	@$(BIN)/python -m benchmarks.quality
 
 bench-extra: $(LOCK)

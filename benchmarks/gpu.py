@@ -148,7 +148,9 @@ class Rows:
 
     def __getitem__(self, key: Any) -> Any:
         """Return a row, or a column."""
-        return [row[key] for row in self._rows] if isinstance(key, str) else self._rows[key]
+        if isinstance(key, str):
+            return np.array([row[key] for row in self._rows])
+        return self._rows[key]
 
 
 def _soft(seed: int, num_tokens: int, vocab_size: int) -> dict[str, Any]:

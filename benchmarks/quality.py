@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.processes import REPO
-from benchmarks.results import heading, load_average, result_path
+from benchmarks.results import heading, load_average, result_path, versions
 from benchmarks.school import Learnt, School, train_teacher
 from schemas.execution import StoreSpec
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
@@ -160,6 +160,7 @@ def main() -> int:
     """Run the settings; print and write what is known after each of them."""
     arguments = _parse_arguments()
     began, load = time.monotonic(), load_average()
+    versions()  # of the code that runs, whatever is committed within the hour
     store = StoreSpec(root=str(arguments.store))
     sections: list[str] = []
     for setting in (setting for setting in SETTINGS if setting.name in arguments.settings):

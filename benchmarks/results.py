@@ -1,5 +1,6 @@
 """The head of a result: command, machine, versions, load. Works where no more than torch is."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -61,8 +62,9 @@ def goal_table(lines: Sequence[Line]) -> str:
     return "\n".join(head + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+@functools.cache
 def versions() -> str:
-    """Return the versions that matter, and the commit when this is a checkout."""
+    """Return the versions that matter, and the commit when this is a checkout, as first asked."""
     found = [f"python {platform.python_version()}"]
     for name in LIBRARIES:
         try:
