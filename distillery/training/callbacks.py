@@ -46,7 +46,10 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
         """Begin an event file; what an earlier attempt wrote after its last checkpoint is void."""
         if state.is_world_process_zero:
             step = state.global_step
-            self._writer = SummaryWriter(str(self._tensorboard), purge_step=step + 1)
+            # Two attempts within a second would otherwise write to one file.
+            suffix = f".from-{step}"
+            folder = str(self._tensorboard)
+            self._writer = SummaryWriter(folder, purge_step=step + 1, filename_suffix=suffix)
         self._last_log = (state.global_step, time.monotonic())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
