@@ -37,7 +37,7 @@ def _job(bench: Bench, **training: Any) -> TrainingJob:
         training=FAST.model_copy(update=training),
         store=bench.spec,
         execution=INLINE,
-        checkpoints_uri="checkpoints",
+        checkpoints_uri="train_student/0/checkpoints",
     )
 
 
