@@ -21,6 +21,13 @@ os.environ |= {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def collections_as_usual_at_the_end() -> Iterator[None]:
+    """Undo `cheap_collections`: libraries complain of what is never collected."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cheap_collections() -> None:
     """Keep what is loaded out of garbage collections, of which every training does two.
