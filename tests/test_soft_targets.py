@@ -1,7 +1,6 @@
 """The teacher's probabilities are stored small and exact, and scored the same in any batch."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INLINE = ExecutionSpec()
 STAGE = Stage(StageName.SCORE_SOFT_TARGETS, 1, inputs={}, spec={})
 TOP_4 = TrainingSpec(soft_targets={"k": 4, "distillation_temperature": 2.0}, seed=3)
@@ -53,14 +54,6 @@ META = SoftTargetMeta(
     k=3,
     vocab_size=50,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from schemas.soft_targets import SoftTargetSpec
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.training import LoraMethod, TrainingSpec
 from tests.fixtures_models import make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parent.parent
 INLINE = ExecutionSpec()
@@ -151,16 +152,6 @@ def bench(tmp_path: Path) -> Bench:
 def misled(tmp_path: Path) -> Bench:
     """Rows on which the validation loss gets worse once the training rows are known by heart."""
     return Bench(tmp_path / "store", _rows(misleading=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _same(one: dict[str, Any], two: dict[str, Any]) -> bool:
