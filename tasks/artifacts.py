@@ -217,11 +217,13 @@ def progress_report(name: str, note: str, total: int | None = None) -> Iterator[
 def _bar() -> Progress:
     """Return a bar for a terminal."""
     from rich.console import Console
+    from rich.table import Column
 
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=8),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[note]}"),
+        # What is too wide for the terminal is cut here, at its end, and not from the counts.
+        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True)),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
