@@ -1,4 +1,4 @@
-"""Stand for a training in several processes: each does what TARGET names, without a model."""
+"""Stand for a training in several processes: each does what TARGET names."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from distillery.training.worker import work
+from distillery.training.worker import train, work
 from schemas.errors import StoreError
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -63,6 +63,20 @@ def wait(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> Tra
 def wait_deaf(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return wait(job, scratch, on_progress)
+
+
+def train_to_step_4(
+    job: TrainingJob, scratch: Path, on_progress: OnProgress | None
+) -> TrainingOutcome:
+    """Train as workers do, but stand still once step 4 is told: for ever, or until killed."""
+
+    def tell_and_wait(step: int, num_steps: int, figures: dict[str, float]) -> None:
+        assert on_progress is not None
+        on_progress(step, num_steps, figures)
+        while step >= 4:
+            time.sleep(0.1)
+
+    return train(job, scratch, on_progress and tell_and_wait)
 
 
 def _outcome(**facts: Any) -> TrainingOutcome:

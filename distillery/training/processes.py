@@ -17,6 +17,7 @@ from distillery.training.messages import Inbox, Message
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
 
+_WORKER = "distillery.training.worker"
 _POLL_S = 0.2
 # A little more than the agent leaves its processes.
 _GRACE_S = 5.0
@@ -83,8 +84,7 @@ def train_in_processes(
             "ACCELERATE_TORCH_DEVICE": "cpu",
         }
     (scratch / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-    worker = "distillery.training.worker"
-    outcome = _launch(worker, scratch, num_processes, on_progress, environment)
+    outcome = _launch(_WORKER, scratch, num_processes, on_progress, environment)
     return TrainingOutcome.model_validate(outcome)
 
 
