@@ -1,9 +1,7 @@
 """The comparison stage: scores and measurements in, one table and one report out."""
 
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import get_args
 
 import pandas as pd
@@ -12,6 +10,7 @@ import pyarrow.dataset as pads
 
 from distillery.metrics import Scores, difference_interval, mean_interval, ratio_interval
 from distillery.report import render_report
+from distillery.scratch import scratch_folder
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
 from distillery.tables import markdown
@@ -87,8 +86,7 @@ def compare_models(
             funnel=dict(funnel or {}),
         )
         examples, num_disagreements = disagreements(scores, prompts, attempt.store)
-        with tempfile.TemporaryDirectory(prefix="distillery-report-") as scratch:
-            folder = Path(scratch)
+        with scratch_folder("report") as folder:
             page = render_report(comparison, examples, num_disagreements=num_disagreements)
             (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1), "utf-8")
             (folder / "comparison.md").write_text(markdown(comparison), "utf-8")

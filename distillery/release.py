@@ -7,7 +7,6 @@ that cannot be evaluated releases nothing.
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from distillery.scratch import scratch_folder
 from distillery.sql import querying
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
@@ -77,9 +77,9 @@ def release_dataset(
         aggregates, sample = _read(attempt.store, kept, filtered.num_responses)
         attempt.counts["rows"] = kept.num_rows
         attempt.counts["sampled_rows"] = len(sample)
-        with tempfile.TemporaryDirectory(prefix="distillery-gx-") as scratch:
-            result = _validate(aggregates, sample, task, filters, Path(scratch))
-            docs = Path(scratch) / "gx" / "uncommitted" / "data_docs" / "local_site"
+        with scratch_folder("gx") as scratch:
+            result = _validate(aggregates, sample, task, filters, scratch)
+            docs = scratch / "gx" / "uncommitted" / "data_docs" / "local_site"
             if result["failures"]:
                 place = _keep_failed_docs(attempt.store, stage, docs)
                 reasons = filtered.drop_reasons

@@ -1,9 +1,10 @@
 """SQL over data sets of the store, for questions that no single row can answer."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from distillery.scratch import scratch_folder
 
 
 @contextlib.contextmanager
@@ -15,7 +16,7 @@ def querying(**datasets: Any) -> Iterator[Any]:
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="distillery-sql-") as scratch, duckdb.connect() as sql:
+    with scratch_folder("sql") as scratch, duckdb.connect() as sql:
         sql.execute("SET enable_progress_bar = false; SET threads = 1")
         sql.execute(f"SET temp_directory = '{scratch}'")
         for name, dataset in datasets.items():

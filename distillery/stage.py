@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import logging
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ from schemas.errors import StoreError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.manifest import Manifest
 from schemas.refs import DatasetRef, ModelRef, ReportRef
+
+logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parent.parent
 _VERSIONED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "prefect")
@@ -104,7 +107,7 @@ class Attempt:
 
     @property
     def checkpoints_uri(self) -> str:
-        """Return the folder of checkpoints, shared by all attempts at this fingerprint."""
+        """Return the folder of what an attempt leaves for the next one at this fingerprint."""
         return f"{self.stage.name}/{self.stage.fingerprint}/checkpoints"
 
     def write_rows(
@@ -193,8 +196,8 @@ def run_stage(
 ) -> StageResult:
     """Return the result of ``stage``: from its manifest, or by doing ``work`` and sealing it.
 
-    When ``work`` raises, nothing is sealed, what the attempt wrote is deleted as far as possible,
-    and the next run does this stage again.
+    When ``work`` raises, nothing is sealed, what the attempt wrote is deleted as far as possible
+    but for its checkpoints, and the next run does this stage again. A sealed stage needs none.
     """
     if found := find_stage(stage, store, execution):
         return found
@@ -207,6 +210,10 @@ def run_stage(
         with contextlib.suppress(StoreError):
             attempt.store.delete(attempt.uri)
         raise
+    try:
+        attempt.store.delete(attempt.checkpoints_uri)
+    except StoreError as error:
+        logger.warning("checkpoints stay in the store: %s", error)
     return StageResult(manifest, reused=False)
 
 

@@ -2,7 +2,7 @@
 
     <root>/<stage>/<fingerprint>/<attempt>/...      what an attempt wrote
     <root>/<stage>/<fingerprint>/manifest.json      put last, in one piece; names the winner
-    <root>/<stage>/<fingerprint>/checkpoints/...    training checkpoints, for the next attempt
+    <root>/<stage>/<fingerprint>/checkpoints/...    what an attempt leaves for the next one
     <root>/aliases/<task>/<alias>.json              the promoted student
 
 No renames, so it holds on object stores; a second writer of the same fingerprint harms nobody.
@@ -11,7 +11,6 @@ No renames, so it holds on object stores; a second writer of the same fingerprin
 import contextlib
 import errno
 import json
-import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
+from distillery.scratch import scratch_folder
 from schemas.base import Ref
 from schemas.errors import StoreError
 from schemas.execution import StageName
@@ -103,11 +103,9 @@ class Store:
 
     def read_json(self, uri: str) -> dict[str, Any] | None:
         """Return a small JSON object of the store, or None when there is none."""
-        with _store_errors(f"read {self.path(uri)!r}"):
-            try:
-                text = self.fs.cat_file(self.path(uri))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        text = self.read_bytes(uri)
+        if text is None:
+            return None
         try:
             value = json.loads(text)
         except ValueError:
@@ -118,6 +116,15 @@ class Store:
                 "what it described will be done again."
             )
         return value
+
+    def read_bytes(self, uri: str) -> bytes | None:
+        """Return the content of one file, or None when there is none."""
+        with _store_errors(f"read {self.path(uri)!r}"):
+            try:
+                content: bytes = self.fs.cat_file(self.path(uri))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return content
 
     def write_bytes(self, uri: str, content: bytes) -> None:
         """Put one file in one piece: readers see all of it or nothing."""
@@ -177,9 +184,9 @@ class Store:
                 )
             yield Path(self.path(ref.uri))
             return
-        with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
-            self.download(ref.uri, Path(scratch))
-            yield Path(scratch)
+        with scratch_folder("download") as scratch:
+            self.download(ref.uri, scratch)
+            yield scratch
 
     def download(self, uri: str, folder: Path) -> None:
         """Copy a folder of the store into a local one."""

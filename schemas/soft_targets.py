@@ -53,6 +53,20 @@ class SoftTargetSpec(Spec):
     """Tokens, or draws, that are stored per response token. 64 hold nearly all of the mass at
     T = 1. A vLLM server allows 20 unless it is started with `--max-logprobs 64`."""
 
+    def as_read(self) -> "SoftTargetSpec":
+        """Return the same with what is not read at its default: two that teach alike are equal.
+
+        >>> SoftTargetSpec(jsd_beta=0.2).as_read() == SoftTargetSpec()
+        True
+        """
+        unread = {"jsd_beta"} if self.divergence != "jensen_shannon" else set()
+        if not self.divergence.startswith("skew"):
+            unread.add("skew_alpha")
+        if self.source == "online":
+            unread.add("k")
+        defaults = SoftTargetSpec()
+        return self.model_copy(update={name: getattr(defaults, name) for name in unread})
+
     @model_validator(mode="after")
     def _draws_fit_the_loss(self) -> "SoftTargetSpec":
         if self.selection == "sampled" and self.divergence != "forward_kl":

@@ -1,5 +1,7 @@
 """The teacher's probabilities are stored small and exact, and scored the same in any batch."""
 
+import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -518,6 +520,97 @@ def test_the_stage_scores_all_rows_that_fit_and_is_reused(
 
     monkeypatch.setattr(LocalScorer, "score", None)
     assert _run(spec, rows, folder).reused
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def _die(*_: int) -> None:
+    raise Killed
+
+
+def _numbers(spec: StoreSpec, result: StageResult) -> list[Any]:
+    rows = read_targets(Store(spec.root), result.dataset("soft_targets"))
+    return [[part.tolist() if hasattr(part, "tolist") else part for part in row] for row in rows]
+
+
+@pytest.mark.parametrize("selection", ["top_k", "sampled"])
+def test_a_killed_stage_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str
+) -> None:
+    monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_ROWS", 3)
+    training, asked = _changed(TOP_4, selection=selection), _asked()
+    asked.insert(1, asked[0]._replace(prompt_id="long", response="and " * CONTEXT))
+    spec, alone = (StoreSpec(root=str(tmp_path / name)) for name in ("store", "alone"))
+    rows = _put_rows(spec, asked)
+    run = functools.partial(score_soft_targets, rows, _teacher(folder), training, spec, INLINE)
+    with pytest.raises(Killed):
+        run(on_progress=_die)
+    scored = _spy_on_scores(monkeypatch)
+    result = run()
+    assert scored == [row.prompt_id for row in asked[3:]]
+    assert result.manifest.facts["rows_scored_before"] == 3
+    assert result.manifest.facts["left_out_first_ids"] == ["long"]
+
+    whole = score_soft_targets(_put_rows(alone, asked), _teacher(folder), training, alone, INLINE)
+    assert whole.manifest.facts["rows_scored_before"] == 0
+    assert _numbers(spec, result) == _numbers(alone, whole)
+    assert result.manifest.facts["mean_kept_mass"] == pytest.approx(
+        whole.manifest.facts["mean_kept_mass"], rel=1e-6
+    )
+    kept = Store(spec.root).list_folders(f"{STAGE.name}/{result.manifest.fingerprint}")
+    assert kept == [result.manifest.attempt]
+
+
+def _spy_on_scores(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    scored: list[str] = []
+    score = LocalScorer.score
+
+    def spy(self: LocalScorer, rows: Any) -> Any:
+        scored.extend(row.prompt_id for row in rows)
+        return score(self, rows)
+
+    monkeypatch.setattr(LocalScorer, "score", spy)
+    return scored
+
+
+def test_kept_scores_of_other_responses_or_of_a_damaged_file_are_not_taken(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_ROWS", 3)
+    asked, spec = _asked(), StoreSpec(root=str(tmp_path))
+    with pytest.raises(Killed):
+        _run(spec, _put_rows(spec, asked), folder, on_progress=_die)
+    # The stage before was done again and gave something else.
+    asked[0] = asked[0]._replace(response="yes, today")
+    rows = _put_rows(spec, asked)
+    scored = _spy_on_scores(monkeypatch)
+    with pytest.raises(Killed):
+        _run(spec, rows, folder, on_progress=_die)
+    assert scored == [row.prompt_id for row in asked[:3]]
+    for file in tmp_path.rglob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:-9])
+    result = _run(spec, rows, folder)
+    assert scored[3:] == [row.prompt_id for row in asked]
+    assert "is damaged; its rows are scored again" in caplog.text
+    assert result.manifest.counts["rows"] == len(asked)
+
+
+def test_chunks_of_long_responses_have_fewer_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, spec = _asked(), StoreSpec(root=str(tmp_path))
+    longest = max(len(row.response) for row in asked)
+    monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_CHARS", longest)
+    told: list[tuple[int, int]] = []
+    _run(spec, _put_rows(spec, asked), folder, on_progress=lambda *now: told.append(now))
+    done = [0, *(now for now, _ in told)]
+    sizes = [len(asked[start:stop]) for start, stop in itertools.pairwise(done)]
+    assert sum(sizes) == len(asked)
+    for start, size in zip(done, sizes, strict=False):
+        assert size == 1 or sum(len(r.response) for r in asked[start : start + size]) <= longest
+    assert len(sizes) > 1
 
 
 def test_a_teacher_that_no_row_fits_is_an_error(folder: Path, tmp_path: Path) -> None:

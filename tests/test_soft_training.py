@@ -267,6 +267,7 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
     assert fingerprint(BASE) != fingerprint(hard)
     assert fingerprint(BASE) != fingerprint(BASE, "2")
     assert fingerprint(BASE) != fingerprint(with_(soft_targets=soft(divergence="reverse_kl")))
+    assert fingerprint(BASE) == fingerprint(with_(soft_targets=soft(jsd_beta=0.2, skew_alpha=0.3)))
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])

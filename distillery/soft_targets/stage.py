@@ -7,6 +7,7 @@ from typing import Any
 
 from distillery.chat import load_messages
 from distillery.models import cpu_threads
+from distillery.soft_targets.parts import Parts
 from distillery.soft_targets.storage import ScoredRow, Scorer, ScoringRow, write_targets
 from distillery.stage import Attempt, Stage, StageResult, run_stage
 from distillery.store import Store
@@ -20,7 +21,7 @@ from schemas.training import TrainingSpec
 logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 1
-_CHUNK_ROWS = 256
+_CHUNK_ROWS, _CHUNK_CHARS = 256, 2**19  # a few 100 MB at k = 64
 _NAMED_ROWS = 20
 
 
@@ -58,7 +59,8 @@ def score_soft_targets(
     """Return `soft_targets`: the teacher's probabilities along the responses of ``rows``.
 
     Rows that do not fit the teacher's context are left out, counted, and the first of them named
-    in the manifest. Scoring takes one forward pass, so a killed stage begins again.
+    in the manifest. Scores are kept a part at a time, so a stage that was killed
+    goes on where it was.
 
     Args:
         rows: A TrainingFrame.
@@ -80,7 +82,8 @@ def score_soft_targets(
             cpu_threads(execution),
             contextlib.closing(_open_scorer(teacher, training)) as scorer,
         ):
-            scoring = _Scoring(scorer, attempt.store, rows, on_progress or (lambda *_: None))
+            parts = Parts(attempt.store, attempt.checkpoints_uri, scorer)
+            scoring = _Scoring(parts, attempt.store, rows, on_progress or (lambda *_: None))
             ref = write_targets(attempt, "soft_targets", scoring.scored(), scorer.meta)
         if not scoring.num_tokens:
             raise TeacherError(
@@ -99,6 +102,7 @@ def score_soft_targets(
             "mean_kept_mass": scoring.kept_mass / scoring.num_tokens,
             "bytes_per_token": num_bytes / scoring.num_tokens,
             "left_out_first_ids": [*scoring.too_long[:_NAMED_ROWS]],
+            "rows_scored_before": parts.num_found,
         }
 
     return run_stage(stage, store, execution, work)
@@ -119,12 +123,12 @@ class _Scoring:
 
     def __init__(
         self,
-        scorer: Scorer,
+        parts: Parts,
         store: Store,
         rows: DatasetRef,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        self._scorer, self._store, self._rows = scorer, store, rows
+        self._parts, self._store, self._rows = parts, store, rows
         self._on_progress = on_progress
         self.num_tokens = 0
         self.kept_mass = 0.0
@@ -135,15 +139,9 @@ class _Scoring:
         import numpy as np
 
         done = 0
-        for batch in self._store.batches(self._rows, batch_rows=_CHUNK_ROWS):
-            asked = [
-                ScoringRow(
-                    row["prompt_id"], row["split"], load_messages(row["messages"]), row["response"]
-                )
-                for row in batch.to_pylist()
-            ]
+        for asked in self._chunks():
             missing = {row.prompt_id: None for row in asked}
-            for row in self._scorer.score(asked):
+            for row in self._parts.scored(asked):
                 del missing[row.prompt_id]
                 self.num_tokens += len(row.response_ids)
                 self.kept_mass += float(-np.expm1(row.log_rest_NT[:, 0], dtype=np.float64).sum())
@@ -156,3 +154,21 @@ class _Scoring:
                 "%d rows do not fit the teacher's context and have no soft targets, first %s",
                 len(self.too_long), self.too_long[0],
             )  # fmt: skip
+
+    def _chunks(self) -> Iterator[list[ScoringRow]]:
+        """Yield rows together as far as their scores are held in memory at one time."""
+        chunk: list[ScoringRow] = []
+        num_chars = 0
+        for batch in self._store.batches(self._rows):
+            for row in batch.to_pylist():
+                is_full = (
+                    len(chunk) == _CHUNK_ROWS or num_chars + len(row["response"]) > _CHUNK_CHARS
+                )
+                if chunk and is_full:
+                    yield chunk
+                    chunk, num_chars = [], 0
+                messages = load_messages(row["messages"])
+                chunk.append(ScoringRow(row["prompt_id"], row["split"], messages, row["response"]))
+                num_chars += len(row["response"])
+        if chunk:
+            yield chunk

@@ -52,6 +52,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "log_rest": pa.float32(),
     "counts": pa.uint16(),
 }
+_PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 _ENCODINGS = dict.fromkeys((f"{name}.list.element" for name in _COLUMNS), "BYTE_STREAM_SPLIT")
 
 
@@ -134,18 +135,42 @@ def write_targets(
     attempt: "Attempt", name: str, rows: Iterable[ScoredRow], meta: SoftTargetMeta
 ) -> DatasetRef:
     """Write ``rows`` as output ``name`` of ``attempt``; streams, some thousand tokens at a time."""
-    schema = pa.schema(
-        [("prompt_id", pa.string()), ("split", pa.string())]
-        + [(column, pa.list_(kind)) for column, kind in _COLUMNS.items()],
-        metadata={_META_KEY: meta.model_dump_json()},
-    )
-    uri = f"{attempt.uri}/{name}"
+    schema, uri = _schema(meta), f"{attempt.uri}/{name}"
     with attempt.store.row_writer(uri, schema, encodings=_ENCODINGS) as writer:
         for group in _groups(rows):
             writer.write(_to_batch(group, schema))
     ref = writer.ref(attempt.stage.fingerprint)
     attempt.outputs[name] = ref
     return ref
+
+
+def pack_rows(rows: Iterable[ScoredRow], meta: SoftTargetMeta) -> bytes:
+    """Return one Arrow file with ``rows``, numbers as :func:`write_targets` keeps them."""
+    schema, sink = _schema(meta), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema, options=_PACKING) as file:
+        for group in _groups(rows):
+            file.write_batch(_to_batch(group, schema))
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def unpack_rows(content: bytes, meta: SoftTargetMeta) -> Iterator[ScoredRow]:
+    """Yield the rows of :func:`pack_rows`.
+
+    Raises:
+        ArrowInvalid: The file is not whole.
+    """
+    with pa.ipc.open_file(content) as file:
+        for n in range(file.num_record_batches):
+            yield from _to_rows(file.get_batch(n), meta)
+
+
+def _schema(meta: SoftTargetMeta) -> pa.Schema:
+    return pa.schema(
+        [("prompt_id", pa.string()), ("split", pa.string())]
+        + [(column, pa.list_(kind)) for column, kind in _COLUMNS.items()],
+        metadata={_META_KEY: meta.model_dump_json()},
+    )
 
 
 def _groups(rows: Iterable[ScoredRow]) -> Iterator[list[ScoredRow]]:
@@ -213,21 +238,24 @@ def read_targets(
 ) -> Iterator[ScoredRow]:
     """Yield the rows of ``ref``, only those of ``splits`` when given, in order; streams."""
     meta = read_meta(store, ref)
-    num_T = len(meta.temperatures)
     for batch in store.batches(ref, splits=splits, batch_rows=_READ_ROWS):
-        names, of_splits = (batch.column(name).to_pylist() for name in ("prompt_id", "split"))
-        columns = (_cut(batch.column(name)) for name in _COLUMNS)
-        for name, split, *numbers in zip(names, of_splits, *columns, strict=True):
-            response_ids, steps, log_probs, log_rest, counts = numbers
-            yield ScoredRow(
-                name,
-                split,
-                response_ids.tolist(),
-                np.cumsum(steps.reshape(-1, meta.k), axis=1, dtype=np.int32),
-                log_probs.reshape(-1, meta.k),
-                log_rest.reshape(-1, num_T),
-                counts.reshape(-1, meta.k) if meta.selection == "sampled" else None,
-            )
+        yield from _to_rows(batch, meta)
+
+
+def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]:
+    names, of_splits = (batch.column(name).to_pylist() for name in ("prompt_id", "split"))
+    columns = (_cut(batch.column(name)) for name in _COLUMNS)
+    for name, split, *numbers in zip(names, of_splits, *columns, strict=True):
+        response_ids, steps, log_probs, log_rest, counts = numbers
+        yield ScoredRow(
+            name,
+            split,
+            response_ids.tolist(),
+            np.cumsum(steps.reshape(-1, meta.k), axis=1, dtype=np.int32),
+            log_probs.reshape(-1, meta.k),
+            log_rest.reshape(-1, len(meta.temperatures)),
+            counts.reshape(-1, meta.k) if meta.selection == "sampled" else None,
+        )
 
 
 def _cut(column: pa.ListArray) -> list[npt.NDArray[Any]]:

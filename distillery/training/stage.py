@@ -1,24 +1,20 @@
 """The stage: what identifies a training, and the model that it leaves in the store."""
 
-import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from distillery.fingerprint import model_identity, tokenizer_identity
 from distillery.models import cpu_threads
+from distillery.scratch import scratch_folder
 from distillery.stage import Attempt, Stage, StageResult, run_stage
-from distillery.store import Store
 from distillery.teacher import teacher_identity
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from schemas.errors import StoreError, TrainingError
+from schemas.errors import TrainingError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
-
-logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 2
 
@@ -35,7 +31,7 @@ def training_stage(
     """Return what identifies the training of ``student`` on ``rows``.
 
     The prompts count only when a tokenizer is trained on them, the teacher only when it runs
-    beside the student, and settings of soft targets only when there are any.
+    beside the student, and settings of soft targets only when they are read.
     """
     inputs: dict[str, Any] = {"rows": rows.fingerprint}
     if training.objective == "hard_targets":
@@ -44,6 +40,7 @@ def training_stage(
         inputs["soft_targets"] = soft_targets.fingerprint
     elif teacher is not None:
         inputs["teacher"] = teacher_identity(teacher)
+    training = training.model_copy(update={"soft_targets": training.soft_targets.as_read()})
     spec: dict[str, Any] = {"training": training, "student": student}
     if isinstance(student, PretrainedStudent):
         inputs["student"] = model_identity(student.model, student.revision, role="student")
@@ -110,24 +107,16 @@ def train_student(
             execution=execution,
             checkpoints_uri=attempt.checkpoints_uri,
         )
-        with tempfile.TemporaryDirectory(prefix="distillery-train-") as scratch:
-            outcome = _train(job, Path(scratch), on_progress)
+        with scratch_folder("train") as scratch:
+            outcome = _train(job, scratch, on_progress)
             attempt.counts |= outcome.counts
             attempt.timings_s |= outcome.timings_s
             attempt.facts |= outcome.facts
             attempt.facts["objective"] = because or f"{training.objective}: as the recipe says"
-            attempt.add_folder("tensorboard", Path(scratch) / "checkpoints" / "tensorboard")
-            attempt.add_model(
-                "model", Path(scratch) / "model", num_parameters=outcome.num_parameters
-            )
+            attempt.add_folder("tensorboard", scratch / "checkpoints" / "tensorboard")
+            attempt.add_model("model", scratch / "model", num_parameters=outcome.num_parameters)
 
-    result = run_stage(stage, store, execution, work)
-    if not result.reused:
-        try:
-            Store(store.root).delete(f"{stage.name}/{stage.fingerprint}/checkpoints")
-        except StoreError as error:
-            logger.warning("checkpoints stay in the store: %s", error)
-    return result
+    return run_stage(stage, store, execution, work)
 
 
 def _check_objective(
