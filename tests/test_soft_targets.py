@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -537,7 +538,11 @@ def _numbers(spec: StoreSpec, result: StageResult) -> list[Any]:
 
 @pytest.mark.parametrize("selection", ["top_k", "sampled"])
 def test_a_killed_stage_goes_on_where_it_was(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    selection: str,
 ) -> None:
     monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_ROWS", 3)
     training, asked = _changed(TOP_4, selection=selection), _asked()
@@ -548,7 +553,9 @@ def test_a_killed_stage_goes_on_where_it_was(
     with pytest.raises(Killed):
         run(on_progress=_die)
     scored = _spy_on_scores(monkeypatch)
-    result = run()
+    with caplog.at_level(logging.INFO, "distillery"):
+        result = run()
+    assert "scoring goes on; 3 rows were scored before" in caplog.messages
     assert scored == [row.prompt_id for row in asked[3:]]
     assert result.manifest.facts["rows_scored_before"] == 3
     assert result.manifest.facts["left_out_first_ids"] == ["long"]

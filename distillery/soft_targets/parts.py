@@ -28,7 +28,7 @@ class Parts:
     def __init__(self, store: Store, uri: str, scorer: Scorer) -> None:
         """Keep files below ``uri``."""
         self._store, self._uri, self._scorer = store, uri, scorer
-        self.num_found = 0
+        self.num_found, self._has_scored = 0, False
 
     def scored(self, rows: Sequence[ScoringRow]) -> list[ScoredRow]:
         """Return the scores of ``rows`` that fit, in order: found in the store, or made and kept.
@@ -46,6 +46,9 @@ class Parts:
             else:
                 self.num_found += len(rows)
                 return found
+        if self.num_found and not self._has_scored:
+            logger.info("scoring goes on; %d rows were scored before", self.num_found)
+        self._has_scored = True
         scored = list(self._scorer.score(rows))
         self._store.write_bytes(uri, pack_rows(scored, meta))
         return scored
