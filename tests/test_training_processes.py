@@ -151,10 +151,12 @@ def test_an_exception_here_stops_all_processes(scratch: Path, target: str) -> No
     assert _family(scratch) == []
 
 
+# Shells start what runs in the background with Ctrl-C ignored.
 _PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
 from tests.test_training_processes import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)
 launch(Path(sys.argv[1]), "wait_deaf")
 """
 
