@@ -104,8 +104,8 @@ class TrainingSpec(Spec):
     """Seed of initial weights, order of rows and dropout."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward and backward pass; the master weights stay float32. bfloat16 on
-    GPUs that have it."""
+    """Precision of the forward and backward pass, and of weights that LoRA leaves as they are; what
+    is trained stays float32. bfloat16 on GPUs that have it."""
 
     batching: Literal["padded", "packed"] = runtime_field("padded")
     """padded: the rows of a micro-batch are filled up to the longest. packed: they stand in one

@@ -24,6 +24,7 @@ from transformers import (
 
 from distillery.tables import bytes_text
 from distillery.training import memory
+from distillery.training.adapters import held_dtype
 from distillery.training.memory import (
     MemoryEstimate,
     TeacherSize,
@@ -59,9 +60,16 @@ def _estimate(
     vocab_size: int = 128_256,
     teacher: TeacherSize | None = None,
     num_processes: int = 1,
+    holds_logits: bool = False,
 ) -> MemoryEstimate:
     estimate = _estimate_if_told(
-        training, config, max_length, vocab_size, teacher=teacher, num_processes=num_processes
+        training,
+        config,
+        max_length,
+        vocab_size,
+        teacher=teacher,
+        num_processes=num_processes,
+        holds_logits=holds_logits,
     )
     assert estimate is not None
     return estimate
@@ -75,6 +83,7 @@ def _estimate_if_told(
     *,
     teacher: TeacherSize | None = None,
     num_processes: int = 1,
+    holds_logits: bool = False,
 ) -> MemoryEstimate | None:
     num_parameters = num_trainable = NUM_PARAMETERS
     if isinstance(training.method, LoraMethod):
@@ -90,6 +99,7 @@ def _estimate_if_told(
         teacher=teacher,
         num_processes=num_processes,
         chunk_tokens=1024,
+        holds_logits=holds_logits,
     )
 
 
@@ -110,6 +120,17 @@ def test_adapters_leave_gradients_and_states_for_themselves_alone() -> None:
     assert parts["logits"] == 4 * 1024 * 128_256  # no gradient of the output layer
 
 
+def test_frozen_weights_are_held_in_half_precision_and_adapters_are_not() -> None:
+    parts = _estimate(TrainingSpec(method=LORA, dtype="bfloat16")).parts
+    # Autocast's copies are of the adapters alone; the output layer is in half precision already.
+    assert parts["weights"] == 2 * NUM_PARAMETERS + (4 + 2) * 11_272_192
+    assert parts["gradients"] == 4 * 11_272_192
+    assert parts["optimizer"] == 8 * 11_272_192
+    assert parts["logits"] == (4 + 2) * 1024 * 128_256
+    full = _estimate(TrainingSpec(dtype="bfloat16")).parts
+    assert 4 * NUM_PARAMETERS < full["weights"] < 6 * NUM_PARAMETERS
+
+
 ROWS, TOKENS = 3, 37  # sizes that no weight has
 
 
@@ -127,7 +148,7 @@ def _small(num_layers: int) -> LlamaConfig:
 def _kept_bytes(num_layers: int, training: TrainingSpec) -> int:
     """Return what autograd keeps of a forward pass of padded rows, beside weights."""
     with torch.random.fork_rng(devices=[]):
-        model: Any = LlamaModel(_small(num_layers))
+        model: Any = LlamaModel(_small(num_layers)).to(held_dtype(training))
     if isinstance(training.method, LoraMethod):
         import peft
 
@@ -165,13 +186,20 @@ def test_activations_are_those_that_autograd_keeps(dtype: Any, method: Any) -> N
     assert estimated(3) - estimated(1) == pytest.approx(kept, rel=0.05)
 
 
-def test_checkpointing_keeps_one_state_per_layer_and_one_layer() -> None:
+@pytest.mark.parametrize(
+    ("named", "itemsize"),
+    [({}, 4), ({"dtype": "bfloat16"}, 4), ({"dtype": "bfloat16", "method": LORA}, 2)],
+    ids=["float32", "bfloat16", "lora"],
+)
+def test_checkpointing_keeps_one_state_per_layer_and_one_layer(
+    named: dict[str, Any], itemsize: int
+) -> None:
     def activations(num_layers: int, *, checkpointing: bool = False) -> int:
-        training = TrainingSpec(gradient_checkpointing=checkpointing)
+        training = TrainingSpec(gradient_checkpointing=checkpointing, **named)
         return _estimate(training, config=_small(num_layers)).parts["activations"]
 
     layer = activations(4) - activations(3)
-    states = 16 * 1024 * 4 * 64  # rows, tokens, float32, width
+    states = 16 * 1024 * itemsize * 64  # rows, tokens, bytes, width
     assert activations(4) - activations(4, checkpointing=True) == 3 * layer - 4 * states
 
 
@@ -180,6 +208,14 @@ def test_logits_are_one_chunk_and_the_gradient_of_the_output_layer() -> None:
     assert parts["logits"] == 4 * 128_256 * (1024 + 2048)
     one_short_row = TrainingSpec(micro_batch_size=1, method=LORA)
     assert _estimate(one_short_row, max_length=16).parts["logits"] == 4 * 128_256 * 16
+
+
+def test_logits_that_a_model_changes_are_held_for_all_tokens() -> None:
+    held = _estimate(TrainingSpec(batch_size=4, method=LORA), holds_logits=True).parts
+    chunk = _estimate(TrainingSpec(batch_size=4, method=LORA)).parts
+    assert held.pop("logits") == 4 * 1024 * 128_256 * 16
+    assert chunk.pop("logits") < held["weights"]
+    assert held == chunk
 
 
 def test_gradients_come_as_activations_go_unless_they_are_accumulated() -> None:
@@ -278,40 +314,44 @@ def test_a_teacher_whose_layers_are_not_told_counts_its_weights() -> None:
     dtype=st.sampled_from(["float32", "bfloat16"]),
     method=st.sampled_from([{"kind": "full"}, LORA]),
     batching=st.sampled_from(["padded", "packed"]),
+    holds_logits=st.booleans(),
 )
 def test_more_of_anything_never_takes_less(
-    batch_size: int, max_length: int, vocab_size: int, **named: Any
+    batch_size: int, max_length: int, vocab_size: int, holds_logits: bool, **named: Any
 ) -> None:
+    def total(training: TrainingSpec, max_length: int, vocab_size: int) -> int:
+        sizes = {"max_length": max_length, "vocab_size": vocab_size}
+        return _estimate(training, holds_logits=holds_logits, **sizes).total
+
     training = TrainingSpec(batch_size=batch_size, **named)
-    base = _estimate(training, max_length=max_length, vocab_size=vocab_size).total
-    assert _estimate(training, max_length=max_length + 1, vocab_size=vocab_size).total >= base
-    assert _estimate(training, max_length=max_length, vocab_size=vocab_size + 1).total >= base
+    base = total(training, max_length, vocab_size)
+    assert total(training, max_length + 1, vocab_size) >= base
+    assert total(training, max_length, vocab_size + 1) >= base
     checkpointed = training.model_copy(update={"gradient_checkpointing": True})
-    assert _estimate(checkpointed, max_length=max_length, vocab_size=vocab_size).total <= base
+    assert total(checkpointed, max_length, vocab_size) <= base
     assert 0 < max(_estimate(training).parts.values()) < _estimate(training).total
 
 
 _MEASURE = """
 import json, sys
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from distillery.training.adapters import held_dtype, with_adapters
 from distillery.training.losses import default_chunk_tokens, response_losses
 from distillery.training.memory import estimate_memory, peak_memory
 from distillery.training.output_layer import SplitModel, response_states
-from schemas.training import LoraMethod, TrainingSpec
+from schemas.training import TrainingSpec
 
+kind, changes = sys.argv[1], json.loads(sys.argv[2])
 rows, tokens, vocab_size = 8, 256, 8000
-training = TrainingSpec(batch_size=rows, **json.loads(sys.argv[1]))
+training = TrainingSpec(batch_size=rows, **changes)
 torch.set_num_threads(1)
+dtype = getattr(torch, training.dtype)
 
 
 def steps(config, batch):
-    model = LlamaForCausalLM(config)
-    if isinstance(training.method, LoraMethod):
-        import peft
-        lora = peft.LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
-        model = peft.get_peft_model(model, lora)
-        model.enable_input_require_grads()
+    make = LlamaForCausalLM if kind == "llama" else Gemma2ForCausalLM
+    model = with_adapters(make(config).to(held_dtype(training)), training)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -319,7 +359,8 @@ def steps(config, batch):
     split = SplitModel(model)
     labels = batch["labels"][:, 1:]
     for _ in range(2):
-        states = response_states(model.train(), batch, batch["labels"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            states = response_states(model.train(), batch, batch["labels"]).to(dtype)
         losses = response_losses(
             states, split.head, labels[labels >= 0], vocab_size=config.vocab_size, normaliser=1.0
         )
@@ -327,7 +368,7 @@ def steps(config, batch):
         del states, losses
         optimizer.step()
         optimizer.zero_grad()
-    return model, sum(p.numel() for p in parameters)
+    return model, sum(p.numel() for p in parameters), split.holds_logits
 
 
 def batch_of(rows, tokens):
@@ -338,9 +379,10 @@ def batch_of(rows, tokens):
 
 
 def config(width, layers, vocab_size):
-    return LlamaConfig(
-        vocab_size=vocab_size, hidden_size=width, intermediate_size=4 * width,
+    return (LlamaConfig if kind == "llama" else Gemma2Config)(
+        vocab_size=vocab_size, hidden_size=width, intermediate_size=4 * width, head_dim=32,
         num_hidden_layers=layers, num_attention_heads=width // 32,
+        num_key_value_heads=width // 32, attn_implementation="sdpa",
     )
 
 
@@ -349,11 +391,12 @@ import psutil
 before = psutil.Process().memory_info().rss
 with peak_memory("cpu") as peak:
     real = config(256, 6, vocab_size)
-    model, trainable = steps(real, batch_of(rows, tokens))
+    model, trainable, holds_logits = steps(real, batch_of(rows, tokens))
+assert holds_logits == (kind == "gemma2")
 estimate = estimate_memory(
     real, sum(p.numel() for p in model.parameters()), trainable, training, max_length=tokens,
     vocab_size=vocab_size, teacher=None, num_processes=1,
-    chunk_tokens=default_chunk_tokens(vocab_size, torch.device("cpu")),
+    chunk_tokens=default_chunk_tokens(vocab_size, torch.device("cpu")), holds_logits=holds_logits,
 )
 print(json.dumps([peak.bytes - before, estimate.total]))
 """
@@ -361,13 +404,19 @@ print(json.dumps([peak.bytes - before, estimate.total]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"gradient_checkpointing": True}, {"method": {"kind": "lora"}}],
-    ids=["full", "checkpointing", "lora"],
+    ("kind", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"gradient_checkpointing": True}),
+        ("llama", {"method": {"kind": "lora"}}),
+        ("llama", {"method": {"kind": "lora"}, "dtype": "bfloat16"}),
+        ("gemma2", {}),
+    ],
+    ids=["full", "checkpointing", "lora", "lora in bfloat16", "whole logits"],
 )
-def test_real_steps_take_what_was_estimated(changes: dict[str, Any]) -> None:
+def test_real_steps_take_what_was_estimated(kind: str, changes: dict[str, Any]) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", _MEASURE, json.dumps(changes)],
+        [sys.executable, "-c", _MEASURE, kind, json.dumps(changes)],
         cwd=ROOT,
         # Otherwise glibc keeps what tensors gave back, and the peak is its own.
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"},
@@ -410,10 +459,15 @@ ADVICE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         CHECKPOINTING | {"batch_size": 1},
         CHECKPOINTING | {"batch_size": 1, "method": LORA},
     ),
+    (
+        "training.method.kind to lora",
+        CHECKPOINTING | {"batch_size": 1, "dtype": "bfloat16"},
+        CHECKPOINTING | {"batch_size": 1, "dtype": "bfloat16", "method": LORA},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("what", "spec", "changed"), ADVICE, ids=[each[0] for each in ADVICE])
+@pytest.mark.parametrize(("what", "spec", "changed"), ADVICE)
 def test_the_first_change_that_makes_it_fit_is_named_with_what_comes_of_it(
     what: str, spec: dict[str, Any], changed: dict[str, Any]
 ) -> None:
@@ -477,7 +531,7 @@ def test_shorter_rows_or_a_smaller_student_are_the_last_resort() -> None:
     assert "Set training.max_length to 4096, which leaves longer rows out: about" in str(
         caught.value
     )
-    with pytest.raises(TrainingError, match=r"Choose a smaller student: .* about 6\.\d+ GiB\."):
+    with pytest.raises(TrainingError, match=r"Choose a smaller student: .* about 3\.\d+ GiB\."):
         _estimate(spec).check(GIB, "cpu")
 
 

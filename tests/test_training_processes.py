@@ -54,10 +54,13 @@ def scratch(tmp_path: Path, bench: Bench) -> Path:
     return folder
 
 
-def _stand_still_at_step_4(patch: pytest.MonkeyPatch) -> None:
-    """Keep short trainings from being over before a busy machine tells of their steps."""
+def _train_by(target: str, patch: pytest.MonkeyPatch) -> None:
+    """Let a target of `training_targets` stand for the worker.
+
+    With `train_to_step_4` short trainings are not over before a busy machine tells of their steps.
+    """
     patch.setattr("distillery.training.processes._WORKER", "tests.training_targets")
-    patch.setenv("TARGET", "train_to_step_4")
+    patch.setenv("TARGET", target)
 
 
 def launch(scratch: Path, target: str, on_progress: OnProgress | None = None) -> Any:
@@ -315,7 +318,7 @@ def test_training_together_opens_no_port_to_the_network_and_shares_the_threads(
                 listening.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)
             raise Stopped
 
-    _stand_still_at_step_4(monkeypatch)
+    _train_by("train_to_step_4", monkeypatch)
     job = _job(bench, device="auto", num_processes=2)
     job = job.model_copy(update={"execution": ExecutionSpec(cpu_threads=4)})
     with pytest.raises(Stopped):
@@ -331,7 +334,7 @@ def _losses(result: Any) -> list[float]:
 def _train_to_step_4(bench: Bench, training: TrainingSpec) -> None:
     """Start a training in several processes that dies after its fourth step."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        _stand_still_at_step_4(patch)
+        _train_by("train_to_step_4", patch)
         bench.train(training=training, on_progress=_die_at(4))
 
 
@@ -350,6 +353,25 @@ def test_two_processes_learn_what_one_learns_and_go_on_after_a_kill(
     assert _losses(result) == pytest.approx(_losses(expected), rel=2e-5)
     best = "best_validation_loss"
     assert result.manifest.facts[best] == pytest.approx(expected.manifest.facts[best], rel=2e-5)
+    for name, weight in bench.weights(result).items():
+        assert weight.numpy() == pytest.approx(alone.weights(expected)[name].numpy(), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_processes_that_were_over_when_they_failed_train_no_more(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallelism: Any
+) -> None:
+    training = FAST.model_copy(update={"parallelism": parallelism, "num_processes": 2})
+    alone = Bench(tmp_path / "alone", bench.rows)
+    expected = alone.train(training=training.model_copy(update={"num_processes": 1}))
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="the store is full"):
+        _train_by("train_and_fail", patch)
+        bench.train(training=training)
+    told: list[int] = []
+    result = bench.train(training=training, on_progress=lambda step, *_: told.append(step))
+    assert result.manifest.facts["resumed_from_step"] == 15
+    assert told == []
     for name, weight in bench.weights(result).items():
         assert weight.numpy() == pytest.approx(alone.weights(expected)[name].numpy(), abs=1e-3)
 

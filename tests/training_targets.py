@@ -79,6 +79,14 @@ def train_to_step_4(
     return train(job, scratch, on_progress and tell_and_wait)
 
 
+def train_and_fail(
+    job: TrainingJob, scratch: Path, on_progress: OnProgress | None
+) -> TrainingOutcome:
+    """Train as workers do, to the end, but never tell what came of it."""
+    train(job, scratch, on_progress)
+    raise StoreError("the store is full. Make room.")
+
+
 def _outcome(**facts: Any) -> TrainingOutcome:
     return TrainingOutcome(num_parameters=7, counts={"steps": 2}, timings_s={}, facts=facts)
 

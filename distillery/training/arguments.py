@@ -1,5 +1,6 @@
 """The settings of a training in the words of transformers' Trainer."""
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from schemas.training import TrainingSpec
 
 # Checkpoints hold whole tensors, so that a training goes on with any number of processes above 1.
+# Gradients of each micro-batch are shared out: those that wait for the last one would be whole.
 _FSDP2: dict[str, Any] = {
     "fsdp": True,
     "fsdp_config": {
@@ -19,7 +22,12 @@ _FSDP2: dict[str, Any] = {
         "state_dict_type": "FULL_STATE_DICT",
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
     },
+    "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
 }
+# Accelerate's own would sum gradients over processes in bfloat16 too, where small ones vanish.
+_SPLIT_BFLOAT16 = MixedPrecisionPolicy(
+    param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16
+)
 
 
 def training_arguments(
@@ -76,8 +84,10 @@ def training_arguments(
         data_seed=training.seed,
         use_cpu=training.device == "cpu" or not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
-        **(_FSDP2 if splits else {}),
+        **(copy.deepcopy(_FSDP2) if splits else {}),  # transformers writes into it
     )
+    if splits and arguments.bf16:
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = _SPLIT_BFLOAT16
     if splits and arguments.use_cpu:
         # Accelerate splits weights on any accelerator, but takes no notice of the wish on CPUs.
         arguments.distributed_state.distributed_type = DistributedType.MULTI_XPU

@@ -18,6 +18,7 @@ from distillery.local_model import LocalModel
 from distillery.models import open_student, quiet_transformers
 from distillery.soft_targets.vocabulary import vocabulary_size
 from distillery.store import Store
+from distillery.training.adapters import held_dtype, load_trained, with_adapters, write_merged
 from distillery.training.arguments import training_arguments
 from distillery.training.batch_loss import BatchLoss
 from distillery.training.batches import collator, num_steps
@@ -29,7 +30,6 @@ from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer
 from schemas.errors import TrainingError
 from schemas.teacher import TransformersTeacher
-from schemas.training import LoraMethod, TrainingSpec
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class _Training:
         self._store = Store(job.store.root)
         self._timings_s: dict[str, float] = {}
         self._facts: dict[str, Any] = {}
+        self._beside: tuple[Any, SplitModel] | None = None
 
     def run(self) -> TrainingOutcome:
         """Return the outcome once the model is written."""
@@ -60,9 +61,8 @@ class _Training:
         arguments = training_arguments(training, self._scratch / "checkpoints")
         self._is_first = arguments.process_index == 0
         with self._timed("open"):
-            model, tokenizer = self._open_model()
-            self._teacher = self._open_teacher(arguments.device)
-            self._split_teacher = SplitModel(self._teacher.model) if self._teacher else None
+            model, tokenizer = self._open_model(held_dtype(training))
+            self._teacher = self._open_teacher()
         with self._timed("tokenize"), arguments.distributed_state.main_process_first():
             self._rows = TokenRows(self._job, tokenizer, self._teacher, self._scratch)
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
@@ -70,7 +70,8 @@ class _Training:
         with self._timed("preflight"):
             self._facts["preflight"] = self._check(model, arguments)
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
-            model, _ = self._open_model()  # weights that were shared out stay so
+            # Weights that were shared out stay so.
+            model, _ = self._open_model(held_dtype(training))
         if self._rows.too_long:
             self._facts["left_out_first_ids"] = self._rows.too_long[:20]
         set_seeds(training.seed)
@@ -95,22 +96,21 @@ class _Training:
         yield
         self._timings_s[part] = round(time.perf_counter() - start, 3)
 
-    def _open_model(self) -> tuple[Any, Any]:
+    def _open_model(self, dtype: torch.dtype) -> tuple[Any, Any]:
         """Return the student with adapters if wanted, and its tokenizer."""
         set_seeds(self._training.seed)
-        # Float32 master weights in any case: AdamW's updates vanish in bfloat16.
-        model, tokenizer = open_student(self._job.student, self._corpus(), dtype=torch.float32)
+        model, tokenizer = open_student(self._job.student, self._corpus(), dtype=dtype)
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
         if context and context < self._training.max_length:
             self._training = self._training.model_copy(update={"max_length": context})
             self._job = self._job.model_copy(update={"training": self._training})
-        model = _with_method(model, self._training)
+        model = with_adapters(model, self._training)
         self._split_student = SplitModel(model)
         self._use_cache = model.config.use_cache
         return model, tokenizer
 
-    def _open_teacher(self, device: Any) -> LocalModel | None:
-        """Return the teacher that runs beside the student, if one does."""
+    def _open_teacher(self) -> LocalModel | None:
+        """Return the teacher that runs beside the student, if one does; it waits on the CPU."""
         spec = self._job.teacher
         if spec is None:
             return None
@@ -119,7 +119,7 @@ class _Training:
             spec.model,
             revision=spec.revision,
             dtype=spec.dtype,
-            device=str(device),
+            device="cpu",
             trust_remote_code=spec.trust_remote_code,
         )
         teacher.model.requires_grad_(False)
@@ -137,8 +137,17 @@ class _Training:
         """Return what was found before training; raise when it cannot work."""
         training, splits = self._training, self._rows.splits
         estimate = check_memory(
-            model, splits, training, self._vocab_size, self._teacher, arguments=arguments
+            model,
+            splits,
+            training,
+            self._vocab_size,
+            self._teacher,
+            arguments=arguments,
+            holds_logits=self._split_student.holds_logits,
         )
+        if self._teacher is not None:
+            self._teacher.model.to(arguments.device)  # now that it is known to fit
+            self._beside = (self._teacher.model, SplitModel(self._teacher.model))
         if training.batching == "packed":
             for each in [model] + ([self._teacher.model] if self._teacher else []):
                 check_packing(each, splits["train"])
@@ -150,10 +159,8 @@ class _Training:
     def _make_trainer(
         self, model: Any, arguments: TrainingArguments, splits: dict[str, Any], **named: Any
     ) -> StudentTrainer:
-        split = self._split_teacher
-        teacher = (self._teacher.model, split) if self._teacher and split else None
         loss = BatchLoss(
-            self._training, self._split_student, vocab_size=self._vocab_size, teacher=teacher
+            self._training, self._split_student, vocab_size=self._vocab_size, teacher=self._beside
         )
         trainer = StudentTrainer(
             model, arguments, splits, self._collate, loss, self._training, **named
@@ -209,46 +216,41 @@ class _Training:
         return folder / f"checkpoint-{max(steps)}" if steps else None
 
     def _save(self, trainer: StudentTrainer, tokenizer: Any) -> int:
-        """Write the model in the student's precision; return its number of parameters."""
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if trainer.is_fsdp_enabled:
-            weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-            model, _ = self._open_model()
-            if self._is_first:
-                model.load_state_dict(weights)
-        SplitModel.join(model)
-        if isinstance(self._training.method, LoraMethod):
-            model = model.merge_and_unload()
-        model.config.use_cache = self._use_cache  # the trainer has turned it off
+        """Write the model in the student's precision; return its number of parameters.
+
+        The first process does, and others return 0.
+        """
+        num_parameters, folder = 0, self._scratch / "model"
+        model = self._trained_model(trainer)
         if self._is_first:
-            folder = self._scratch / "model"
-            model.to(getattr(torch, self._job.student.dtype)).save_pretrained(folder)
+            SplitModel.join(model)
+            model.config.use_cache = self._use_cache  # the trainer has turned it off
+            dtype = getattr(torch, self._job.student.dtype)
+            num_parameters = write_merged(model, folder, dtype=dtype)
             tokenizer.save_pretrained(folder)
         trainer.accelerator.wait_for_everyone()
-        return sum(p.numel() for p in model.parameters())
+        return num_parameters
+
+    def _trained_model(self, trainer: StudentTrainer) -> Any:
+        """Return the student as it was trained, whole and in float32, for the first process.
+
+        Frozen weights in bfloat16 are read anew, so that merging adapters rounds once; on the CPU,
+        as the device need not have room for them.
+        """
+        accelerator = trainer.accelerator
+        if not trainer.is_fsdp_enabled and held_dtype(self._training) == torch.float32:
+            return accelerator.unwrap_model(trainer.model)
+        weights = accelerator.get_state_dict(trainer.model_wrapped)
+        if not self._is_first:
+            return None
+        model, _ = self._open_model(torch.float32)
+        load_trained(model, weights)
+        return model
 
 
 def _layout(trainer: StudentTrainer) -> str:
     """Return how optimizer states are laid out in checkpoints."""
     return "fsdp2" if trainer.is_fsdp_enabled else "ddp"
-
-
-def _with_method(model: Any, training: TrainingSpec) -> Any:
-    """Return the model with adapters when the method is LoRA, else the model."""
-    if not isinstance(training.method, LoraMethod):
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    method = training.method
-    modules = method.target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=method.r,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-    )
-    return get_peft_model(model, config)
 
 
 def _shared_vocabulary(tokenizer: Any, model: Any, teacher: LocalModel | None) -> int:

@@ -83,13 +83,15 @@ def estimate_memory(
     teacher: TeacherSize | None,
     num_processes: int,
     chunk_tokens: int,
+    holds_logits: bool,
 ) -> MemoryEstimate | None:
     """Return what training will take of each process's device; no weights are needed.
 
     None where the configuration does not tell the shape of the layers, as that of a state-space
     model does not: only trial steps show then what they keep.
 
-    Weights and gradients are float32, and so are AdamW's two states. Attention is taken to be
+    Trained weights and their gradients are float32, and so are AdamW's two states; frozen weights
+    are in the precision of the forward pass. Attention is taken to be
     PyTorch's own (SDPA), which keeps no attention weights. A feed-forward block is taken to be
     gated; one that is not takes less. It is what tensors take: within a tenth of the measured peak
     of Llamas of 10 M and 60 M parameters. What an allocator keeps of memory that was given back
@@ -106,6 +108,7 @@ def estimate_memory(
         teacher: Who runs beside the student, if one does.
         num_processes: Processes, each with its own device or a share of the CPU.
         chunk_tokens: Response tokens whose logits exist at a time.
+        holds_logits: All logits of a forward pass exist at a time, as the student changes them.
     """
     shape = ModelShape.of(model_config, vocab_size)
     if shape is None:
@@ -121,6 +124,7 @@ def estimate_memory(
             teacher=teacher,
             num_processes=num_processes,
             chunk_tokens=chunk_tokens,
+            holds_logits=holds_logits,
         )
     )
 

@@ -105,6 +105,7 @@ class MemoryPlan:
     teacher: TeacherSize | None
     num_processes: int
     chunk_tokens: int
+    holds_logits: bool
 
     @property
     def rows(self) -> int:
@@ -127,6 +128,16 @@ class MemoryPlan:
         return not isinstance(self.training.method, LoraMethod)
 
     @property
+    def _frozen_itemsize(self) -> int:
+        """Return the bytes of a weight that is not trained."""
+        return 4 if self.trains_all else self.itemsize
+
+    @property
+    def _state_bytes(self) -> int:
+        """Return the bytes of one token between two layers: in the precision of the embedding."""
+        return self._frozen_itemsize * self.shape.width
+
+    @property
     def _share(self) -> int:
         """Return among how many processes weights, gradients and optimizer states are divided."""
         return self.num_processes if self.is_split else 1
@@ -138,8 +149,10 @@ class MemoryPlan:
     @functools.cached_property
     def parts(self) -> dict[str, int]:
         """Return bytes by part, for one process."""
+        num_frozen = self.num_parameters - self.num_trainable
+        weights = 4 * self.num_trainable + self._frozen_itemsize * num_frozen
         parts = {
-            "weights": 4 * self.num_parameters // self._share + self._weights_in_use(),
+            "weights": weights // self._share + self._weights_in_use(),
             "gradients": self._gradient_bytes + self._bucket_bytes(),
             "optimizer": 8 * self.num_trainable // self._share,
             "activations": self._activations(),
@@ -170,25 +183,27 @@ class MemoryPlan:
         return 4 * self.num_trainable if self.num_processes > 1 and not self.is_split else 0
 
     def _weights_in_use(self) -> int:
-        """Return the bytes of weights besides the master weights."""
+        """Return the bytes of weights besides those that are held all the time."""
         if self.is_split:
             layer = sum(inputs * outputs for inputs, outputs in self.shape.linear_sizes)
             return self.itemsize * (self.shape.embeddings + layer)
-        # Autocast's copies, which the backward pass needs too; checkpointing makes them anew.
-        if self.itemsize == 2 and not self.training.gradient_checkpointing:
-            return 2 * max(0, self.num_parameters - self.shape.embeddings)
-        return 0
+        # Autocast's copies of what is trained, which the backward pass needs too; checkpointing
+        # makes them anew.
+        if self.itemsize == 4 or self.training.gradient_checkpointing:
+            return 0
+        uncopied = self.shape.embeddings if self.trains_all else 0  # the loss casts its own
+        return 2 * max(0, self.num_trainable - uncopied)
 
     def _activations(self) -> int:
         """Return the bytes that the backward pass needs of the forward pass."""
-        shape, wide = self.shape, 4 * self.shape.width
+        shape, state = self.shape, self._state_bytes
         # Inner gradients of the layer where the backward pass is, and states on both of its sides.
-        passing = 3 * self.itemsize * shape.inner + 2 * wide
+        passing = 3 * self.itemsize * shape.inner + 2 * state
         # At the end: the last norm, the response's states for the loss, and their gradients.
-        ends = 6 * wide
+        ends = 6 * state
         layers = shape.layers * self._layer_bytes_per_token()
         if self.training.gradient_checkpointing:
-            layers = shape.layers * wide + self._layer_bytes_per_token()
+            layers = shape.layers * state + self._layer_bytes_per_token()
         return self.rows * self.max_length * (layers + passing + ends)
 
     def _layer_bytes_per_token(self) -> int:
@@ -213,10 +228,14 @@ class MemoryPlan:
 
     def _logits(self) -> int:
         """Return the bytes of one chunk of logits and of the output layer's part in the loss."""
-        layer = self.vocab_size * self.shape.width
+        layer = self.vocab_size * self.shape.width if self.trains_all else 0
         # In bfloat16: the layer's copy in it, and one chunk's part of its gradient.
         copies = 2 * layer if self.itemsize == 2 else 0
-        gradient = 4 * layer + copies if self.trains_all else 0
+        if self.holds_logits:
+            # What was capped, the response's part, its gradient and that of all: a Gemma 2 took 16
+            # bytes for each in float32, 15 in bfloat16.
+            return 4 * 4 * self.rows * self.max_length * self.vocab_size + copies
+        gradient = 4 * layer + copies
         return self._chunk_bytes() + copies + gradient
 
     def _chunk_bytes(self) -> int:

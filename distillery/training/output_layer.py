@@ -43,6 +43,11 @@ class SplitModel:
         return layer
 
     @property
+    def holds_logits(self) -> bool:
+        """Return whether the model applies its output layer itself, to all tokens at a time."""
+        return self._layer is None
+
+    @property
     def head(self) -> Head:
         """Return the output layer; empty where the model applies it itself."""
         return Head(None) if self._layer is None else Head(self._layer.weight, self._layer.bias)
