@@ -336,8 +336,8 @@ def test_a_model_that_caps_its_logits_is_scored_by_what_it_gives(
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = _asked(3)
-    assert LocalScorer(_teacher(folder), TOP_4.soft_targets, seed=0)._output_layer is not None
-    assert LocalScorer(_teacher(tmp_path), TOP_4.soft_targets, seed=0)._output_layer is None
+    assert LocalScorer(_teacher(folder), TOP_4.soft_targets, seed=0)._split.holds_logits is False
+    assert LocalScorer(_teacher(tmp_path), TOP_4.soft_targets, seed=0)._split.holds_logits is True
     for found, row in zip(_score(tmp_path, TOP_4, asked), asked, strict=True):
         _, logits_NV = _by_hand(tmp_path, row)
         values_NK, ids_NK = logits_NV[:, : len(tokenizer)].log_softmax(-1).topk(4)

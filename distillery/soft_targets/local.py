@@ -8,12 +8,11 @@ V = vocabulary.
 """
 
 import contextlib
-import functools
 import gc
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +22,8 @@ from distillery.models import IGNORED, TokenizedRow, tokenize_row
 from distillery.soft_targets.storage import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.soft_targets.vocabulary import template_hash, tokenizer_hash, vocabulary_size
 from distillery.teacher import teacher_identity
+from distillery.training.head import Head
+from distillery.training.output_layer import SplitModel, response_states
 from schemas.errors import RecipeError, TeacherError
 from schemas.soft_targets import SoftTargetSpec
 from schemas.teacher import TransformersTeacher
@@ -58,6 +59,7 @@ class LocalScorer:
             trust_remote_code=teacher.trust_remote_code,
         )
         tokenizer = self._local.tokenizer
+        self._split = SplitModel(self._local.model)
         num_logits = len(self._local.model.get_output_embeddings().weight)
         # Some tokenizers have a token for padding that the model does not know.
         self._vocab_size = min(vocabulary_size(tokenizer), num_logits)
@@ -96,7 +98,7 @@ class LocalScorer:
         """Drop the model, so that training in this process has the memory."""
         import torch
 
-        del self._local
+        del self._local, self._split
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -108,7 +110,7 @@ class LocalScorer:
         """
         limit = self._local.context_length
         fitting = [n for n, length in enumerate(lengths) if limit is None or length <= limit]
-        most_rows = 1 if self._output_layer is None else self._teacher.batch_size
+        most_rows = 1 if self._split.holds_logits else self._teacher.batch_size
         batch: list[int] = []
         for n in sorted(fitting, key=lambda n: (-lengths[n], n)):
             is_full = len(batch) == most_rows
@@ -188,19 +190,16 @@ class LocalScorer:
 
         ids_BT = padded([row.input_ids for row in rows], 0)
         mask_BT = padded([[1] * len(row.input_ids) for row in rows], 0)
-        # The logits at a position are about the token after it.
-        is_asked_BT = padded([row.labels for row in rows], IGNORED)[:, 1:] != IGNORED
+        labels_BT = padded([row.labels for row in rows], IGNORED)
         size = max(1, _CHUNK_LOGITS // self._vocab_size)
-        layer = self._output_layer
-        if layer is None:
-            logits_NV = self._own_logits(ids_BT, is_asked_BT)
+        if self._split.holds_logits:
+            logits_NV = self._own_logits(ids_BT, labels_BT[:, 1:] != IGNORED)
             yield from (chunk.float() for chunk in torch.split(logits_NV, size))
             return
-        body = self._local.model.base_model
-        states = body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        hidden_ND = states.last_hidden_state[:, :-1][is_asked_BT]
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        hidden_ND = response_states(self._local.model, batch, labels_BT)
         for hidden_CD in torch.split(hidden_ND, size):
-            yield _float_logits(hidden_CD, layer, self._vocab_size)
+            yield _float_logits(hidden_CD, self._split.head, self._vocab_size)
 
     def _own_logits(self, ids_BT: "Tensor", is_asked_BT: "Tensor") -> "Tensor":
         """Return the logits [N, V] as the model makes them, of the response tokens of one row."""
@@ -212,30 +211,6 @@ class LocalScorer:
         kept_TV = logits_TV[-(ids_BT.shape[1] - first) : -1, : self._vocab_size]
         asked: Tensor = kept_TV[is_asked_BT[0, first:]]
         return asked
-
-    @functools.cached_property
-    def _output_layer(self) -> Any:
-        """The output layer, or None where the model does more than to apply a linear one.
-
-        Some models cap or scale their logits; then rows are scored one by one with all logits of
-        a response in memory.
-        """
-        import torch
-
-        model = self._local.model
-        layer = model.get_output_embeddings()
-        if type(layer) is torch.nn.Linear and model.base_model is not model:
-            ids_BT = torch.arange(min(8, self._vocab_size), device=model.device)[None]
-            with torch.inference_mode():
-                own = model(input_ids=ids_BT, use_cache=False).logits
-                states = model.base_model(input_ids=ids_BT, use_cache=False)
-                hidden = getattr(states, "last_hidden_state", None)
-                fits = hidden is not None and hidden.shape[-1] == layer.in_features
-                # The same operation on the same numbers: anything after it would show.
-                if fits and torch.equal(layer(hidden).to(own.dtype), own):
-                    return layer
-        logger.info("the teacher's logits are not one linear map, so rows are scored one by one")
-        return None
 
     def _refuse_broken(self, logits_CV: "Tensor", rows: list[ScoringRow]) -> None:
         if not bool(logits_CV.amax(-1).isfinite().all()):  # NaN is the highest of all
@@ -258,7 +233,7 @@ class LocalScorer:
             ) from error
 
 
-def _float_logits(hidden_CD: "Tensor", layer: Any, vocab_size: int) -> "Tensor":
+def _float_logits(hidden_CD: "Tensor", head: Head, vocab_size: int) -> "Tensor":
     """Return the logits [C, V] in float32, whatever the precision of the layer.
 
     Half precision would round logits near 20 to steps of 0.125. A float32 copy of the whole layer
@@ -266,10 +241,12 @@ def _float_logits(hidden_CD: "Tensor", layer: Any, vocab_size: int) -> "Tensor":
     """
     import torch
 
+    weight_VD, bias_V = head
+    assert weight_VD is not None
     hidden_CD = hidden_CD.float()
     logits_CV = hidden_CD.new_empty(len(hidden_CD), vocab_size)
     for start in range(0, vocab_size, _WEIGHT_ROWS):
         part = slice(start, min(start + _WEIGHT_ROWS, vocab_size))
-        bias = None if layer.bias is None else layer.bias[part].float()
-        logits_CV[:, part] = torch.nn.functional.linear(hidden_CD, layer.weight[part].float(), bias)
+        bias = None if bias_V is None else bias_V[part].float()
+        logits_CV[:, part] = torch.nn.functional.linear(hidden_CD, weight_VD[part].float(), bias)
     return logits_CV
