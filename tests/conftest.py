@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fixtures_ledger import ledger, ledger_spec, sqlite_spec
 from tests.fixtures_postgresql import postgresql
@@ -19,6 +20,12 @@ os.environ |= {
     # Tiny models: threads would only wait for each other.
     "OMP_NUM_THREADS": "1",
 }
+
+# How long an example takes tells of the machine, not of the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

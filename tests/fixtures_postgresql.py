@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,10 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from tests.ports import free_port
+
+_PATIENCE_S = 120.0
 
 
 class PostgresqlServer:
@@ -28,13 +31,11 @@ class PostgresqlServer:
         self._user = _unprivileged_user() if os.getuid() == 0 else None
         if self._user is not None:
             os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         options = ["-U", "ledger", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         done = self._popen("initdb", "-D", str(self._folder / "data"), *options)
-        if done.wait(60) != 0:
+        if done.wait(_PATIENCE_S) != 0:
             raise RuntimeError(f"initdb failed:\n{(self._folder / 'log').read_text()}")
 
     def start(self) -> None:
@@ -47,7 +48,7 @@ class PostgresqlServer:
         }
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         self._process = self._popen("postgres", "-D", str(self._folder / "data"), *arguments)
-        give_up_at = time.monotonic() + 30
+        give_up_at = time.monotonic() + _PATIENCE_S
         while True:
             try:
                 psycopg.connect(self._address("postgres")).close()
@@ -62,7 +63,7 @@ class PostgresqlServer:
         """Stop as ``pg_ctl stop -m fast`` does, or as ``-m immediate``, like a crash."""
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT if immediately else signal.SIGINT)
-        self._process.wait(30)
+        self._process.wait(_PATIENCE_S)
 
     def new_database(self) -> str:
         """Return the URL of an empty place: a schema, which is made sooner than a database."""

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from tests.waiting import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -26,6 +28,8 @@ class Reply:
     finish_reason: str = "stop"
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
+    when: Callable[[], bool] | None = None
+    """Answer only once this is so; however long that takes on a busy machine."""
     body: str | bytes | None = None
     """Sent as it is instead of a chat completion."""
     error: str = "scripted"
@@ -44,6 +48,9 @@ class Reply:
     endless: bytes | None = None
     """Sent again and again as a body without end."""
 
+
+STANDS_STILL = Reply(delay_s=3600)
+"""No answer while the endpoint is there."""
 
 Script = Sequence[Reply]
 
@@ -79,12 +86,12 @@ class StubEndpoint:
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
         self._thread.start()
-        assert started.wait(10)
+        assert started.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -117,6 +124,8 @@ class StubEndpoint:
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             await asyncio.sleep(reply.delay_s)
+            if reply.when is not None:
+                await _come_about(reply.when)
             if reply.reset and request.transport is not None:
                 request.transport.abort()
             response = _response(reply, body)
@@ -127,6 +136,14 @@ class StubEndpoint:
             return response
         finally:
             self.in_flight -= 1
+
+
+async def _come_about(is_so: Callable[[], bool]) -> None:
+    """Wait until ``is_so``, or so long that the test is to fail rather than to hang."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_so():
+                await asyncio.sleep(0.002)
 
 
 async def _send_for_ever(request: web.Request, piece: bytes) -> web.StreamResponse:

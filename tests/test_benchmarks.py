@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.bare_client import answer
@@ -23,6 +25,7 @@ from benchmarks.generation import Results
 from benchmarks.processes import REPO, ProcessError, Stub, measure
 from benchmarks.report import Metric, markdown_table
 from benchmarks.stub import FAULTS, Run, Settings, answer_to, draw
+from tests.waiting import wait_until
 
 FAULT_MIX = dict.fromkeys(FAULTS, 0.1) | {"stall": 0.0}
 
@@ -35,7 +38,7 @@ def stub() -> Iterator[Stub]:
 
 @pytest.fixture
 def connection(stub: Stub) -> Iterator[http.client.HTTPConnection]:
-    opened = http.client.HTTPConnection("127.0.0.1", _port(stub), timeout=5)
+    opened = http.client.HTTPConnection("127.0.0.1", _port(stub), timeout=60)
     yield opened
     opened.close()
 
@@ -88,15 +91,16 @@ def test_prompts_that_are_asked_again_are_counted(
     assert stub.stats()["requests"] == 0
 
 
-@pytest.mark.parametrize("form, expected", [("seconds", "1"), ("fraction", "0.1")])
+@pytest.mark.parametrize("form, expected", [("seconds", r"\d+"), ("fraction", r"\d+\.\d{3}")])
 def test_a_full_bucket_answers_429_with_when_to_come_back(
     stub: Stub, connection: http.client.HTTPConnection, form: str, expected: str
 ) -> None:
-    stub.reset(rate_per_s=10, burst=1, retry_after=form)
+    stub.reset(rate_per_s=0.001, burst=1, retry_after=form)
     assert ask(connection, "a")[0] == 200
     status, _, retry_after = ask(connection, "b")
     assert status == 429
-    assert float(retry_after or "nan") == pytest.approx(float(expected), abs=0.05)
+    assert re.fullmatch(expected, retry_after or "")
+    assert 900 < float(retry_after or "nan") <= 1000
     assert stub.stats()["by_status"] == {"200": 1, "429": 1}
     assert stub.stats()["distinct_prompts"] == 1  # what was turned away was not asked
 
@@ -115,7 +119,7 @@ def test_an_answer_takes_its_latency(stub: Stub, connection: http.client.HTTPCon
     stub.reset(latency_ms=40)
     began = time.monotonic()
     ask(connection, "a")
-    assert 0.04 <= time.monotonic() - began < 1
+    assert 0.04 <= time.monotonic() - began < 30
     assert stub.stats()["first_latencies_s"] == pytest.approx(0.04)
 
 
@@ -140,9 +144,9 @@ def test_faults_come_in_their_fractions_and_depend_on_seed_prompt_and_repetition
 
 
 def test_each_fault_looks_like_itself(stub: Stub) -> None:
-    def meets(**settings: float) -> tuple[int, Any, str | None]:
+    def meets(timeout_s: float = 60, **settings: float) -> tuple[int, Any, str | None]:
         stub.reset(**settings)
-        connection = http.client.HTTPConnection("127.0.0.1", _port(stub), timeout=0.3)
+        connection = http.client.HTTPConnection("127.0.0.1", _port(stub), timeout=timeout_s)
         try:
             return ask(connection, "a")
         finally:
@@ -158,22 +162,19 @@ def test_each_fault_looks_like_itself(stub: Stub) -> None:
     with pytest.raises(ConnectionResetError):
         meets(reset=1)
     with pytest.raises(TimeoutError):
-        meets(stall=1)
+        meets(stall=1, timeout_s=0.3)
     assert stub.stats()["answered_prompts"] == 0
 
 
 def test_an_answer_that_nobody_waited_for_is_not_counted_as_one(stub: Stub) -> None:
-    stub.reset(latency_ms=100)
+    stub.reset(latency_ms=3_600_000)
     connection = socket.create_connection(("127.0.0.1", _port(stub)))
     body = b'{"model": "m", "messages": [{"content": "a"}]}'
     head = f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
-    deadline = time.monotonic() + 5
-    while not stub.stats()["requests"] and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: stub.stats()["requests"])
     connection.close()
-    time.sleep(0.2)
-    assert stub.stats()["by_outcome"] == {"abandoned": 1}
+    wait_until(lambda: stub.stats()["by_outcome"] == {"abandoned": 1})
     assert stub.stats()["answered_prompts"] == 0
 
 
@@ -194,7 +195,7 @@ def test_a_request_that_is_none_is_refused(
 def test_the_bare_client_gets_through_faults_and_limits_but_takes_any_text(stub: Stub) -> None:
     rows = make_rows(200, seed=1)
     stub.reset(**{**FAULT_MIX, "rate_per_s": 2000, "burst": 50, "retry_after": "fraction"})
-    texts = asyncio.run(answer(stub.base_url, rows, workers=16, timeout_s=5))
+    texts = asyncio.run(answer(stub.base_url, rows, workers=16, timeout_s=60))
     states = count_states(rows, [(key, "ok", text) for key, text in texts.items()])
     stats = stub.stats()
     assert states["right"] == stats["answered_prompts"] > 100
@@ -238,11 +239,14 @@ def test_the_recipe_of_a_run_is_one_that_the_schema_takes(tmp_path: Path) -> Non
 
 
 def test_cpu_is_that_of_the_process_and_apart_of_its_children(tmp_path: Path) -> None:
-    burn = "import time\nwhile time.process_time() < 0.3: pass\n"
-    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\n{burn}"
-    found = measure(["-c", code], folder=tmp_path, environment=os.environ, timeout_s=60)
-    assert found.wall_s >= 0.6 and not found.killed
-    assert 0.25 < found.own_cpu_s < 0.6 <= found.tree_cpu_s + 0.05
+    burn = "import time\nwhile time.process_time() < {}: pass\n"
+    child = f"subprocess.run([sys.executable, '-c', {burn.format(1.0)!r}])"
+    code = f"import subprocess, sys\n{child}\n{burn.format(0.2)}"
+    found = measure(["-c", code], folder=tmp_path, environment=os.environ, timeout_s=120)
+    assert found.wall_s >= 1.2 and not found.killed
+    # Starting an interpreter takes CPU, too, and on a busy machine several times as much.
+    assert 0.15 < found.own_cpu_s < 1.0
+    assert found.own_cpu_s + 0.95 < found.tree_cpu_s
 
 
 def test_a_command_that_fails_or_hangs_is_an_error_that_quotes_it(tmp_path: Path) -> None:
@@ -259,23 +263,27 @@ def test_a_kill_takes_the_whole_family(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     code = (
         "import pathlib, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'],"
         " start_new_session=True)\n"
-        f"pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))\ntime.sleep(60)"
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))\ntime.sleep(3600)"
     )
     found = measure(
         ["-c", code],
         folder=tmp_path,
         environment=os.environ,
-        timeout_s=60,
+        timeout_s=600,
         stop_when=lambda: pid_file.exists() and pid_file.read_text() != "",
     )
     assert found.killed
-    status = Path(f"/proc/{pid_file.read_text()}/stat")
-    deadline = time.monotonic() + 5
-    while status.exists() and status.read_text().split()[2] != "Z" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+    pid = int(pid_file.read_text())
+    wait_until(lambda: not psutil.pid_exists(pid) or _is_zombie(pid))
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_the_table_shows_medians_spread_and_whether_goals_are_met() -> None:
@@ -329,7 +337,7 @@ def test_the_command_measures_the_bare_client_and_writes_what_it_prints(tmp_path
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == output.read_text()

@@ -22,7 +22,7 @@ def test_the_demo_distils_and_the_second_run_reuses_every_stage(tmp_path: Path) 
 
     def run() -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr

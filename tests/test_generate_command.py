@@ -37,7 +37,7 @@ def run(
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
 
 

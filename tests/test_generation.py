@@ -24,7 +24,7 @@ from distillery.generation import (
     open_session,
     plan_chunks,
 )
-from distillery.ledger.claims import TTL_S
+from distillery.ledger import claims as claims_module
 from distillery.local_model import LocalModel
 from distillery.teacher import teacher_identity
 from distillery.teacher.session import Progress
@@ -48,7 +48,9 @@ from tests.fixtures_generation import (
     write_prompts,
 )
 from tests.fixtures_models import make_tiny_model
-from tests.stub_endpoint import Reply, StubEndpoint
+from tests.flying_time import let_time_fly
+from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
+from tests.waiting import wait_until
 
 __all__ = ["quick_retries"]
 
@@ -226,7 +228,7 @@ def test_two_runs_at_once_pay_for_every_prompt_once(store: StoreSpec) -> None:
         teacher = endpoint(stub)
         with ThreadPoolExecutor(2) as pool:
             runs = [pool.submit(answer, prompts, teacher, store) for _ in range(2)]
-            totals = [run.result(timeout=30) for run in runs]
+            totals = [run.result(timeout=120) for run in runs]
         assert set(contents(stub).values()) == {1}
     assert sorted(total.asked for total in totals) == [0, 12]
     assert [total.asked + total.from_ledger for total in totals] == [12, 12]
@@ -245,7 +247,7 @@ def _answer_with_others(store: StoreSpec, base_url: str, prompts: str, backwards
     teacher = OpenAITeacher(model="big", base_url=base_url, concurrency=8)
     chunks = plan_chunks(ref, 10, store)
     with open_session(ref, teacher, TASK, store) as session:
-        _barrier.wait(30)
+        _barrier.wait(120)
         for chunk in reversed(chunks) if backwards else chunks:
             assert generate_chunk(chunk, session, TASK) == {"ok": chunk.num_rows}
         return session.totals.asked
@@ -253,8 +255,13 @@ def _answer_with_others(store: StoreSpec, base_url: str, prompts: str, backwards
 
 def test_two_processes_at_once_pay_for_every_prompt_once(store: StoreSpec) -> None:
     prompts = train_prompts(store, 60)
+
+    def both_ask() -> bool:
+        asked = {int(content[1:]) // 10 for content in contents(stub)}
+        return {0, 5} <= asked  # each has claimed its first chunk
+
     with (
-        StubEndpoint(default=Reply(delay_s=0.05)) as stub,
+        StubEndpoint(default=Reply(delay_s=0.05, when=both_ask)) as stub,
         ProcessPoolExecutor(2, spawn, initializer=_meet, initargs=(spawn.Barrier(2),)) as pool,
     ):
         runs = [
@@ -263,7 +270,7 @@ def test_two_processes_at_once_pay_for_every_prompt_once(store: StoreSpec) -> No
             )
             for backwards in (False, True)
         ]
-        asked = [run.result(timeout=60) for run in runs]
+        asked = [run.result(timeout=300) for run in runs]
         assert set(contents(stub).values()) == {1}
         assert len(contents(stub)) == 60
         assert stub.max_in_flight <= 8 + 8
@@ -276,32 +283,35 @@ def test_two_processes_at_once_pay_for_every_prompt_once(store: StoreSpec) -> No
 # -- kill -9 -------------------------------------------------------------------------------------
 
 
-def _answer_slowly(store: StoreSpec, base_url: str, prompts: str) -> None:
+def _answer_until_killed(store: StoreSpec, base_url: str, prompts: str) -> None:
+    claims_module.TTL_S = 3600.0
     teacher = OpenAITeacher(model="big", base_url=base_url, concurrency=4)
     answer(DatasetRef.model_validate_json(prompts), teacher, store)
 
 
 def test_run_killed_midway_goes_on_at_once_and_asks_only_the_rest(store: StoreSpec) -> None:
     prompts = train_prompts(store, 60)
-    with StubEndpoint(default=Reply(delay_s=0.1)) as stub:
+    is_killed = False
+
+    def respond(_: dict[str, Any]) -> Reply:
+        return Reply() if is_killed or stub.num_requests <= 10 else STANDS_STILL
+
+    with StubEndpoint(respond=respond) as stub:
         child = spawn.Process(
-            target=_answer_slowly, args=(store, stub.base_url, prompts.model_dump_json())
+            target=_answer_until_killed, args=(store, stub.base_url, prompts.model_dump_json())
         )
         child.start()
-        give_up_at = time.monotonic() + 60
-        while stub.num_requests < 14:
-            assert child.is_alive() and time.monotonic() < give_up_at
-            time.sleep(0.005)
+        wait_until(lambda: stub.num_requests == 14 or not child.is_alive(), within_s=120)
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
-        child.join(10)
+        child.join(60)
         sent = contents(stub)
-        assert len(sent) < 60, "the run was over before it was killed"
-        stub.default = Reply()
+        assert len(sent) == 14
+        is_killed = True
         start = time.monotonic()
         result = run_all(prompts, endpoint(stub), store)
-        # Claims of processes that ended on this machine are void: nobody waits for their time.
-        assert time.monotonic() - start < TTL_S / 3
+        # Claims of processes that ended on this machine are void: nobody waits for their hour.
+        assert time.monotonic() - start < 600
         asked = contents(stub)
     asked_again = [content for content in asked if asked[content] > 1]
     assert set(asked.values()) <= {1, 2} and len(asked) == 60
@@ -368,8 +378,9 @@ def test_row_that_fails_in_three_runs_is_failed_and_the_stage_seals(
 
 
 def test_run_whose_endpoint_is_down_counts_as_no_failure_of_a_row(
-    store: StoreSpec, quick_retries: None
+    store: StoreSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    let_time_fly(monkeypatch)
     prompts = train_prompts(store, 3)
     with StubEndpoint(default=Reply(status=503, error="loading")) as stub:
         teacher = endpoint(stub, max_attempts=2)

@@ -55,7 +55,7 @@ def test_a_run_killed_in_any_stage_goes_on_from_there(tmp_path: Path, prefect_se
                 env=os.environ | environment,
                 capture_output=True,
                 text=True,
-                timeout=180,
+                timeout=600,
             )
 
         asked_after_generation = None

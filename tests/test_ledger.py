@@ -100,7 +100,7 @@ def test_rows_of_a_megabyte_are_kept(ledger: Ledger) -> None:
 def test_spending_adds_up_by_purpose_even_when_the_text_gives_way(ledger: Ledger) -> None:
     ledger.commit(row("a"), row("b", cost=None), purpose="generation")
     ledger.commit(row("a", cost=0.5, billed_prompt_tokens=7), purpose="generation")
-    ledger.commit_soon(row("c"), purpose="evaluation").result(10)
+    ledger.commit_soon(row("c"), purpose="evaluation").result(60)
     ledger.commit(row("d"))
     assert ledger.spent("generation") == Spending(
         requests=3, prompt_tokens=13, completion_tokens=3, cost=0.75
@@ -148,7 +148,7 @@ def test_rows_committed_soon_by_many_threads_are_all_there(
         with Ledger.open(ledger_spec) as mine:
             rows = [row("a", request_hash=f"{thread}{n:063}") for n in range(100)]
             for future in [mine.commit_soon(r, purpose="p") for r in rows]:
-                future.result(30)
+                future.result(60)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(commit, range(8)))
@@ -176,8 +176,8 @@ def test_row_that_the_database_refuses_fails_alone(ledger: Ledger) -> None:
         first = ledger.commit_soon(row("first"))
         time.sleep(0.1)
         futures = [ledger.commit_soon(r) for r in rows]
-    first.result(10)
-    wait(futures, 10)
+    first.result(60)
+    wait(futures, 60)
     assert futures[0].exception() is None and futures[2].exception() is None
     with pytest.raises(StoreError, match=f"response to request '{bad.request_hash}' cannot be"):
         futures[1].result()
@@ -190,7 +190,7 @@ def test_row_that_the_database_refuses_fails_alone(ledger: Ledger) -> None:
 def test_future_of_a_paid_response_cannot_be_cancelled(ledger: Ledger) -> None:
     future = ledger.commit_soon(row("a"))
     assert not future.cancel()
-    future.result(10)
+    future.result(60)
     assert kept(ledger, "a").text == "yes"
 
 
@@ -218,14 +218,14 @@ from tests.fixtures_ledger import kept, row
 warnings.simplefilter("ignore")  # that a process with threads forks is the point
 spec = StoreSpec(root=sys.argv[1], ledger_url=sys.argv[2] or None)
 with Ledger.open(spec) as parent:
-    parent.commit_soon(row("before")).result(10)
+    parent.commit_soon(row("before")).result(60)
     child = os.fork()
     if child == 0:
         with Ledger.open(spec) as mine:
-            mine.commit_soon(row("child")).result(10)
+            mine.commit_soon(row("child")).result(60)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    parent.commit_soon(row("after")).result(10)
+    parent.commit_soon(row("after")).result(60)
     print([kept(parent, name).text for name in ("before", "child", "after")])
 """
 
@@ -233,7 +233,7 @@ with Ledger.open(spec) as parent:
 def test_forked_process_opens_a_ledger_of_its_own(ledger_spec: StoreSpec) -> None:
     arguments = [ledger_spec.root, ledger_spec.ledger_url or ""]
     done = subprocess.run(
-        [sys.executable, "-c", _FORK, *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", _FORK, *arguments], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "['yes', 'yes', 'yes']\n", done.stderr
 
@@ -251,10 +251,10 @@ def test_rows_whose_future_is_done_survive_a_kill(ledger_spec: StoreSpec) -> Non
     first_done = context.Event()
     child = context.Process(target=_commit_until_killed, args=(ledger_spec, first_done))
     child.start()
-    assert first_done.wait(30)
+    assert first_done.wait(120)
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
-    child.join(10)
+    child.join(60)
     with Ledger.open(ledger_spec) as opened:
         assert len(opened.get([f"{n:064}" for n in range(6)])) == 6
 

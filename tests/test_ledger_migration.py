@@ -155,7 +155,7 @@ def test_migrated_ledger_works_like_a_new_one(ledger_spec: StoreSpec) -> None:
 
 
 def _open_and_count(spec: StoreSpec, hashes: list[str], start: Any, counts: "Queue[int]") -> None:
-    start.wait(60)
+    start.wait(120)
     with Ledger.open(spec) as ledger:
         counts.put(len(ledger.get(hashes)))
 
@@ -170,9 +170,9 @@ def test_two_processes_may_open_an_old_ledger_at_once(ledger_spec: StoreSpec) ->
     ]
     for child in children:
         child.start()
-    assert [counts.get(timeout=60) for _ in children] == [1500, 1500]
+    assert [counts.get(timeout=120) for _ in children] == [1500, 1500]
     for child in children:
-        child.join(10)
+        child.join(60)
 
 
 def test_one_that_finds_another_migrating_waits_longer_than_for_a_writer(
@@ -188,7 +188,7 @@ def test_one_that_finds_another_migrating_waits_longer_than_for_a_writer(
             opening = pool.submit(Ledger.open, sqlite_spec)
             assert not wait([opening], 0.5).done
             other.execute("ROLLBACK")
-        with opening.result(10) as ledger:
+        with opening.result(60) as ledger:
             assert ledger.get([v2_hash("a", 64)])
 
 
@@ -211,7 +211,7 @@ def test_migration_killed_midway_leaves_the_old_ledger_to_the_next(ledger_spec: 
     write_v1(ledger_spec, [v1_row(str(n)) for n in range(num_rows)])
     child = spawn.Process(target=_die_while_migrating, args=(ledger_spec,))
     child.start()
-    child.join(30)
+    child.join(120)
     assert child.exitcode == -signal.SIGKILL
     with Ledger.open(ledger_spec) as ledger:
         assert len(ledger.get([v2_hash(str(n), 64) for n in range(num_rows)])) == num_rows

@@ -23,6 +23,7 @@ from schemas.errors import StoreError
 from schemas.execution import StoreSpec
 from tests.fixtures_ledger import kept, row
 from tests.fixtures_postgresql import PostgresqlServer
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -133,8 +134,8 @@ def test_paid_responses_wait_for_a_lock_longer_than_any_other(
             soon = ledger.commit_soon(row("a"))
             at_once = pool.submit(ledger.commit, row("b"))
             assert not wait([soon, at_once], 0.6).done
-        soon.result(5)
-        at_once.result(5)
+        soon.result(60)
+        at_once.result(60)
         assert kept(ledger, "a").attempts == kept(ledger, "b").attempts == 1
 
 
@@ -143,15 +144,16 @@ def test_responses_that_cannot_be_written_in_time_fail_with_their_number(
     sqlite_spec: StoreSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Ledger.open(sqlite_spec) as ledger:
+        rows = [row(str(n)) for n in range(30)]
         with locked(sqlite_spec), caplog.at_level(logging.WARNING):
-            futures = [ledger.commit_soon(row(str(n))) for n in range(30)]
-            done = wait(futures, 10).done
+            futures = [ledger.commit_soon(r) for r in rows]
+            done = wait(futures, 60).done
         assert len(done) == 30
         messages = {str(future.exception()) for future in futures}
         assert sum(int(m.split()[1]) for m in messages) == 30
         assert all("paid response(s): ledger " in m and "locked" in m for m in messages)
         assert caplog.text.count("is away") == 1
-        ledger.commit_soon(row("later")).result(10)
+        ledger.commit_soon(row("later")).result(60)
         assert kept(ledger, "later").text == "yes"
 
 
@@ -184,7 +186,7 @@ def test_full_disk_is_a_store_error_and_what_was_committed_stays(sqlite_spec: St
         ledger.commit(row("a"))
         with full_disk(ledger):
             with pytest.raises(StoreError, match=r"no space left for ledger .* Make room on"):
-                ledger.commit_soon(row("b", text="x" * 100_000)).result(10)
+                ledger.commit_soon(row("b", text="x" * 100_000)).result(60)
             with pytest.raises(StoreError, match="no space left for ledger"):
                 ledger.commit(row("b", text="x" * 100_000))
         assert kept(ledger, "a").text == "yes"
@@ -198,7 +200,7 @@ def test_paid_responses_wait_until_there_is_space_again(
         with full_disk(ledger):
             future = ledger.commit_soon(row("b", text="x" * 100_000))
             assert not wait([future], 0.3).done
-        future.result(5)
+        future.result(60)
         assert kept(ledger, "b").attempts == 1
 
 
@@ -209,9 +211,9 @@ def test_unreachable_server_is_a_store_error_at_once_without_its_password() -> N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    url = f"postgresql+psycopg://me:hunter2@127.0.0.1:{port}/x?password=hunter2"
-    with pytest.raises(StoreError, match=r"me:\*\*\*@127\.0\.0\.1:\d+/x'.*refused") as caught:
-        Ledger.open(StoreSpec(ledger_url=url))
+        url = f"postgresql+psycopg://me:hunter2@127.0.0.1:{port}/x?password=hunter2"
+        with pytest.raises(StoreError, match=r"me:\*\*\*@127\.0\.0\.1:\d+/x'.*refused") as caught:
+            Ledger.open(StoreSpec(ledger_url=url))
     assert "hunter2" not in str(caught.value)
 
 
@@ -220,6 +222,7 @@ def test_server_that_crashes_and_comes_back_loses_nothing_and_counts_nothing_twi
 ) -> None:
     monkeypatch.setattr(claims_module, "BEAT_S", 0.2)
     stop = threading.Event()
+    num_done = [0] * 8
 
     def commit(thread: int) -> list[str]:
         hashes = []
@@ -231,20 +234,32 @@ def test_server_that_crashes_and_comes_back_loses_nothing_and_counts_nothing_twi
                 won = mine.claim([request_hash], owner.id, max_new_tokens=64)
                 assert won == {request_hash}
                 future = mine.commit_soon(row("a", request_hash=request_hash), purpose="p")
-                future.result(60)
+                future.result(180)
                 assert mine.get([request_hash])
                 hashes.append(request_hash)
+                num_done[thread] += 1
         return hashes
+
+    def all_go_on() -> None:
+        """Wait until every writer has done some more, or has failed."""
+        before = list(num_done)
+        wait_until(
+            lambda: all(
+                now > then + 2 or writer.done()
+                for now, then, writer in zip(num_done, before, writers, strict=True)
+            ),
+            within_s=180,
+        )
 
     with Ledger.open(postgresql_spec) as ledger, ThreadPoolExecutor(8) as pool:
         writers = [pool.submit(commit, thread) for thread in range(8)]
-        time.sleep(0.7)
+        all_go_on()
         postgresql.stop(immediately=True)
         time.sleep(2)
         postgresql.start()
-        time.sleep(1.2)
+        all_go_on()
         stop.set()
-        hashes = [h for writer in writers for h in writer.result(60)]
+        hashes = [h for writer in writers for h in writer.result(180)]
         found = ledger.get(hashes)
         assert set(found) == set(hashes)
         assert {r.attempts for r in found.values()} == {1}
@@ -260,7 +275,7 @@ def test_server_that_stays_away_is_a_store_error(
         postgresql.stop(immediately=True)
         try:
             with pytest.raises(StoreError, match=r"lost 1 paid response\(s\): cannot write ledger"):
-                ledger.commit_soon(row("b")).result(10)
+                ledger.commit_soon(row("b")).result(60)
             with pytest.raises(StoreError, match=r"cannot read ledger .*Check that the database"):
                 kept(ledger, "a")
         finally:
@@ -283,7 +298,7 @@ class CuttingProxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
     def _accept(self) -> None:
         while True:
@@ -334,7 +349,7 @@ def test_commit_whose_answer_is_lost_counts_once(
     try:
         with Ledger.open(StoreSpec(ledger_url=url)) as ledger:
             proxy.cut = cut
-            ledger.commit_soon(row("a"), purpose="p").result(10)
+            ledger.commit_soon(row("a"), purpose="p").result(60)
             assert proxy.cut is None
             assert (kept(ledger, "a").attempts, ledger.spent("p").requests) == (1, 1)
     finally:

@@ -241,9 +241,7 @@ def test_a_long_or_odd_text_is_read_at_once(text: str) -> None:
     samples = [Sample("ok", text), Sample("ok", text)]
     _choose(samples, MajorityChoice(answer="number"))
     _choose(samples, NumberChoice(relative_tolerance=0.1), None, text)
-    assert (
-        time.process_time() - start < 5
-    )  # seconds; work that grows with the square would take hours
+    assert time.process_time() - start < 60  # work that grows with the square would take hours
 
 
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["{:,}", "{}", "{}.00", "${}$", "= {} km"]))

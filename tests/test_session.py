@@ -25,15 +25,18 @@ from tests.fixtures_generation import (
     contents,
     endpoint,
     ledger_rows,
+    patient,
     quick_retries,
     rows_of,
     run_all,
     train_prompts,
     write_prompts,
 )
-from tests.stub_endpoint import Reply, StubEndpoint
+from tests.flying_time import let_time_fly
+from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
+from tests.waiting import wait_until
 
-__all__ = ["quick_retries"]
+__all__ = ["patient", "quick_retries"]
 
 PRICE = {"prompt_per_million": 1e6, "completion_per_million": 1e6, "currency": "EUR"}  # 1 a token
 
@@ -41,13 +44,6 @@ PRICE = {"prompt_per_million": 1e6, "completion_per_million": 1e6, "currency": "
 @pytest.fixture
 def store(tmp_path: Path) -> StoreSpec:
     return StoreSpec(root=str(tmp_path / "store"))
-
-
-def wait_until(is_so: Any, *, within_s: float = 20.0) -> None:
-    give_up_at = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < give_up_at, "it did not come about"
-        time.sleep(0.005)
 
 
 # -- asked again, or not -------------------------------------------------------------------------
@@ -196,7 +192,7 @@ def test_run_that_ends_as_the_endpoint_hangs_blames_no_row(
     store: StoreSpec, quick_retries: None, num_rows: int
 ) -> None:
     prompts = train_prompts(store, num_rows)
-    with StubEndpoint(default=Reply(delay_s=30)) as stub:
+    with StubEndpoint(default=STANDS_STILL) as stub:
         teacher = endpoint(stub, timeout_s=0.1, max_attempts=2)
         with pytest.raises(TeacherError, match="no answer in 2 attempts"):
             run_all(prompts, teacher, store)
@@ -205,8 +201,9 @@ def test_run_that_ends_as_the_endpoint_hangs_blames_no_row(
 
 @pytest.mark.parametrize("error", [Reply(status=500), Reply(reset=True)], ids=["500", "reset"])
 def test_first_prompt_that_breaks_the_endpoint_does_not_keep_the_others_waiting(
-    store: StoreSpec, error: Reply
+    store: StoreSpec, monkeypatch: pytest.MonkeyPatch, error: Reply
 ) -> None:
+    let_time_fly(monkeypatch)
     prompts = train_prompts(store, 20)
 
     def respond(body: dict[str, Any]) -> Reply:
@@ -223,17 +220,21 @@ def test_first_prompt_that_breaks_the_endpoint_does_not_keep_the_others_waiting(
     assert ledger_rows(prompts, session.teacher, store)["p0"].failed_runs == 1
 
 
-@pytest.mark.parametrize("fault", [Reply(status=500), Reply(delay_s=30)], ids=["500", "hangs"])
+@pytest.mark.parametrize("fault", [Reply(status=500), STANDS_STILL], ids=["500", "hangs"])
 def test_many_prompts_that_break_the_endpoint_are_no_outage_and_are_left_in_the_third_run(
-    store: StoreSpec, quick_retries: None, fault: Reply
+    store: StoreSpec, monkeypatch: pytest.MonkeyPatch, fault: Reply
 ) -> None:
     prompts = train_prompts(store, 24)
 
-    def respond(body: dict[str, Any]) -> Reply:
-        return fault if int(body["messages"][0]["content"][1:]) % 8 == 1 else Reply()
+    def is_bad(content: str) -> bool:
+        return int(content[1:]) % 8 == 1
 
+    def respond(body: dict[str, Any]) -> Reply:
+        return fault if is_bad(body["messages"][0]["content"]) else Reply()
+
+    let_time_fly(monkeypatch, hangs=lambda content: fault is STANDS_STILL and is_bad(content))
     with StubEndpoint(respond=respond) as stub:
-        limits: dict[str, Any] = {"max_attempts": 8, "max_outage_s": 0.8, "timeout_s": 0.1}
+        limits: dict[str, Any] = {"max_attempts": 8, "max_outage_s": 100, "timeout_s": 60}
         teacher = endpoint(stub, concurrency=8, **limits)
         for run in (1, 2):
             with pytest.raises(TeacherError, match="3 of 24 prompts have no response yet"):
@@ -258,7 +259,7 @@ def write_owner(store: StoreSpec, owner: str, asks: Sequence[str] = (), **change
         "machine": "elsewhere",
         "pid": 1,
         "endpoint": None,
-        "expires_at": time.time() + 60,
+        "expires_at": time.time() + 3600,
     }
     with Ledger.open(store) as ledger, ledger._database.engine.begin() as connection:
         connection.execute(sa.insert(owners).values(values | changes))
@@ -266,17 +267,27 @@ def write_owner(store: StoreSpec, owner: str, asks: Sequence[str] = (), **change
             connection.execute(sa.insert(claims).values(request_hash=request_hash, owner=owner))
 
 
+def change_owners(store: StoreSpec, statement: sa.Update | sa.Delete) -> None:
+    """Do to the owner "theirs" what its machine, or the end of it, does."""
+    with Ledger.open(store) as ledger, ledger._database.engine.begin() as connection:
+        connection.execute(statement.where(owners.c.owner == "theirs"))
+
+
 def test_what_another_machine_asks_is_waited_for_until_it_is_heard_of_no_more(
     store: StoreSpec,
 ) -> None:
     prompts = train_prompts(store, 3)
-    with StubEndpoint() as stub:
+
+    def respond(_: dict[str, Any]) -> Reply:
+        if stub.num_requests == 2:  # all that the other machine does not ask
+            change_owners(store, sa.update(owners).values(expires_at=time.time() + 0.2))
+        return Reply()
+
+    with StubEndpoint(respond=respond) as stub:
         teacher = endpoint(stub)
         hashes = [r.request_hash for r in prompt_requests(prompts, teacher, TASK, store)]
-        expires_at = time.time() + 1.0
-        write_owner(store, "theirs", asks=hashes[:1], expires_at=expires_at)
+        write_owner(store, "theirs", asks=hashes[:1])
         result = run_all(prompts, teacher, store)
-        assert time.time() > expires_at
         assert contents(stub) == {"q0": 1, "q1": 1, "q2": 1}
         assert stub.requests[-1]["messages"][0]["content"] == "q0"
     assert result.manifest.counts == {"ok": 3, "from_ledger": 0, "asked": 3}
@@ -289,7 +300,7 @@ def test_another_process_that_comes_or_goes_changes_the_share_within_a_chunk(
     prompts = train_prompts(store, 2000)
     (chunk,) = plan_chunks(prompts, 2000, store)
     with (
-        StubEndpoint(default=Reply(delay_s=0.02)) as stub,
+        StubEndpoint(default=Reply(delay_s=0.2)) as stub,  # the chunk takes 50 s, if it may
         open_session(prompts, endpoint(stub, concurrency=8), TASK, store) as session,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -297,12 +308,11 @@ def test_another_process_that_comes_or_goes_changes_the_share_within_a_chunk(
         wait_until(lambda: session.activity().limit == 8)
         write_owner(store, "theirs", endpoint=session.endpoint)
         wait_until(lambda: session.activity().limit == 4)
-        with Ledger.open(store) as ledger, ledger._database.engine.begin() as connection:
-            connection.execute(sa.delete(owners).where(owners.c.owner == "theirs"))
+        change_owners(store, sa.delete(owners))
         wait_until(lambda: session.activity().limit == 8)
         assert not running.done()
         stub.default = Reply(status=401)
-        assert isinstance(running.exception(20), TeacherError)
+        assert isinstance(running.exception(60), TeacherError)
 
 
 # -- figures -------------------------------------------------------------------------------------
@@ -367,7 +377,9 @@ def test_progress_tells_the_cost_so_far(store: StoreSpec) -> None:
 # -- errors --------------------------------------------------------------------------------------
 
 
-def test_error_that_meets_all_is_told_to_the_chunks_that_have_not_begun(store: StoreSpec) -> None:
+def test_error_that_meets_all_is_told_to_the_chunks_that_have_not_begun(
+    store: StoreSpec, patient: None
+) -> None:
     prompts = train_prompts(store, 4)
     with StubEndpoint(default=Reply(status=403)) as stub:
         first, second = plan_chunks(prompts, 2, store)
@@ -390,9 +402,9 @@ def test_missing_key_asks_nothing_and_leaves_no_claim(
         with pytest.raises(RecipeError, match="'NO_KEY'"):
             answer(prompts, endpoint(stub, api_key_env="NO_KEY"), store)
         assert stub.num_requests == 0
-        start = time.monotonic()
+        with Ledger.open(store) as ledger, ledger._database.engine.connect() as connection:
+            assert connection.execute(sa.select(claims)).all() == []
         assert answer(prompts, endpoint(stub), store).asked == 2
-        assert time.monotonic() - start < 5
 
 
 def test_response_that_cannot_be_kept_ends_the_run_and_the_others_are_there(

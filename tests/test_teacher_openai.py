@@ -30,7 +30,11 @@ from distillery.teacher.openai import EndpointTeacher
 from distillery.teacher.protocol import Tally, kept
 from schemas.errors import RecipeError, StoreError, TeacherError
 from schemas.teacher import OpenAITeacher
-from tests.stub_endpoint import Reply, StubEndpoint
+from tests.fixtures_generation import patient
+from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
+from tests.waiting import wait_until
+
+__all__ = ["patient"]
 
 KEY = "sk-planted-7f3a9c"
 
@@ -103,7 +107,8 @@ def test_request_carries_messages_and_sampling(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_requests_in_flight_reach_the_limit_and_never_pass_it() -> None:
-    with StubEndpoint(default=Reply(delay_s=0.03)) as stub:
+    all_at_once = Reply(delay_s=0.03, when=lambda: stub.max_in_flight >= 4)
+    with StubEndpoint(default=all_at_once) as stub:
         responses = ask(spec_for(stub, concurrency=4), 24)
     assert len(responses) == 24
     assert len({response.request.request_hash for response in responses}) == 24
@@ -135,7 +140,7 @@ def test_state_says_what_the_response_is(reply: Reply, state: str) -> None:
     ],
 )
 def test_refusal_of_the_whole_run_costs_one_request(
-    status: int, advice: str, monkeypatch: pytest.MonkeyPatch
+    status: int, advice: str, monkeypatch: pytest.MonkeyPatch, patient: None
 ) -> None:
     monkeypatch.setenv("BIG_KEY", KEY)
     with StubEndpoint(default=Reply(status=status, error=f"no entry for {KEY}")) as stub:
@@ -145,14 +150,14 @@ def test_refusal_of_the_whole_run_costs_one_request(
 
 
 def test_key_revoked_midway_stops_what_is_in_flight_and_keeps_what_was_handed_over() -> None:
-    script = [Reply()] * 5 + [Reply(status=401, error="revoked")]
     responses: list[Response] = []
-    with StubEndpoint(script, default=Reply(delay_s=5)) as stub:
+    revoked = Reply(status=401, error="revoked", when=lambda: len(responses) == 5)
+    with StubEndpoint([Reply()] * 5 + [revoked], default=STANDS_STILL) as stub:
         spec = spec_for(stub)
         start = time.monotonic()
         with pytest.raises(TeacherError, match="revoked"):
             answer(spec, requests_for(spec, 50), responses.append)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < spec.timeout_s / 2
         assert stub.num_requests <= 6 + spec.concurrency
     assert len(responses) == 5
 
@@ -215,9 +220,11 @@ def test_429s_use_up_no_attempts() -> None:
 
 
 def test_row_that_times_out_is_tried_again() -> None:
-    with StubEndpoint([Reply(delay_s=2)]) as stub:
-        responses = ask(spec_for(stub, timeout_s=0.2))
-    assert [response.attempts for response in responses] == [2]
+    with StubEndpoint([STANDS_STILL]) as stub:
+        (response,) = ask(spec_for(stub, timeout_s=0.3))
+        # On a busy machine the next answer may be late, too.
+        assert response.attempts == stub.num_requests >= 2
+    assert response.state == "ok"
 
 
 def test_timeout_is_learnt_from_the_latency_seen() -> None:
@@ -226,15 +233,16 @@ def test_timeout_is_learnt_from_the_latency_seen() -> None:
         stalls = content == "q199" and not stalled.is_set()
         if stalls:
             stalled.set()
-        return Reply(delay_s=20 if stalls else 0.005)
+        return STANDS_STILL if stalls else Reply(delay_s=0.005)
 
     stalled = threading.Event()
     with StubEndpoint(respond=respond) as stub:
         start = time.monotonic()
-        responses = ask(spec_for(stub, concurrency=16, timeout_s=60), 200)
-        assert time.monotonic() - start < 15  # 2 s, the shortest time-out that is learnt
+        responses = ask(spec_for(stub, concurrency=16, timeout_s=1200), 200)
+        assert time.monotonic() - start < 60  # 2 s, the shortest time-out that is learnt
     assert stalled.is_set()
-    assert max(response.attempts for response in responses) == 2
+    attempts = {response.request.prompt_id: response.attempts for response in responses}
+    assert len(attempts) == 200 and attempts["p199"] >= 2
 
 
 def test_row_out_of_attempts_is_handed_over_as_failed_and_the_others_go_on() -> None:
@@ -251,7 +259,10 @@ def test_row_out_of_attempts_is_handed_over_as_failed_and_the_others_go_on() -> 
     assert (failed.attempts, failed.text) == (3, "")
 
 
-def test_slot_of_a_failing_row_goes_to_another_while_it_pauses() -> None:
+def test_slot_of_a_failing_row_goes_to_another_while_it_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("distillery.teacher.channel.random.uniform", lambda least, most: most)
     order: list[str] = []
 
     def respond(body: dict[str, Any]) -> Reply:
@@ -261,7 +272,7 @@ def test_slot_of_a_failing_row_goes_to_another_while_it_pauses() -> None:
 
     with StubEndpoint(respond=respond) as stub:
         spec = spec_for(stub, concurrency=1)
-        answer(spec, requests_for(spec, 4), lambda _: None, backoff_s=0.2)
+        answer(spec, requests_for(spec, 4), lambda _: None, backoff_s=0.5)
     assert order[:3] == ["q0", "q1", "q2"]
     assert order.count("q1") == 2
 
@@ -354,10 +365,16 @@ def _in_two_seconds() -> str:
 
 @pytest.mark.parametrize("header", [lambda: "1", _in_two_seconds], ids=["seconds", "date"])
 def test_retry_after_is_waited_for_by_every_worker(header: Callable[[], str]) -> None:
-    with StubEndpoint([Reply(status=429, headers={"Retry-After": header()})]) as stub:
-        start = time.monotonic()
+    def respond(_: dict[str, Any]) -> Reply:
+        if stub.num_requests > 1:
+            return Reply()
+        limited_at.append(time.monotonic())
+        return Reply(status=429, headers={"Retry-After": header()})
+
+    limited_at: list[float] = []
+    with StubEndpoint(respond=respond) as stub:
         responses = ask(spec_for(stub), 8)
-        assert 0.9 < time.monotonic() - start < 8
+        assert 0.9 < time.monotonic() - limited_at[0] < 60
         assert stub.num_requests == 9
     assert len(responses) == 8
 
@@ -368,14 +385,12 @@ def test_unreachable_endpoint_ends_the_run_after_one_rows_attempts() -> None:
         spec = OpenAITeacher(
             model="big", base_url=f"http://127.0.0.1:{taken.getsockname()[1]}/v1", max_attempts=4
         )
-        start = time.monotonic()
         with pytest.raises(TeacherError, match=r"no answer in 4 attempts.*Start the endpoint"):
             ask(spec, 1000)
-    assert time.monotonic() - start < 5
 
 
-def test_endpoint_that_hangs_from_the_start_ends_the_run() -> None:
-    with StubEndpoint(default=Reply(delay_s=30)) as stub:
+def test_endpoint_that_hangs_from_the_start_ends_the_run(patient: None) -> None:
+    with StubEndpoint(default=STANDS_STILL) as stub:
         with pytest.raises(TeacherError, match=r"no answer in 2 attempts.*no response within"):
             ask(spec_for(stub, timeout_s=0.1, max_attempts=2), 1000)
         assert stub.num_requests == 2
@@ -383,7 +398,8 @@ def test_endpoint_that_hangs_from_the_start_ends_the_run() -> None:
 
 def test_endpoint_that_takes_its_time_with_the_first_response_is_not_left_idle() -> None:
     def respond(body: dict[str, Any]) -> Reply:
-        return Reply(delay_s=1.5 if body["messages"][0]["content"] == "q0" else 0.01)
+        takes_its_time = Reply(when=lambda: len(order) == 39)
+        return takes_its_time if body["messages"][0]["content"] == "q0" else Reply()
 
     order: list[str] = []
     with StubEndpoint(respond=respond) as stub:
@@ -392,7 +408,7 @@ def test_endpoint_that_takes_its_time_with_the_first_response_is_not_left_idle()
     assert order[-1] == "p0"
 
 
-def test_endpoint_that_only_fails_meets_few_requests_and_ends_the_run() -> None:
+def test_endpoint_that_only_fails_meets_few_requests_and_ends_the_run(patient: None) -> None:
     with StubEndpoint(default=Reply(status=500)) as stub:
         with pytest.raises(TeacherError, match="has answered nothing for more than"):
             ask(spec_for(stub, concurrency=64, max_outage_s=1.0, max_attempts=100), 150)
@@ -400,8 +416,7 @@ def test_endpoint_that_only_fails_meets_few_requests_and_ends_the_run() -> None:
 
 
 def test_endpoint_that_goes_away_midway_ends_the_run_after_the_outage_that_is_borne() -> None:
-    stub = StubEndpoint(default=Reply(delay_s=0.01))
-    with stub:
+    with StubEndpoint([Reply()], default=STANDS_STILL) as stub:
         spec = spec_for(stub, max_attempts=3, max_outage_s=0.5)
         responses: list[Response] = []
         leave = threading.Event()
@@ -414,14 +429,14 @@ def test_endpoint_that_goes_away_midway_ends_the_run_after_the_outage_that_is_bo
 
         def run() -> None:
             try:
-                answer(spec, requests_for(spec, 3000), on_response)
+                answer(spec, requests_for(spec, 300), on_response)
             except TeacherError as error:
                 errors.append(error)
 
         thread = threading.Thread(target=run)
         thread.start()
-        assert leave.wait(10)
-    thread.join(20)
+        assert leave.wait(60)
+    thread.join(60)
     assert "has answered nothing for more than teacher.max_outage_s=0.5" in str(errors[0])
     assert "Run again when it is well" in str(errors[0])
     assert responses
@@ -441,7 +456,7 @@ def test_outage_within_the_limit_loses_no_row_and_no_attempt() -> None:
     assert [response.state for response in responses] == ["ok"] * 60
 
 
-def test_waiting_time_that_the_run_would_not_bear_ends_it() -> None:
+def test_waiting_time_that_the_run_would_not_bear_ends_it(patient: None) -> None:
     limited = Reply(status=429, headers={"Retry-After": "3600"}, error="daily quota")
     with StubEndpoint(default=limited) as stub:
         with pytest.raises(TeacherError, match=r"nothing in for 3,600 s .*429: daily quota"):
@@ -449,8 +464,12 @@ def test_waiting_time_that_the_run_would_not_bear_ends_it() -> None:
         assert stub.num_requests == 1
 
 
-def test_batches_of_several_threads_share_one_channel_and_its_limit() -> None:
-    with StubEndpoint(default=Reply(delay_s=0.02)) as stub:
+def test_batches_of_several_threads_share_one_channel_and_its_limit(patient: None) -> None:
+    def respond(_: dict[str, Any]) -> Reply:
+        is_first = stub.num_requests == 1
+        return Reply(delay_s=0.02, when=lambda: is_first or stub.max_in_flight >= 5)
+
+    with StubEndpoint(respond=respond) as stub:
         spec = spec_for(stub, concurrency=5)
         identity, sampling = teacher_identity(spec), Sampling.of(spec)
         teacher = EndpointTeacher(spec)
@@ -470,7 +489,8 @@ def test_batches_of_several_threads_share_one_channel_and_its_limit() -> None:
 
 
 def test_limits_are_shared_with_the_other_processes() -> None:
-    with StubEndpoint(default=Reply(delay_s=0.02)) as stub:
+    all_at_once = Reply(delay_s=0.02, when=lambda: stub.max_in_flight >= 2)
+    with StubEndpoint(default=all_at_once) as stub:
         spec = spec_for(stub, concurrency=8)
         teacher = EndpointTeacher(spec, processes=lambda: 4)
         teacher.answer(requests_for(spec, 24), lambda _: kept())
@@ -494,25 +514,43 @@ def test_told_tokens_per_minute_are_kept() -> None:
         assert time.monotonic() - start > 1.3
 
 
-def test_slow_request_is_hedged_only_when_asked_for_and_counted() -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_slow_request_is_hedged_only_when_asked_for_and_counted(
+    patient: None, fraction: float
+) -> None:
     def respond(body: dict[str, Any]) -> Reply:
         content = body["messages"][0]["content"]
-        slow = content == "q150" and content not in seen
-        seen.add(content)
-        return Reply(delay_s=1.5 if slow else 0.002)
+        times_asked[content] += 1
+        is_slow = content == "q150" and times_asked[content] == 1
+        # Until all others are there; where it may be asked again, longer than the test has.
+        return Reply(when=lambda: not is_slow or (not fraction and len(responses) == 159))
 
-    for fraction, most_s in ((0.0, 30.0), (0.02, 1.4)):
-        seen: set[str] = set()
-        with StubEndpoint(respond=respond) as stub:
-            spec = spec_for(stub, hedged_fraction=fraction)
-            start = time.monotonic()
-            responses: list[Response] = []
-            tally = answer(spec, requests_for(spec, 160), responses.append)
-            assert time.monotonic() - start < most_s
-            assert len(responses) == 160
-            assert stub.num_requests == 160 + tally.hedged
-            assert tally.hedged <= 160 * fraction + 1
-            assert bool(tally.hedged) == bool(fraction)
+    times_asked: Counter[str] = Counter()
+    responses: list[Response] = []
+    with StubEndpoint(respond=respond) as stub:
+        spec = spec_for(stub, hedged_fraction=fraction)
+        tally = answer(spec, requests_for(spec, 160), responses.append)
+        assert len(responses) == 160
+        # A first response may come before the second request is on its way.
+        assert stub.num_requests - 160 <= tally.hedged
+    assert times_asked["q150"] == (2 if fraction else 1)
+    assert bool(tally.hedged) == bool(fraction)
+    assert tally.retries == 0
+
+
+def test_no_more_requests_are_hedged_than_asked_for(patient: None) -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        content = body["messages"][0]["content"]
+        times_asked[content] += 1
+        is_usual = int(content[1:]) < 60
+        return Reply() if is_usual else Reply(delay_s=0.1, when=lambda: 2 in times_asked.values())
+
+    times_asked: Counter[str] = Counter()
+    with StubEndpoint(respond=respond) as stub:
+        spec = spec_for(stub, concurrency=16, hedged_fraction=0.02)
+        tally = answer(spec, requests_for(spec, 160), lambda _: None)
+        assert stub.num_requests - 160 <= tally.hedged
+    assert 1 <= tally.hedged <= 0.02 * 160
 
 
 def test_unset_key_variable_is_named_before_anything_is_sent(
@@ -579,15 +617,14 @@ def test_error_of_the_receiver_ends_the_run() -> None:
 
 @pytest.mark.parametrize("num_requests", [4, 100], ids=["all in flight", "more waiting"])
 def test_caller_is_told_when_the_teacher_is_closed_under_it(num_requests: int) -> None:
-    with StubEndpoint([Reply()], default=Reply(delay_s=30)) as stub, ThreadPoolExecutor(1) as pool:
+    with StubEndpoint([Reply()], default=STANDS_STILL) as stub, ThreadPoolExecutor(1) as pool:
         spec = spec_for(stub)
         teacher = EndpointTeacher(spec)
         asking = pool.submit(teacher.answer, requests_for(spec, num_requests), lambda _: kept())
-        while stub.num_requests < 4:
-            time.sleep(0.01)
+        wait_until(lambda: stub.num_requests >= 4 or asking.done())
         teacher.close()
         with pytest.raises(TeacherError, match="closed while it was being asked"):
-            asking.result(10)
+            asking.result(60)
         assert stub.num_requests < 8
 
 
