@@ -144,7 +144,10 @@ def open_student(spec: StudentSpec, corpus: Iterable[str], *, dtype: Any) -> tup
         tokenizer = train_tokenizer(corpus, spec)
     else:
         tokenizer = load_tokenizer(spec.tokenizer)
-    return _new_llama(spec, tokenizer).to(dtype), tokenizer
+    model = _new_llama(spec, tokenizer)
+    for weight in model.parameters():  # not the frequencies of positions, which are float32
+        weight.data = weight.data.to(dtype)
+    return model, tokenizer
 
 
 def _pretrained(spec: PretrainedStudent, dtype: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_PREFIX = "distillery-"
+_PREFIX, _LOCK = "distillery-", "distillery.lock"
 # Between a folder and its lock lie milliseconds.
 _YOUNG_S = 60.0
 
@@ -20,22 +20,30 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
     A process that is killed cannot delete its own, and a training's is as large as its
     checkpoints. So whoever comes next deletes all folders whose owners are gone: those with a lock
-    that nobody holds.
+    that nobody holds. On a file system without locks they stay.
 
     Args:
         purpose: Part of its name, for people who look into the system's scratch folder.
     """
     _sweep()
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{purpose}-") as made:
-        folder = Path(made, "files")
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=f"{_PREFIX}{purpose}-", ignore_cleanup_errors=True
+        ) as made,
+        contextlib.ExitStack() as held,
+    ):
+        folder, lock = Path(made, "files"), Path(made, _LOCK)
         folder.mkdir()
-        with FileLock(Path(made, "lock")):
-            yield folder
+        try:
+            held.enter_context(FileLock(lock))
+        except OSError:
+            lock.unlink(missing_ok=True)  # or it would be taken for a dead owner's
+        yield folder
 
 
 def _sweep() -> None:
     """Delete the folders of owners who are gone."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/lock"):
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
         with contextlib.suppress(OSError, Timeout):
             if time.time() - lock.stat().st_mtime < _YOUNG_S:
                 continue

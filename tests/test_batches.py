@@ -1,6 +1,7 @@
 """The order of rows follows from the seed alone, and rows of one batch never see each other."""
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -170,20 +171,41 @@ def test_a_model_is_joined_again_with_its_output_layer(model: Any) -> None:
     torch.testing.assert_close(model(input_ids=ids).logits, logits)
 
 
-def test_a_model_that_changes_its_logits_afterwards_keeps_them_whole(model: Any) -> None:
-    class Capped(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.config = model, model.config
+class _Wrapped(torch.nn.Module):
+    """A model that does something to its logits."""
 
-        def get_output_embeddings(self) -> Any:
-            return self.inner.get_output_embeddings()
+    def __init__(self, inner: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.config, self._change = inner, inner.config, change
 
-        def forward(self, **named: Any) -> Any:
-            outputs = self.inner(**named)
-            outputs.logits = 3e4 * torch.tanh(outputs.logits / 3e4)
-            return outputs
+    def get_output_embeddings(self) -> Any:
+        return self.inner.get_output_embeddings()
 
-    capped = Capped()
-    assert SplitModel(capped).head == Head(None)
-    assert capped(input_ids=torch.tensor([[1, 2]]), use_cache=False).logits.shape[-1] == 300
+    def forward(self, **named: Any) -> Any:
+        outputs = self.inner(**named)
+        outputs.logits = self._change(outputs.logits)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: 3e4 * torch.tanh(logits / 3e4),
+        lambda logits: logits.index_fill(-1, torch.tensor([298, 299]), -torch.inf),
+        lambda logits: logits.index_fill(-1, torch.tensor([0, 1]), -torch.inf),
+        lambda logits: logits + torch.arange(300.0),
+    ],
+    ids=["capped", "tokens left out", "tokens left out that are dimensions too", "shifted"],
+)
+def test_a_model_that_changes_its_logits_afterwards_keeps_them_whole(
+    model: Any, change: Any
+) -> None:
+    changing = _Wrapped(model, change)
+    split = SplitModel(changing)
+    assert split.holds_logits and split.head == Head(None)
+    assert changing(input_ids=torch.tensor([[1, 2]]), use_cache=False).logits.shape[-1] == 300
+
+
+def test_a_model_that_hands_out_float32_in_half_precision_is_split(model: Any) -> None:
+    upcasting = _Wrapped(model.to(torch.bfloat16), lambda logits: logits.float())
+    assert not SplitModel(upcasting).holds_logits

@@ -1,9 +1,11 @@
 """Scratch folders go with their owners, however those end."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _make_old(folder: Path) -> None:
-    lock = folder.parent / "lock"
+    lock = folder.parent / "distillery.lock"
     os.utime(lock, (lock.stat().st_mtime - 3600,) * 2)
 
 
@@ -59,9 +61,27 @@ def test_the_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays(scra
 def test_a_folder_whose_lock_is_about_to_be_taken_stays(scratch: Path) -> None:
     beginning = scratch / "distillery-train-x"
     beginning.mkdir()
-    (beginning / "lock").touch()
+    (beginning / "distillery.lock").touch()
     with scratch_folder("train"):
         assert beginning.exists()
     _make_old(beginning / "files")
     with scratch_folder("train"):
         assert not beginning.exists()
+
+
+def test_without_locks_there_are_scratch_folders_that_nobody_takes_for_dead(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, *args: Any, **named: Any) -> None:
+        Path(self.lock_file).touch()
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("filelock.FileLock.acquire", refuse)
+        beginning = scratch_folder("train")
+        folder = beginning.__enter__()
+    assert [path.name for path in folder.parent.iterdir()] == ["files"]
+    with scratch_folder("train"):
+        assert folder.is_dir()
+    beginning.__exit__(None, None, None)
+    assert list(scratch.iterdir()) == []

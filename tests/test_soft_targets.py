@@ -597,11 +597,28 @@ def test_kept_scores_of_other_responses_or_of_a_damaged_file_are_not_taken(
         _run(spec, rows, folder, on_progress=_die)
     assert scored == [row.prompt_id for row in asked[:3]]
     for file in tmp_path.rglob("*.arrow"):
-        file.write_bytes(file.read_bytes()[:-9])
+        content = bytearray(file.read_bytes())
+        content[-len(content) // 3] ^= 1
+        file.write_bytes(content)
     result = _run(spec, rows, folder)
     assert scored[3:] == [row.prompt_id for row in asked]
     assert "is damaged; its rows are scored again" in caplog.text
     assert result.manifest.counts["rows"] == len(asked)
+
+
+def test_a_forced_stage_takes_nothing_that_was_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_ROWS", 3)
+    asked, spec = _asked(), StoreSpec(root=str(tmp_path))
+    rows = _put_rows(spec, asked)
+    with pytest.raises(Killed):
+        _run(spec, rows, folder, on_progress=_die)
+    scored = _spy_on_scores(monkeypatch)
+    forced = ExecutionSpec(force=(StageName.SCORE_SOFT_TARGETS,))
+    result = score_soft_targets(rows, _teacher(folder), TOP_4, spec, forced)
+    assert scored == [row.prompt_id for row in asked]
+    assert result.manifest.facts["rows_scored_before"] == 0
 
 
 def test_chunks_of_long_responses_have_fewer_rows(
@@ -609,7 +626,7 @@ def test_chunks_of_long_responses_have_fewer_rows(
 ) -> None:
     asked, spec = _asked(), StoreSpec(root=str(tmp_path))
     longest = max(len(row.response) for row in asked)
-    monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_CHARS", longest)
+    monkeypatch.setattr("distillery.soft_targets.stage._CHUNK_CHARS", longest * 4)  # k = 4
     told: list[tuple[int, int]] = []
     _run(spec, _put_rows(spec, asked), folder, on_progress=lambda *now: told.append(now))
     done = [0, *(now for now, _ in told)]

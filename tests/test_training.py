@@ -217,20 +217,21 @@ LORA = FAST.model_copy(update={"method": LoraMethod(r=4, alpha=8), "epochs": 2.0
 def test_lora_is_merged_into_weights_that_answer_as_with_the_adapter(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import peft
     import torch
+
+    from distillery.training import loop
 
     student = PretrainedStudent(model=str(make_tiny_model(tmp_path / "tiny")), dtype="float32")
     tokens = torch.arange(20)[None]
     seen: list[Any] = []
-    merge = peft.LoraModel.merge_and_unload
+    write_merged = loop.write_merged
 
-    def spy(self: Any, *args: Any, **named: Any) -> Any:
+    def spy(model: Any, *args: Any, **named: Any) -> int:
         with torch.no_grad():
-            seen.append(self.eval()(tokens).logits)
-        return merge(self, *args, **named)
+            seen.append(model.eval()(tokens).logits)
+        return write_merged(model, *args, **named)
 
-    monkeypatch.setattr(peft.LoraModel, "merge_and_unload", spy)
+    monkeypatch.setattr(loop, "write_merged", spy)
     result = bench.train(student, LORA)
     merged, _ = bench.load(result)
     base, _ = _open(student)

@@ -422,7 +422,7 @@ def test_real_steps_take_what_was_estimated(kind: str, changes: dict[str, Any]) 
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=True,
     )
     measured, estimated = json.loads(ran.stdout.splitlines()[-1])

@@ -18,7 +18,7 @@ from schemas.training import FullMethod, LoraMethod, TrainingSpec
 from tests.fixtures_models import make_tiny_model
 from tests.test_soft_training import School, soft, with_
 from tests.test_training import LORA, SCRATCH, Bench, Killed, _die_at, _rows, _same
-from tests.test_training_processes import _stand_still_at_step_4
+from tests.test_training_processes import _train_by
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,21 +117,34 @@ def test_merged_weights_are_rounded_once(
     bench: Bench, student: PretrainedStudent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapters: dict[str, Any] = {}
-    load_trained = loop.load_trained
+    write_merged = loop.write_merged
 
-    def spy(model: Any, weights: dict[str, Any]) -> None:
-        load_trained(model, weights)
+    def spy(model: Any, *args: Any, **named: Any) -> int:
+        weights = model.state_dict()
         adapters.update({name: w.clone() for name, w in weights.items() if ".lora_" in name})
+        return write_merged(model, *args, **named)
 
-    monkeypatch.setattr(loop, "load_trained", spy)
+    monkeypatch.setattr(loop, "write_merged", spy)
     kept = bench.weights(bench.train(student, HALF_LORA))
-    base = load_file(Path(student.model) / "model.safetensors")
+    read = load_file(Path(student.model) / "model.safetensors")
+    base = {name: weight.bfloat16().float() for name, weight in read.items()}
     assert len(adapters) == 2 * 2 * 7  # A and B at seven layers of each of two blocks
     for name in base:
         assert kept[name].equal(_merged(base, adapters, name).bfloat16()), name
-    halved = {name: weight.bfloat16().float() for name, weight in base.items()}
-    twice = {name: _merged(halved, adapters, name).bfloat16() for name in base}
-    assert any(not kept[name].equal(twice[name]) for name in base)
+    # Both rounded before they are added, as they are where the sum is made in bfloat16.
+    none = dict.fromkeys(base, torch.zeros(()))
+    early = {
+        name: base[name].bfloat16() + _merged(none, adapters, name).bfloat16() for name in base
+    }
+    assert any(not kept[name].equal(early[name]) for name in base)
+
+
+def test_an_adapter_on_a_weight_that_two_layers_share_is_refused(bench: Bench) -> None:
+    tied = SCRATCH.model_copy(update={"tie_embeddings": True})
+    for modules in (("lm_head",), ("embed_tokens", "q_proj")):
+        training = SHORT.model_copy(update={"method": LoraMethod(target_modules=modules)})
+        with pytest.raises(TrainingError, match=r"target_modules .*share one weight"):
+            bench.train(tied, training)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +269,7 @@ def test_split_weights_learn_in_half_precision_what_whole_ones_learn_and_go_on_a
     other = Bench(tmp_path / "other", bench.rows)
     expected = other.train(student, whole)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        _stand_still_at_step_4(patch)
+        _train_by("train_to_step_4", patch)
         bench.train(student, split, on_progress=_die_at(4))
     result = bench.train(student, split)
     assert result.manifest.facts["resumed_from_step"] == 2

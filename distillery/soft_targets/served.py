@@ -262,7 +262,7 @@ class ServedScorer:
         return TeacherError(
             f"endpoint '{self._addresses}' did not score the row with prompt_id {prompt_ids[0]!r}"
             f"{others} in {self._teacher.max_attempts} attempts; the last failed with "
-            f"{self._said(error)!r}. What is scored stays. Run again when it is well."
+            f"{self._said(error)!r}. Scores of earlier parts are kept. Run again when it is well."
         )
 
 

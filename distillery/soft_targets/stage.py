@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from distillery.chat import load_messages
@@ -21,7 +21,9 @@ from schemas.training import TrainingSpec
 logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 1
-_CHUNK_ROWS, _CHUNK_CHARS = 256, 2**19  # a few 100 MB at k = 64
+# Together as far as their scores fit into some 100 MB: a character is at most about a token, of k
+# numbers.
+_CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25
 _NAMED_ROWS = 20
 
 
@@ -59,8 +61,8 @@ def score_soft_targets(
     """Return `soft_targets`: the teacher's probabilities along the responses of ``rows``.
 
     Rows that do not fit the teacher's context are left out, counted, and the first of them named
-    in the manifest. Scores are kept a part at a time, so a stage that was killed
-    goes on where it was.
+    in the manifest. Scores are kept a part at a time, so a stage that was killed goes on where it
+    was; one that is forced does not.
 
     Args:
         rows: A TrainingFrame.
@@ -82,8 +84,13 @@ def score_soft_targets(
             cpu_threads(execution),
             contextlib.closing(_open_scorer(teacher, training)) as scorer,
         ):
+            if execution.forces(stage.name):
+                attempt.store.delete(attempt.checkpoints_uri)
             parts = Parts(attempt.store, attempt.checkpoints_uri, scorer)
-            scoring = _Scoring(parts, attempt.store, rows, on_progress or (lambda *_: None))
+            chunks = _chunks(
+                attempt.store, rows, most_chars=_CHUNK_CHARS // training.soft_targets.k
+            )
+            scoring = _Scoring(parts, chunks, rows.num_rows, on_progress or (lambda *_: None))
             ref = write_targets(attempt, "soft_targets", scoring.scored(), scorer.meta)
         if not scoring.num_tokens:
             raise TeacherError(
@@ -124,11 +131,11 @@ class _Scoring:
     def __init__(
         self,
         parts: Parts,
-        store: Store,
-        rows: DatasetRef,
+        chunks: Iterable[list[ScoringRow]],
+        num_rows: int,
         on_progress: Callable[[int, int], None],
     ) -> None:
-        self._parts, self._store, self._rows = parts, store, rows
+        self._parts, self._chunks, self._num_rows = parts, chunks, num_rows
         self._on_progress = on_progress
         self.num_tokens = 0
         self.kept_mass = 0.0
@@ -139,7 +146,7 @@ class _Scoring:
         import numpy as np
 
         done = 0
-        for asked in self._chunks():
+        for asked in self._chunks:
             missing = {row.prompt_id: None for row in asked}
             for row in self._parts.scored(asked):
                 del missing[row.prompt_id]
@@ -148,27 +155,27 @@ class _Scoring:
                 yield row
             self.too_long += missing
             done += len(asked)
-            self._on_progress(done, self._rows.num_rows)
+            self._on_progress(done, self._num_rows)
         if self.too_long:
             logger.warning(
                 "%d rows do not fit the teacher's context and have no soft targets, first %s",
                 len(self.too_long), self.too_long[0],
             )  # fmt: skip
 
-    def _chunks(self) -> Iterator[list[ScoringRow]]:
-        """Yield rows together as far as their scores are held in memory at one time."""
-        chunk: list[ScoringRow] = []
-        num_chars = 0
-        for batch in self._store.batches(self._rows):
-            for row in batch.to_pylist():
-                is_full = (
-                    len(chunk) == _CHUNK_ROWS or num_chars + len(row["response"]) > _CHUNK_CHARS
-                )
-                if chunk and is_full:
-                    yield chunk
-                    chunk, num_chars = [], 0
-                messages = load_messages(row["messages"])
-                chunk.append(ScoringRow(row["prompt_id"], row["split"], messages, row["response"]))
-                num_chars += len(row["response"])
-        if chunk:
-            yield chunk
+
+def _chunks(store: Store, rows: DatasetRef, *, most_chars: int) -> Iterator[list[ScoringRow]]:
+    """Yield rows together until they are _CHUNK_ROWS, or have ``most_chars`` of responses."""
+    chunk: list[ScoringRow] = []
+    num_chars = 0
+    for batch in store.batches(rows):
+        for row in batch.to_pylist():
+            response = row["response"]
+            is_full = len(chunk) == _CHUNK_ROWS or num_chars + len(response) > most_chars
+            if chunk and is_full:
+                yield chunk
+                chunk, num_chars = [], 0
+            messages = load_messages(row["messages"])
+            chunk.append(ScoringRow(row["prompt_id"], row["split"], messages, response))
+            num_chars += len(response)
+    if chunk:
+        yield chunk

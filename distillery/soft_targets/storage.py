@@ -155,11 +155,7 @@ def pack_rows(rows: Iterable[ScoredRow], meta: SoftTargetMeta) -> bytes:
 
 
 def unpack_rows(content: bytes, meta: SoftTargetMeta) -> Iterator[ScoredRow]:
-    """Yield the rows of :func:`pack_rows`.
-
-    Raises:
-        ArrowInvalid: The file is not whole.
-    """
+    """Yield the rows of :func:`pack_rows`, which ``content`` has to be, byte for byte."""
     with pa.ipc.open_file(content) as file:
         for n in range(file.num_record_batches):
             yield from _to_rows(file.get_batch(n), meta)

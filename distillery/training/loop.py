@@ -232,18 +232,14 @@ class _Training:
         return num_parameters
 
     def _trained_model(self, trainer: StudentTrainer) -> Any:
-        """Return the student as it was trained, whole and in float32, for the first process.
-
-        Frozen weights in bfloat16 are read anew, so that merging adapters rounds once; on the CPU,
-        as the device need not have room for them.
-        """
+        """Return the student as it was trained, whole, for the first process."""
         accelerator = trainer.accelerator
-        if not trainer.is_fsdp_enabled and held_dtype(self._training) == torch.float32:
+        if not trainer.is_fsdp_enabled:
             return accelerator.unwrap_model(trainer.model)
         weights = accelerator.get_state_dict(trainer.model_wrapped)
         if not self._is_first:
             return None
-        model, _ = self._open_model(torch.float32)
+        model, _ = self._open_model(held_dtype(self._training))
         load_trained(model, weights)
         return model
 
