@@ -42,7 +42,7 @@ class ModelShape:
         inner = _largest(config, "intermediate_size") or 4 * width
         if experts := _largest(config, "num_experts_per_tok"):
             inner = experts * (_largest(config, "moe_intermediate_size") or inner)
-        rows = max(_largest(config, "vocab_size") or 0, vocab_size)
+        rows = _largest(config, "vocab_size") or vocab_size
         return cls(
             layers=layers,
             width=width,
