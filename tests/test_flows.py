@@ -90,6 +90,7 @@ def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
     assert not any(name.startswith("train_model") for name in states)
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_trains_again_but_asks_no_teacher(
     tmp_path: Path, teacher: StubEndpoint
 ) -> None:
