@@ -189,7 +189,7 @@ def _bare_responses(folder: Path) -> Iterable[tuple[str, str, str]]:
 
 def _our_responses(folder: Path) -> Iterable[tuple[str, str, str]]:
     """Yield the newest responses of the store, as its manifests name them."""
-    from distillery.store import Store
+    from distillery.storage.store import Store
     from schemas.execution import StageName
     from schemas.manifest import Manifest
     from schemas.refs import DatasetRef

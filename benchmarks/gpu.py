@@ -202,10 +202,10 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
     import torch
     from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 
+    from distillery.models.output_layer import SplitModel
+    from distillery.objectives.batch_loss import BatchLoss
     from distillery.training.arguments import training_arguments
-    from distillery.training.batch_loss import BatchLoss
     from distillery.training.batches import collator
-    from distillery.training.output_layer import SplitModel
     from distillery.training.trainer import StudentTrainer
 
     is_gpu = device == "cuda"

@@ -174,7 +174,7 @@ def _inputs(num_tokens: int, vocab_size: int) -> _Inputs:
     import torch
 
     from benchmarks.synthetic import random_targets
-    from distillery.training.losses import SparseTargets
+    from distillery.objectives.losses import SparseTargets
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -227,7 +227,8 @@ def _liger(inputs: _Inputs) -> "Tensor":
 
 
 def _ours(inputs: _Inputs, variant: str) -> "Tensor":
-    from distillery.training.losses import DenseTargets, Head, SoftLoss, response_losses
+    from distillery.models.head import Head
+    from distillery.objectives.losses import DenseTargets, SoftLoss, response_losses
     from schemas.soft_targets import SoftTargetSpec
 
     teacher = DenseTargets(inputs.teacher_ND, Head(inputs.teacher_VD))

@@ -11,25 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distillery.chat import load_messages
-from distillery.filtering import filter_responses
-from distillery.generation import (
+from distillery.data.chat import load_messages
+from distillery.data.loading import load_prompts, validate_prompts
+from distillery.data.release import release_dataset
+from distillery.filters.stage import filter_responses
+from distillery.models.local import Answer, LocalModel, Message
+from distillery.models.students import cpu_threads, export_model
+from distillery.objectives.choice import choose_objective
+from distillery.objectives.soft import score_soft_targets
+from distillery.storage.stage import StageResult, find_stage
+from distillery.storage.store import Store
+from distillery.task_types.classification import score_answer
+from distillery.teacher.generation import (
     collect_responses,
     generate_chunk,
     generation_stage,
     open_session,
     plan_chunks,
 )
-from distillery.local_model import Answer, LocalModel, Message
-from distillery.metrics import score_answer
-from distillery.models import cpu_threads, export_model
-from distillery.prompts import load_prompts, validate_prompts
-from distillery.release import release_dataset
-from distillery.soft_targets import score_soft_targets
-from distillery.stage import StageResult, find_stage
-from distillery.store import Store
 from distillery.training import train_student
-from distillery.training.objective import choose_objective
 from schemas.execution import StageName, StoreSpec
 from schemas.recipe import Recipe, TeacherTrainingRecipe
 from schemas.refs import DatasetRef, FilteredSet

@@ -67,8 +67,8 @@ def prepare(folder: Path, vocab_size: int) -> None:
     """Write a tokenizer of ``vocab_size`` words, rows of random words, and soft targets."""
     import pandas as pd
 
-    from distillery.chat import dump_messages
-    from distillery.store import Store
+    from distillery.data.chat import dump_messages
+    from distillery.storage.store import Store
     from schemas.frames import TrainingFrame, arrow_schema
 
     _save_tokenizer(folder / "tokenizer", vocab_size)
@@ -270,7 +270,7 @@ def _trl(folder: Path, clock: _Clock) -> None:
     from transformers import TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from distillery.models import open_student, quiet_transformers
+    from distillery.models.students import open_student, quiet_transformers
     from distillery.training.batches import RowOrder
 
     quiet_transformers()
@@ -317,9 +317,9 @@ def _trl(folder: Path, clock: _Clock) -> None:
 
 def _tokenized(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return the rows as tokens and labels, the same that ours learns from."""
-    from distillery.chat import load_messages
-    from distillery.models import tokenize_row
-    from distillery.store import Store
+    from distillery.data.chat import load_messages
+    from distillery.models.students import tokenize_row
+    from distillery.storage.store import Store
 
     rows = Store(str(folder / "store")).dataset(Prepared.read(folder).rows).to_table().to_pylist()
     tokenized = [

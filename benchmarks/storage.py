@@ -5,9 +5,9 @@ from pathlib import Path
 from benchmarks.report import Metric
 from benchmarks.results import Line
 from benchmarks.synthetic import Spread, random_targets
-from distillery.soft_targets import ScoredRow, SoftTargetMeta, write_targets
-from distillery.stage import Attempt, Stage
-from distillery.store import Store
+from distillery.objectives.soft import ScoredRow, SoftTargetMeta, write_targets
+from distillery.storage.stage import Attempt, Stage
+from distillery.storage.store import Store
 from schemas.execution import StageName
 
 VOCAB_SIZE, K = 151_936, 64

@@ -6,12 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from distillery.chat import load_messages
-from distillery.models import IGNORED, load_tokenizer, tokenize_row
-from distillery.soft_targets import ScoredRow, SoftTargetMeta, write_targets
-from distillery.soft_targets.vocabulary import template_hash, tokenizer_hash
-from distillery.stage import Attempt, Stage
-from distillery.store import Store
+from distillery.data.chat import load_messages
+from distillery.models.students import IGNORED, load_tokenizer, tokenize_row
+from distillery.models.vocabulary import template_hash, tokenizer_hash
+from distillery.objectives.soft import ScoredRow, SoftTargetMeta, write_targets
+from distillery.storage.stage import Attempt, Stage
+from distillery.storage.store import Store
 from schemas.execution import StageName
 from schemas.refs import DatasetRef
 

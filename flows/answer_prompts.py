@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from distillery.generation import generation_stage
-from distillery.preflight import check_generation_recipe
+from distillery.preflight.recipe import check_generation_recipe
+from distillery.teacher.generation import generation_stage
 from flows.generate_responses import generate_responses
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec

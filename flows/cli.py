@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
-from distillery.store import Store
-from distillery.tables import findings, terminal_table
+from distillery.evaluation.tables import findings, terminal_table
+from distillery.storage.store import Store
 from schemas.distillation import Distillation
 from schemas.errors import DistilleryError, StageError
 from schemas.generation import Generation
@@ -66,7 +66,7 @@ def run_distillation() -> None:
 
 def run_generation() -> None:
     """Have the prompts of a recipe answered; print what it took and where the responses are."""
-    from distillery.responses import check_jsonl, summary, write_jsonl
+    from distillery.teacher.summary import check_jsonl, summary, write_jsonl
     from flows.answer_prompts import answer_prompts
 
     parser = _parser("flows.generate_responses", answer_prompts)
@@ -153,8 +153,14 @@ def _run(flow: Flow[..., Any], recipe: BaseModel) -> Any:
 
 def _print_plan(recipe: GenerationRecipe) -> None:
     """Print what a run would ask its teacher."""
-    from distillery.planning import plan_recipe, sentences
+    from distillery.preflight.recipe import check_generation_recipe, check_recipe
+    from distillery.teacher.plan import plan_recipe, sentences
 
+    task, data, teacher, store = recipe.task, recipe.data, recipe.teacher, recipe.store
+    if isinstance(recipe, Recipe):
+        check_recipe(task, data, teacher, recipe.student, store)
+    else:
+        check_generation_recipe(task, data, teacher, store)
     for line in sentences(plan_recipe(recipe)):
         console.print(escape(line))
 

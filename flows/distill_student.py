@@ -4,10 +4,10 @@ from functools import partial
 
 from prefect import flow
 
-from distillery.evaluation import evaluation_stage
-from distillery.generation import generation_stage
-from distillery.preflight import check_recipe
-from distillery.soft_targets.stage import scoring_stage
+from distillery.evaluation.answers import evaluation_stage
+from distillery.objectives.soft.stage import scoring_stage
+from distillery.preflight.recipe import check_recipe
+from distillery.teacher.generation import generation_stage
 from distillery.training import training_stage
 from flows.evaluate_models import evaluate_models
 from flows.generate_responses import generate_responses

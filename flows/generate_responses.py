@@ -5,7 +5,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
-from distillery.generation import generation_stage, plan_chunks
+from distillery.teacher.generation import generation_stage, plan_chunks
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec

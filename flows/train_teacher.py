@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from distillery.models import export_model
-from distillery.preflight import check_teacher_recipe
+from distillery.models.students import export_model
+from distillery.preflight.recipe import check_teacher_recipe
 from distillery.training import training_stage
 from flows.train_student import train_student
 from schemas.data import DataSpec

@@ -9,7 +9,7 @@ from schemas.base import Branch, Spec
 
 
 class TaskType(StrEnum):
-    """Kinds of task. Each has its own metrics; see ``distillery.metrics``."""
+    """Kinds of task. Each has its own metrics; see ``distillery.task_types``."""
 
     CLASSIFICATION = "classification"
     NLI = "nli"

@@ -2,8 +2,8 @@
 
 import logging
 
-from distillery.stage import StageResult
-from distillery.store import Store
+from distillery.storage.stage import StageResult
+from distillery.storage.store import Store
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, FilteredSet
@@ -23,7 +23,7 @@ def filter_responses(
     execution: ExecutionSpec,
 ) -> tuple[FilteredSet, StageResult]:
     """Return the responses that pass the filters, and the rejected ones with their reasons."""
-    from distillery import filtering
+    from distillery.filters import stage as filtering
 
     result = filtering.filter_responses(responses, task, filters, store, execution)
     outputs = FilteredSet(
@@ -55,7 +55,7 @@ def release_dataset(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return the training set once it passes its Great Expectations suite."""
-    from distillery import release
+    from distillery.data import release
 
     result = release.release_dataset(filtered, task, filters, store, execution)
     docs = Store(store.root).address(result.report("data_docs"), "index.html")

@@ -14,9 +14,9 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
 
-from distillery.fingerprint import sha256
-from distillery.stage import Stage, StageResult
-from distillery.store import Store
+from distillery.storage.fingerprint import sha256
+from distillery.storage.stage import Stage, StageResult
+from distillery.storage.store import Store
 from schemas.errors import StageError
 from schemas.execution import ExecutionSpec, StoreSpec
 from tasks.stage import look_up_stage

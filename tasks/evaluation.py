@@ -2,8 +2,8 @@
 
 from prefect import task as prefect_task
 
-from distillery.stage import StageResult
-from distillery.store import Store
+from distillery.storage.stage import StageResult
+from distillery.storage.store import Store
 from schemas.comparison import Comparison
 from schemas.evaluation import EvaluationSpec, GateSpec
 from schemas.execution import ExecutionSpec, StoreSpec
@@ -29,7 +29,7 @@ def measure_models(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return every model's scores on the test rows; speed and size are in the manifest."""
-    from distillery import evaluation as library
+    from distillery.evaluation import answers as library
 
     with progress_report("evaluate_models", "Test rows answered") as progress:
         result = library.evaluate_models(
@@ -59,8 +59,8 @@ def compare_models(
     execution: ExecutionSpec,
 ) -> tuple[tuple[Comparison, ReportRef], StageResult]:
     """Return the comparison and its report; the table is an artifact with a Markdown twin."""
-    from distillery.comparison import compare_models, read_comparison
-    from distillery.tables import markdown, table_rows
+    from distillery.evaluation.comparison import compare_models, read_comparison
+    from distillery.evaluation.tables import markdown, table_rows
 
     result = compare_models(
         scores,
@@ -90,7 +90,7 @@ def promote_student(
     comparison: Comparison, student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> Promotion:
     """Return the gate's verdict; a student that passes is published under the gate's alias."""
-    from distillery import promotion as gates
+    from distillery.registry import promotion as gates
 
     promotion = gates.promote_student(comparison, student, task, gate, Store(store.root))
     lines = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in promotion.checks]

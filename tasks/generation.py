@@ -8,12 +8,12 @@ from prefect import task
 from prefect.states import Completed, State
 
 import tasks.secrets  # noqa: F401  (lets a teacher's key be a Prefect secret)
-from distillery import generation as library
-from distillery.models import cpu_threads
-from distillery.responses import money, summary
-from distillery.stage import Stage, StageResult
+from distillery.models.students import cpu_threads
+from distillery.storage.stage import Stage, StageResult
+from distillery.teacher import generation as library
+from distillery.teacher.local import release_models
 from distillery.teacher.session import Progress, TeacherSession, Totals
-from distillery.teacher.transformers import release_models
+from distillery.teacher.summary import money, summary
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec

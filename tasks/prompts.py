@@ -2,7 +2,7 @@
 
 import logging
 
-from distillery.stage import StageResult
+from distillery.storage.stage import StageResult
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef, PromptSet
@@ -18,7 +18,7 @@ def load_prompts(
     data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[DatasetRef, StageResult]:
     """Return the rows of all sources."""
-    from distillery import prompts
+    from distillery.data import loading as prompts
 
     result = prompts.load_prompts(data, store, execution)
     return result.dataset("prompts"), result
@@ -29,7 +29,7 @@ def validate_prompts(
     loaded: DatasetRef, task: TaskSpec, data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[PromptSet, StageResult]:
     """Return the valid rows, the gold rows to learn from, and the quarantined ones."""
-    from distillery import prompts
+    from distillery.data import loading as prompts
 
     result = prompts.validate_prompts(loaded, task, data, store, execution)
     outputs = PromptSet(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import tasks.secrets  # noqa: F401  (lets a teacher's key be a Prefect secret)
-from distillery.stage import StageResult
+from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.teacher import TeacherSpec
@@ -21,7 +21,7 @@ def score_rows(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return the soft targets of ``rows``; what was kept of the probabilities is an artifact."""
-    from distillery.soft_targets import score_soft_targets
+    from distillery.objectives.soft import score_soft_targets
 
     with progress_report("score_soft_targets", "Rows scored", rows.num_rows) as progress:
         result = score_soft_targets(

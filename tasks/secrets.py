@@ -1,6 +1,6 @@
 """Keys from Prefect's secret blocks, for the library, which does not know Prefect."""
 
-from distillery.teacher.keys import register_secret_reader
+from distillery.teacher.http.keys import register_secret_reader
 from schemas.errors import RecipeError
 
 

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 from prefect import task
 from prefect.states import Completed, State
 
-from distillery.stage import Stage, StageResult, find_stage
+from distillery.storage.stage import Stage, StageResult, find_stage
 from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StoreSpec
 

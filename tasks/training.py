@@ -4,7 +4,7 @@ import logging
 
 from prefect import task
 
-from distillery.stage import StageResult
+from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
@@ -27,7 +27,7 @@ def choose_objective(
     teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
 ) -> tuple[TrainingSpec, str]:
     """Return the training with its objective decided, and why; refuse what is not possible."""
-    from distillery.training.objective import choose_objective as choose
+    from distillery.objectives.choice import choose_objective as choose
 
     return tuple(choose(teacher, student, training))
 
@@ -47,7 +47,7 @@ def train_model(
 ) -> tuple[ModelRef, StageResult]:
     """Return the trained model; the curve is an artifact, progress another."""
     from distillery import training as library
-    from distillery.curve import curve_markdown
+    from distillery.training.curve import curve_markdown
 
     with progress_report(name, "Optimizer steps") as progress:
 

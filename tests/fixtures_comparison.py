@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from distillery.comparison import build_comparison
-from distillery.stage import Attempt, Stage, StageResult, run_stage
+from distillery.evaluation.comparison import build_comparison
+from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from schemas.comparison import (
     Comparison,
     Measurements,

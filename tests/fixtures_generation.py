@@ -8,18 +8,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from distillery.fingerprint import canonical_json, sha256
-from distillery.generation import (
+from distillery.ledger import Ledger, LedgerRow
+from distillery.storage.fingerprint import canonical_json, sha256
+from distillery.storage.stage import StageResult
+from distillery.storage.store import Store
+from distillery.teacher.generation import (
     collect_responses,
     generate_chunk,
     generation_stage,
     open_session,
     plan_chunks,
 )
-from distillery.ledger import Ledger, LedgerRow
-from distillery.stage import StageResult
-from distillery.store import Store
-from distillery.teacher.openai import EndpointTeacher
+from distillery.teacher.http.openai import EndpointTeacher
 from distillery.teacher.session import AskedFor, Totals
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, arrow_schema
@@ -37,7 +37,7 @@ Row = tuple[str, str] | tuple[str, str, str]
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts of milliseconds, where a run makes them of half a second."""
     quick = functools.partial(EndpointTeacher, backoff_s=0.01)
-    monkeypatch.setattr("distillery.teacher.openai.EndpointTeacher", quick)
+    monkeypatch.setattr("distillery.teacher.http.openai.EndpointTeacher", quick)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The first one goes alone until it is answered, and the time-outs that are learnt are long.
     """
-    monkeypatch.setattr("distillery.teacher.channel._REFUSED_WITHIN_S", 60.0)
-    monkeypatch.setattr("distillery.teacher.limiter._MIN_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("distillery.teacher.http.channel._REFUSED_WITHIN_S", 60.0)
+    monkeypatch.setattr("distillery.teacher.http.limiter._MIN_TIMEOUT_S", 60.0)
 
 
 def write_prompts(store: StoreSpec, rows: list[Row], *, batch: int = 4) -> DatasetRef:
@@ -128,7 +128,7 @@ def ledger_rows(
     prompts: DatasetRef, teacher: Any, store: StoreSpec, task: TaskSpec = TASK
 ) -> dict[str, LedgerRow]:
     """Return what the ledger has for the prompts' first samples, by prompt id."""
-    from distillery.generation import prompt_requests
+    from distillery.teacher.generation import prompt_requests
 
     wanted = AskedFor()
     for request in prompt_requests(prompts, teacher, task, store):

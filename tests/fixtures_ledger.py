@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from distillery.fingerprint import sha256
 from distillery.ledger import Ledger, LedgerRow
+from distillery.storage.fingerprint import sha256
 from distillery.teacher.protocol import Sampling, make_request, request_body
 from schemas.execution import StoreSpec
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from distillery.teacher import channel as channel_module
-from distillery.teacher.channel import Channel
+from distillery.teacher.http import channel as channel_module
+from distillery.teacher.http.channel import Channel
 
 
 class _Clock:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from distillery.training.worker import train, work
+from distillery.training.launch.worker import train, work
 from schemas.errors import StoreError
 
 RANK = int(os.environ.get("RANK", "0"))

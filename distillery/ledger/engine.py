@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from distillery.sources import expand_variables
-from distillery.store import Store
+from distillery.data.sources import expand_variables
+from distillery.storage.store import Store
 from schemas.errors import RecipeError, StoreError
 from schemas.execution import StoreSpec
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from distillery.fingerprint import sha256
 from distillery.ledger.commits import Writer
 from distillery.ledger.database import Database
 from distillery.ledger.rows import LedgerRow
 from distillery.ledger.tables import meta, metadata, receipts
+from distillery.storage.fingerprint import sha256
 from schemas.errors import StoreError
 
 logger = logging.getLogger(__name__)

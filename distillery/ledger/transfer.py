@@ -14,12 +14,12 @@ from typing import IO, Any
 import pydantic
 import sqlalchemy as sa
 
-from distillery.fingerprint import sha256
 from distillery.ledger.commits import Writer
 from distillery.ledger.database import Database
 from distillery.ledger.reports import teachers
 from distillery.ledger.rows import LedgerRow
 from distillery.ledger.tables import responses
+from distillery.storage.fingerprint import sha256
 from schemas.errors import InputDataError, StoreError
 
 _ROWS_PER_BATCH = 500

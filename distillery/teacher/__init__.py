@@ -15,7 +15,7 @@ from distillery.teacher.protocol import (
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
 if TYPE_CHECKING:
-    from distillery.budget import Budget
+    from distillery.teacher.budget import Budget
 
 __all__ = [
     "Request",
@@ -43,9 +43,9 @@ def open_teacher(
         processes: Says how many processes ask the same endpoint now; each keeps to its share.
     """
     if isinstance(spec, OpenAITeacher):
-        from distillery.teacher.openai import EndpointTeacher
+        from distillery.teacher.http.openai import EndpointTeacher
 
         return EndpointTeacher(spec, budget=budget, processes=processes)
-    from distillery.teacher.transformers import LocalTeacher
+    from distillery.teacher.local import LocalTeacher
 
     return LocalTeacher(spec)

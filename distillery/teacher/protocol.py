@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from distillery.fingerprint import model_identity, sha256
+from distillery.storage.fingerprint import model_identity, sha256
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 

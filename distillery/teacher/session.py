@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
-from distillery.budget import Budget
-from distillery.fingerprint import sha256
 from distillery.ledger import Ledger, LedgerRow, Owner, Spending
+from distillery.storage.fingerprint import sha256
 from distillery.teacher import open_teacher
+from distillery.teacher.budget import Budget
 from distillery.teacher.protocol import (
     Activity,
     Request,

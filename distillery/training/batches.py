@@ -8,8 +8,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from distillery.fingerprint import sha256
-from distillery.models import IGNORED
+from distillery.models.students import IGNORED
+from distillery.storage.fingerprint import sha256
 from schemas.training import TrainingSpec
 
 Row = dict[str, Any]

@@ -12,19 +12,19 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, TrainingArguments
 from transformers import set_seed as set_seeds
 
-from distillery.chat import load_messages
-from distillery.checkpoints import download_checkpoints, upload_checkpoint
-from distillery.local_model import LocalModel
-from distillery.models import open_student, quiet_transformers
-from distillery.soft_targets.vocabulary import vocabulary_size
-from distillery.store import Store
+from distillery.data.chat import load_messages
+from distillery.models.local import LocalModel
+from distillery.models.output_layer import SplitModel
+from distillery.models.students import open_student, quiet_transformers
+from distillery.models.vocabulary import vocabulary_size
+from distillery.objectives.batch_loss import BatchLoss
+from distillery.storage.checkpoints import download_checkpoints, upload_checkpoint
+from distillery.storage.store import Store
 from distillery.training.adapters import held_dtype, load_trained, with_adapters, write_merged
 from distillery.training.arguments import training_arguments
-from distillery.training.batch_loss import BatchLoss
 from distillery.training.batches import collator, num_steps
 from distillery.training.callbacks import LOSSES, Reporting
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from distillery.training.output_layer import SplitModel
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
 from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer

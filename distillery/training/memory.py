@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distillery.performance import process_peak_bytes
-from distillery.tables import bytes_text
+from distillery.models.hardware import process_peak_bytes
 from distillery.training.memory_advice import memory_advice
 from distillery.training.memory_plan import MemoryPlan, ModelShape, TeacherSize
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
+from schemas.units import bytes_text
 
 __all__ = [
     "MemoryEstimate",

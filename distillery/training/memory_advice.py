@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from distillery.tables import bytes_text
 from distillery.training.memory_plan import MemoryPlan
+from schemas.units import bytes_text
 
 _MOST_PROCESSES = 64
 _CHECKPOINTING = "training.gradient_checkpointing to true"

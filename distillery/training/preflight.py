@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from distillery.local_model import LocalModel
-from distillery.training.losses import default_chunk_tokens
+from distillery.models.local import LocalModel
+from distillery.objectives.losses import default_chunk_tokens
 from distillery.training.memory import TeacherSize, available_memory, estimate_memory, peak_memory
 from distillery.training.rows import lengths
 from schemas.errors import TrainingError

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distillery.chat import load_messages
-from distillery.local_model import LocalModel
-from distillery.models import IGNORED, TokenizedRow, tokenize_row
-from distillery.soft_targets.storage import ScoredRow, check_meta, read_meta, read_targets
-from distillery.soft_targets.vocabulary import vocabulary_size
-from distillery.store import Store
+from distillery.data.chat import load_messages
+from distillery.models.local import LocalModel
+from distillery.models.students import IGNORED, TokenizedRow, tokenize_row
+from distillery.models.vocabulary import vocabulary_size
+from distillery.objectives.soft.targets import ScoredRow, check_meta, read_meta, read_targets
+from distillery.storage.store import Store
 from distillery.training.job import TrainingJob
 from schemas.errors import TrainingError
 

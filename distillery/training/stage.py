@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from distillery.fingerprint import model_identity, tokenizer_identity
-from distillery.models import cpu_threads
-from distillery.scratch import scratch_folder
-from distillery.stage import Attempt, Stage, StageResult, run_stage
+from distillery.models.students import cpu_threads
+from distillery.storage.fingerprint import model_identity, tokenizer_identity
+from distillery.storage.scratch import scratch_folder
+from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.teacher import teacher_identity
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from schemas.errors import TrainingError
@@ -142,8 +142,8 @@ def _check_objective(
 
 def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
     """Return what comes of ``job``: done here, or in as many processes as it asks for."""
+    from distillery.training.launch.processes import default_num_processes, train_in_processes
     from distillery.training.preflight import check_device
-    from distillery.training.processes import default_num_processes, train_in_processes
 
     check_device(job.training)
     num_processes = default_num_processes(job.training)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from distillery.training.batch_loss import BatchLoss
+from distillery.objectives.batch_loss import BatchLoss
+from distillery.objectives.losses import Losses
 from distillery.training.batches import Batch, PadRight, RowOrder
-from distillery.training.losses import Losses
 from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec

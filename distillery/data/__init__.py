@@ -1,0 +1,1 @@
+"""Prompts come in and a training set goes out."""

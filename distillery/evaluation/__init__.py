@@ -1,0 +1,1 @@
+"""Contestants answer, are timed and are compared."""

@@ -1,0 +1,1 @@
+"""One file per filter, and the stage that runs them."""

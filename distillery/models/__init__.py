@@ -1,0 +1,1 @@
+"""Students, local models, tokenizers and chat templates, output layers, vocabularies."""

@@ -1,0 +1,1 @@
+"""One file per objective, the choice of one, and the loss kernels."""

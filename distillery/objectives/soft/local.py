@@ -1,0 +1,256 @@
+"""Scores responses with a teacher of this process: one forward pass, no token is generated.
+
+Logits exist for response tokens only, and never for more than one chunk of them at a time: at a
+vocabulary of 151,936 those of a whole batch would take more memory than the model.
+
+B = rows, T = longest row, N = response tokens of a batch, C = those of a chunk, D = width,
+V = vocabulary.
+"""
+
+import contextlib
+import gc
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distillery.models.head import Head
+from distillery.models.local import LocalModel
+from distillery.models.output_layer import SplitModel, response_states
+from distillery.models.students import IGNORED, TokenizedRow, tokenize_row
+from distillery.models.vocabulary import template_hash, tokenizer_hash, vocabulary_size
+from distillery.objectives.soft.targets import ScoredRow, ScoringRow, SoftTargetMeta
+from distillery.storage.fingerprint import canonical_json
+from distillery.teacher import teacher_identity
+from schemas.errors import RecipeError, TeacherError
+from schemas.soft_targets import SoftTargetSpec
+from schemas.teacher import TransformersTeacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_BATCH_TOKENS = 16_384  # filling included
+_CHUNK_LOGITS = 2**26  # 256 MiB in float32; selection takes up to five times that
+_WEIGHT_ROWS = 16_384  # of the output layer, that are float32 at a time
+
+
+class LocalScorer:
+    """Scores with a transformers model of this process, which renders rows by its own template.
+
+    Scores depend on what else is in a batch by no more than the rounding of the model's precision.
+    """
+
+    def __init__(self, teacher: TransformersTeacher, spec: SoftTargetSpec, *, seed: int) -> None:
+        """Load ``teacher``; ``seed`` decides the draws of selection `sampled`.
+
+        Raises:
+            RecipeError: The model cannot be loaded, or its vocabulary has fewer than k tokens.
+        """
+        self._teacher, self._spec, self._seed = teacher, spec, seed
+        self._local = LocalModel.load(
+            teacher.model,
+            revision=teacher.revision,
+            dtype=teacher.dtype,
+            device=teacher.device,
+            trust_remote_code=teacher.trust_remote_code,
+        )
+        tokenizer = self._local.tokenizer
+        self._split = SplitModel(self._local.model)
+        num_logits = len(self._local.model.get_output_embeddings().weight)
+        # Some tokenizers have a token for padding that the model does not know.
+        self._vocab_size = min(vocabulary_size(tokenizer), num_logits)
+        if spec.k > self._vocab_size:
+            raise RecipeError(
+                f"soft_targets.k is {spec.k}, but the vocabulary of teacher {teacher.model!r} has "
+                f"{self._vocab_size} tokens. Set soft_targets.k to at most that."
+            )
+        self.meta = SoftTargetMeta(
+            teacher=canonical_json(teacher_identity(teacher)),
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            template_hash=template_hash(tokenizer),
+            temperatures=(spec.distillation_temperature,),
+            selection=spec.selection,
+            k=spec.k,
+            vocab_size=self._vocab_size,
+        )
+
+    def score(self, rows: Sequence[ScoringRow]) -> Iterator[ScoredRow]:
+        """Yield the scores in the order of ``rows``; rows longer than the context are left out.
+
+        Raises:
+            TrainingError: The teacher's chat template changes prompt or response.
+            TeacherError: A batch does not fit into memory, or logits are not finite.
+        """
+        tokenized = [tokenize_row(self._local.tokenizer, r.messages, r.response) for r in rows]
+        scored: dict[int, ScoredRow] = {}
+        for batch in self._batches([len(tokens.input_ids) for tokens in tokenized]):
+            with self._memory_error_explained():
+                found = self._score_batch([rows[n] for n in batch], [tokenized[n] for n in batch])
+            scored |= zip(batch, found, strict=True)
+        for n in sorted(scored):
+            yield scored[n]
+
+    def close(self) -> None:
+        """Drop the model, so that training in this process has the memory."""
+        import torch
+
+        del self._local, self._split
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Yield the positions of rows that share a forward pass, longest first.
+
+        A batch that does not fit into memory so shows at once.
+        """
+        limit = self._local.context_length
+        fitting = [n for n, length in enumerate(lengths) if limit is None or length <= limit]
+        most_rows = 1 if self._split.holds_logits else self._teacher.batch_size
+        batch: list[int] = []
+        for n in sorted(fitting, key=lambda n: (-lengths[n], n)):
+            is_full = len(batch) == most_rows
+            if batch and (is_full or (len(batch) + 1) * lengths[batch[0]] > _BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(n)
+        if batch:
+            yield batch
+
+    def _score_batch(
+        self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
+    ) -> list[ScoredRow]:
+        import torch
+
+        lengths = [tokens.num_response_tokens for tokens in tokenized]
+        with torch.inference_mode():
+            chunks = [[part.cpu() for part in chunk] for chunk in self._chunks(rows, tokenized)]
+        by_row = [
+            np.split(torch.cat(parts).numpy(), np.cumsum(lengths)[:-1])
+            for parts in zip(*chunks, strict=True)
+        ]
+        scored = []
+        for row, tokens, *numbers in zip(rows, tokenized, *by_row, strict=True):
+            ids_NK, log_probs_NK, log_rest_N, *counts_NK = numbers
+            scored.append(
+                ScoredRow(
+                    row.prompt_id,
+                    row.split,
+                    [label for label in tokens.labels if label != IGNORED],
+                    ids_NK.astype(np.int32),
+                    log_probs_NK,
+                    log_rest_N[:, None],
+                    counts_NK[0].astype(np.uint16) if counts_NK else None,
+                )
+            )
+        return scored
+
+    def _chunks(
+        self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
+    ) -> Iterator[tuple["Tensor", ...]]:
+        """Yield ids, log-probabilities, log of the rest and, of draws, counts, chunk by chunk."""
+        import torch
+
+        from distillery.objectives.soft.selection import (
+            draw_tokens,
+            likeliest_tokens,
+            uniform_numbers,
+        )
+
+        k, temperature = self._spec.k, self._spec.distillation_temperature
+        if self._spec.selection == "top_k":
+            for logits_CV in self._logits(tokenized):
+                self._refuse_broken(logits_CV, rows)
+                yield likeliest_tokens(logits_CV, k, temperature)
+            return
+        numbers_NK = torch.cat(
+            [
+                uniform_numbers(row.prompt_id, self._seed, tokens.num_response_tokens, k)
+                for row, tokens in zip(rows, tokenized, strict=True)
+            ]
+        )
+        for logits_CV in self._logits(tokenized):
+            self._refuse_broken(logits_CV, rows)
+            numbers_CK, numbers_NK = numbers_NK[: len(logits_CV)], numbers_NK[len(logits_CV) :]
+            yield draw_tokens(logits_CV, numbers_CK.to(logits_CV.device), temperature)
+
+    def _logits(self, rows: list[TokenizedRow]) -> Iterator["Tensor"]:
+        """Yield the logits of the response tokens in float32, a chunk [C, V] at a time.
+
+        Those of the vocabulary's padding are cut off.
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        device = self._local.model.device
+
+        def padded(lists: list[list[int]], filling: int) -> "Tensor":
+            tensors = [torch.tensor(ids) for ids in lists]
+            return pad_sequence(tensors, batch_first=True, padding_value=filling).to(device)
+
+        ids_BT = padded([row.input_ids for row in rows], 0)
+        mask_BT = padded([[1] * len(row.input_ids) for row in rows], 0)
+        labels_BT = padded([row.labels for row in rows], IGNORED)
+        size = max(1, _CHUNK_LOGITS // self._vocab_size)
+        if self._split.holds_logits:
+            logits_NV = self._own_logits(ids_BT, labels_BT[:, 1:] != IGNORED)
+            yield from (chunk.float() for chunk in torch.split(logits_NV, size))
+            return
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        hidden_ND = response_states(self._local.model, batch, labels_BT)
+        for hidden_CD in torch.split(hidden_ND, size):
+            yield _float_logits(hidden_CD, self._split.head, self._vocab_size)
+
+    def _own_logits(self, ids_BT: "Tensor", is_asked_BT: "Tensor") -> "Tensor":
+        """Return the logits [N, V] as the model makes them, of the response tokens of one row."""
+        model = self._local.model
+        first = int(is_asked_BT[0].nonzero()[0])
+        named = inspect.signature(model.forward).parameters
+        few = {"logits_to_keep": ids_BT.shape[1] - first} if "logits_to_keep" in named else {}
+        logits_TV = model(input_ids=ids_BT, use_cache=False, **few).logits[0]
+        kept_TV = logits_TV[-(ids_BT.shape[1] - first) : -1, : self._vocab_size]
+        asked: Tensor = kept_TV[is_asked_BT[0, first:]]
+        return asked
+
+    def _refuse_broken(self, logits_CV: "Tensor", rows: list[ScoringRow]) -> None:
+        if not bool(logits_CV.amax(-1).isfinite().all()):  # NaN is the highest of all
+            raise TeacherError(
+                f"teacher {self._teacher.model!r} gives logits that are no finite numbers in "
+                f"{self._teacher.dtype}, among rows {rows[0].prompt_id!r} to "
+                f"{rows[-1].prompt_id!r}. Set teacher.dtype to float32 or bfloat16."
+            )
+
+    @contextlib.contextmanager
+    def _memory_error_explained(self) -> Iterator[None]:
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TeacherError(
+                f"the GPU ran out of memory while responses were scored at teacher.batch_size="
+                f"{self._teacher.batch_size}. Lower teacher.batch_size and run again."
+            ) from error
+
+
+def _float_logits(hidden_CD: "Tensor", head: Head, vocab_size: int) -> "Tensor":
+    """Return the logits [C, V] in float32, whatever the precision of the layer.
+
+    Half precision would round logits near 20 to steps of 0.125. A float32 copy of the whole layer
+    would take gigabytes, so it is made a part at a time.
+    """
+    import torch
+
+    weight_VD, bias_V = head
+    assert weight_VD is not None
+    hidden_CD = hidden_CD.float()
+    logits_CV = hidden_CD.new_empty(len(hidden_CD), vocab_size)
+    for start in range(0, vocab_size, _WEIGHT_ROWS):
+        part = slice(start, min(start + _WEIGHT_ROWS, vocab_size))
+        bias = None if bias_V is None else bias_V[part].float()
+        logits_CV[:, part] = torch.nn.functional.linear(hidden_CD, weight_VD[part].float(), bias)
+    return logits_CV

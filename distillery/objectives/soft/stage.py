@@ -1,0 +1,181 @@
+"""The stage score_soft_targets: the teacher's probabilities at every token of the released rows."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from distillery.data.chat import load_messages
+from distillery.models.students import cpu_threads
+from distillery.objectives.soft.parts import Parts
+from distillery.objectives.soft.targets import ScoredRow, Scorer, ScoringRow, write_targets
+from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
+from distillery.storage.store import Store
+from distillery.teacher import teacher_identity
+from schemas.errors import TeacherError
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.training import TrainingSpec
+
+logger = logging.getLogger(__name__)
+
+_LOGIC_VERSION = 1
+# Together as far as their scores fit into some 100 MB: a character is at most about a token, of k
+# numbers.
+_CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25
+_NAMED_ROWS = 20
+
+
+def scoring_stage(rows: DatasetRef, teacher: TeacherSpec, training: TrainingSpec) -> Stage:
+    """Return the stage that scores ``rows``.
+
+    Of the training only what decides which numbers are stored is part of it: another divergence or
+    another weight learns from the same soft targets.
+    """
+    soft = training.soft_targets
+    spec: dict[str, Any] = {
+        "selection": soft.selection,
+        "k": soft.k,
+        "temperatures": [soft.distillation_temperature],
+    }
+    if soft.selection == "sampled":
+        spec["seed"] = training.seed
+    return Stage(
+        name=StageName.SCORE_SOFT_TARGETS,
+        logic_version=_LOGIC_VERSION,
+        inputs={"rows": rows.fingerprint, "teacher": teacher_identity(teacher)},
+        spec=spec,
+    )
+
+
+def score_soft_targets(
+    rows: DatasetRef,
+    teacher: TeacherSpec,
+    training: TrainingSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> StageResult:
+    """Return `soft_targets`: the teacher's probabilities along the responses of ``rows``.
+
+    Rows that do not fit the teacher's context are left out, counted, and the first of them named
+    in the manifest. Scores are kept a part at a time, so a stage that was killed goes on where it
+    was; one that is forced does not.
+
+    Args:
+        rows: A TrainingFrame.
+        teacher: Who scores; it need not have written the responses.
+        training: Its `soft_targets` say what is stored, its seed decides draws.
+        store: Where everything is.
+        execution: How the run is carried out.
+        on_progress: Called with the rows done and the rows in all.
+
+    Raises:
+        RecipeError: The teacher cannot score what the recipe asks for.
+        TrainingError: The teacher's chat template changes a prompt or a response.
+        TeacherError: The teacher fails, or no row fits its context.
+    """
+    stage = scoring_stage(rows, teacher, training)
+
+    def work(attempt: Attempt) -> None:
+        with (
+            cpu_threads(execution),
+            contextlib.closing(_open_scorer(teacher, training)) as scorer,
+        ):
+            if execution.forces(stage.name):
+                attempt.store.delete(attempt.checkpoints_uri)
+            parts = Parts(attempt.store, attempt.checkpoints_uri, scorer)
+            chunks = _chunks(
+                attempt.store, rows, most_chars=_CHUNK_CHARS // training.soft_targets.k
+            )
+            scoring = _Scoring(parts, chunks, rows.num_rows, on_progress or (lambda *_: None))
+            ref = write_targets(attempt, "soft_targets", scoring.scored(), scorer.meta)
+        if not scoring.num_tokens:
+            raise TeacherError(
+                f"none of {rows.num_rows} rows fits the context of teacher {teacher.model!r}. "
+                "Choose a teacher that reads longer texts, or set training.objective to "
+                "hard_targets."
+            )
+        attempt.counts |= {
+            "rows": ref.num_rows,
+            "response_tokens": scoring.num_tokens,
+            "left_out_too_long": len(scoring.too_long),
+        }
+        num_bytes = attempt.store.fs.du(attempt.store.path(ref.uri))
+        attempt.facts |= {
+            "soft_targets": scorer.meta.model_dump(mode="json"),
+            "mean_kept_mass": scoring.kept_mass / scoring.num_tokens,
+            "bytes_per_token": num_bytes / scoring.num_tokens,
+            "left_out_first_ids": [*scoring.too_long[:_NAMED_ROWS]],
+            "rows_scored_before": parts.num_found,
+        }
+
+    return run_stage(stage, store, execution, work)
+
+
+def _open_scorer(teacher: TeacherSpec, training: TrainingSpec) -> Scorer:
+    if isinstance(teacher, OpenAITeacher):
+        from distillery.objectives.soft.served import ServedScorer
+
+        return ServedScorer(teacher, training.soft_targets)
+    from distillery.objectives.soft.local import LocalScorer
+
+    return LocalScorer(teacher, training.soft_targets, seed=training.seed)
+
+
+class _Scoring:
+    """Has rows scored chunk by chunk, and counts on the way."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        chunks: Iterable[list[ScoringRow]],
+        num_rows: int,
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        self._parts, self._chunks, self._num_rows = parts, chunks, num_rows
+        self._on_progress = on_progress
+        self.num_tokens = 0
+        self.kept_mass = 0.0
+        self.too_long: list[str] = []
+
+    def scored(self) -> Iterator[ScoredRow]:
+        """Yield the scores of all rows that fit, in order."""
+        import numpy as np
+
+        done = 0
+        for asked in self._chunks:
+            missing = {row.prompt_id: None for row in asked}
+            for row in self._parts.scored(asked):
+                del missing[row.prompt_id]
+                self.num_tokens += len(row.response_ids)
+                self.kept_mass += float(-np.expm1(row.log_rest_NT[:, 0], dtype=np.float64).sum())
+                yield row
+            self.too_long += missing
+            done += len(asked)
+            self._on_progress(done, self._num_rows)
+        if self.too_long:
+            logger.warning(
+                "%d rows do not fit the teacher's context and have no soft targets, first %s",
+                len(self.too_long), self.too_long[0],
+            )  # fmt: skip
+
+
+def _chunks(store: Store, rows: DatasetRef, *, most_chars: int) -> Iterator[list[ScoringRow]]:
+    """Yield rows together until they are _CHUNK_ROWS, or have ``most_chars`` of responses."""
+    chunk: list[ScoringRow] = []
+    num_chars = 0
+    for batch in store.batches(rows):
+        for row in batch.to_pylist():
+            response = row["response"]
+            is_full = len(chunk) == _CHUNK_ROWS or num_chars + len(response) > most_chars
+            if chunk and is_full:
+                yield chunk
+                chunk, num_chars = [], 0
+            messages = load_messages(row["messages"])
+            chunk.append(ScoringRow(row["prompt_id"], row["split"], messages, response))
+            num_chars += len(response)
+    if chunk:
+        yield chunk

@@ -1,0 +1,331 @@
+r"""Soft targets in the store: what is kept of the teacher's probabilities at a response token.
+
+The k most likely tokens with their log-probabilities at T = 1, and for each distillation
+temperature T the log of the mass outside of them, log_rest(T). With logits z and kept tokens K,
+
+    log p_i = z_i - logsumexp(z), so log p_i / T is z_i / T up to a constant of the token, and
+    p_i(T) = exp(z_i/T) / sum_V exp(z_j/T)
+           = exp(z_i/T) / sum_K exp(z_j/T)  *  sum_K exp(z_j/T) / sum_V exp(z_j/T)
+           = softmax_K(log p / T)_i         *  (1 - exp(log_rest(T))).
+
+That says the same as logits with logsumexp(z/T), but stays normalised although log p is rounded to
+16 bits, and neither a small rest nor a small kept mass is a difference of large numbers. Without
+log_rest(T) nothing could be tempered: the rest at T does not follow from the kept tokens.
+
+Where k tokens are drawn in place of the likeliest (Sparse Logit Sampling, arXiv:2503.16870), the
+distinct draws are kept with their counts and their log-probabilities at the T they were drawn at.
+
+Ids are sorted within a token and kept as differences, and numbers are stored byte plane by byte
+plane: 195 bytes per token at k = 64 for ids spread evenly over a vocabulary of 151,936, less for
+real ones, where plain numbers would take 392.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from distillery.data.chat import Message
+from distillery.models.vocabulary import tokenizer_hash
+from schemas.errors import StoreError, TrainingError
+from schemas.refs import DatasetRef
+from schemas.soft_targets import SoftTargetSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distillery.storage.stage import Attempt
+    from distillery.storage.store import Store
+
+_META_KEY = b"soft_targets"
+_GROUP_TOKENS = 16_384  # per row group: a few MB in memory, long enough to compress well
+_READ_ROWS = 64
+_LOWEST = np.finfo(np.float16).min
+_COLUMNS: dict[str, pa.DataType] = {
+    "response_ids": pa.int32(),
+    "id_steps": pa.int32(),
+    "log_probs": pa.float16(),
+    "log_rest": pa.float32(),
+    "counts": pa.uint16(),
+}
+_PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
+_ENCODINGS = dict.fromkeys((f"{name}.list.element" for name in _COLUMNS), "BYTE_STREAM_SPLIT")
+
+
+class SoftTargetMeta(BaseModel):
+    """What soft targets were made with; kept in the schema of their files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    teacher: str
+    """The teacher's identity as canonical JSON."""
+
+    tokenizer_hash: str | None
+    """Of the teacher's tokenizer. None: a server does not tell."""
+
+    template_hash: str | None
+    """Of the teacher's chat template. None: a server does not tell."""
+
+    temperatures: tuple[float, ...]
+    """Distillation temperatures for which the rest of the mass is kept, in the order of columns."""
+
+    selection: Literal["top_k", "sampled"]
+    """Which tokens are kept."""
+
+    k: int
+    """Tokens, or draws, per response token."""
+
+    vocab_size: int | None
+    """Range of token ids over which probabilities sum to 1. None: a server does not tell."""
+
+
+class ScoringRow(NamedTuple):
+    """A row whose response the teacher is to score."""
+
+    prompt_id: str
+    split: str
+    messages: list[Message]
+    response: str
+
+
+class ScoredRow(NamedTuple):
+    """The teacher's probabilities along one response.
+
+    N = response tokens, K = kept tokens, T = distillation temperatures.
+    """
+
+    prompt_id: str
+    split: str
+
+    response_ids: list[int]
+    """The response as the teacher's tokenizer and template make tokens of it, N of them."""
+
+    ids_NK: npt.NDArray[np.int32]
+    """Token ids, distinct within a token; ascending when read."""
+
+    log_probs_NK: npt.NDArray[np.floating[Any]]
+    """Their log-probabilities, nats: at T = 1, of draws at the T they were drawn at. float16 when
+    read."""
+
+    log_rest_NT: npt.NDArray[np.float32]
+    """Log of the mass outside of them at each T; -inf where there is none."""
+
+    counts_NK: npt.NDArray[np.uint16] | None = None
+    """How often each was drawn; None where the likeliest are kept. Filling, where fewer than K
+    are distinct, has the count 0, the last id again, and the lowest log-probability."""
+
+
+class Scorer(Protocol):
+    """Who scores responses: a local model or a served one."""
+
+    meta: SoftTargetMeta
+
+    def score(self, rows: Sequence[ScoringRow]) -> Iterator[ScoredRow]:
+        """Yield the scores in the order of ``rows``; rows longer than the context are left out."""
+
+    def close(self) -> None:
+        """Let go of the model, or of connections."""
+
+
+def write_targets(
+    attempt: "Attempt", name: str, rows: Iterable[ScoredRow], meta: SoftTargetMeta
+) -> DatasetRef:
+    """Write ``rows`` as output ``name`` of ``attempt``; streams, some thousand tokens at a time."""
+    schema, uri = _schema(meta), f"{attempt.uri}/{name}"
+    with attempt.store.row_writer(uri, schema, encodings=_ENCODINGS) as writer:
+        for group in _groups(rows):
+            writer.write(_to_batch(group, schema))
+    ref = writer.ref(attempt.stage.fingerprint)
+    attempt.outputs[name] = ref
+    return ref
+
+
+def pack_rows(rows: Iterable[ScoredRow], meta: SoftTargetMeta) -> bytes:
+    """Return one Arrow file with ``rows``, numbers as :func:`write_targets` keeps them."""
+    schema, sink = _schema(meta), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema, options=_PACKING) as file:
+        for group in _groups(rows):
+            file.write_batch(_to_batch(group, schema))
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def unpack_rows(content: bytes, meta: SoftTargetMeta) -> Iterator[ScoredRow]:
+    """Yield the rows of :func:`pack_rows`, which ``content`` has to be, byte for byte."""
+    with pa.ipc.open_file(content) as file:
+        for n in range(file.num_record_batches):
+            yield from _to_rows(file.get_batch(n), meta)
+
+
+def _schema(meta: SoftTargetMeta) -> pa.Schema:
+    return pa.schema(
+        [("prompt_id", pa.string()), ("split", pa.string())]
+        + [(column, pa.list_(kind)) for column, kind in _COLUMNS.items()],
+        metadata={_META_KEY: meta.model_dump_json()},
+    )
+
+
+def _groups(rows: Iterable[ScoredRow]) -> Iterator[list[ScoredRow]]:
+    """Yield rows together until they have _GROUP_TOKENS tokens."""
+    group: list[ScoredRow] = []
+    num_tokens = 0
+    for row in rows:
+        group.append(row)
+        num_tokens += len(row.response_ids)
+        if num_tokens >= _GROUP_TOKENS:
+            yield group
+            group, num_tokens = [], 0
+    if group:
+        yield group
+
+
+def _to_batch(rows: list[ScoredRow], schema: pa.Schema) -> pa.RecordBatch:
+    texts = [[row.prompt_id for row in rows], [row.split for row in rows]]
+    numbers = zip(*(_flat_columns(row) for row in rows), strict=True)
+    lists = [
+        _list_array(parts, kind) for parts, kind in zip(numbers, _COLUMNS.values(), strict=True)
+    ]
+    return pa.RecordBatch.from_arrays([*map(pa.array, texts), *lists], schema=schema)
+
+
+def _flat_columns(row: ScoredRow) -> list[npt.NDArray[Any]]:
+    """Return the row's numbers in the order of _COLUMNS, sorted by id within each token."""
+    assert len(row.response_ids) == len(row.ids_NK) == len(row.log_rest_NT)
+    order_NK = np.argsort(row.ids_NK, axis=1, kind="stable")
+
+    def in_order(numbers_NK: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.take_along_axis(numbers_NK, order_NK, axis=1)
+
+    return [
+        np.asarray(row.response_ids, np.int32),
+        np.diff(in_order(row.ids_NK), axis=1, prepend=0).ravel().astype(np.int32),
+        np.maximum(in_order(row.log_probs_NK), _LOWEST).ravel().astype(np.float16),
+        row.log_rest_NT.ravel().astype(np.float32),
+        np.empty(0, np.uint16) if row.counts_NK is None else in_order(row.counts_NK).ravel(),
+    ]
+
+
+def _list_array(parts: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts), kind))
+
+
+def read_meta(store: "Store", ref: DatasetRef) -> SoftTargetMeta:
+    """Return what the soft targets ``ref`` were made with.
+
+    Raises:
+        StoreError: There are no soft targets at ``ref``.
+    """
+    kept = (store.dataset(ref).schema.metadata or {}).get(_META_KEY)
+    if kept is None:
+        raise StoreError(
+            f"data set {store.path(ref.uri)!r} with columns {list(ref.columns)} holds no soft "
+            "targets. Name the output of score_soft_targets."
+        )
+    return SoftTargetMeta.model_validate_json(kept)
+
+
+def read_targets(
+    store: "Store", ref: DatasetRef, splits: tuple[str, ...] | None = None
+) -> Iterator[ScoredRow]:
+    """Yield the rows of ``ref``, only those of ``splits`` when given, in order; streams."""
+    meta = read_meta(store, ref)
+    for batch in store.batches(ref, splits=splits, batch_rows=_READ_ROWS):
+        yield from _to_rows(batch, meta)
+
+
+def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]:
+    names, of_splits = (batch.column(name).to_pylist() for name in ("prompt_id", "split"))
+    columns = (_cut(batch.column(name)) for name in _COLUMNS)
+    for name, split, *numbers in zip(names, of_splits, *columns, strict=True):
+        response_ids, steps, log_probs, log_rest, counts = numbers
+        yield ScoredRow(
+            name,
+            split,
+            response_ids.tolist(),
+            np.cumsum(steps.reshape(-1, meta.k), axis=1, dtype=np.int32),
+            log_probs.reshape(-1, meta.k),
+            log_rest.reshape(-1, len(meta.temperatures)),
+            counts.reshape(-1, meta.k) if meta.selection == "sampled" else None,
+        )
+
+
+def _cut(column: pa.ListArray) -> list[npt.NDArray[Any]]:
+    """Return the lists of a column, without a copy."""
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy()
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
+
+
+def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargetSpec) -> None:
+    """Refuse soft targets that a student with ``tokenizer`` cannot learn from as ``spec`` says.
+
+    Where the teacher's tokenizer is not known, its token ids are compared row by row instead.
+
+    Raises:
+        TrainingError: Tokenizer, temperature, selection or k differ.
+    """
+    ours = tokenizer_hash(tokenizer)
+    if meta.tokenizer_hash not in (None, ours):
+        raise TrainingError(
+            f"the soft targets were made with the tokenizer {meta.tokenizer_hash:.12}, the "
+            f"student has {ours:.12}, so the same id means another token. Choose a student that "
+            "shares the teacher's tokenizer, or set training.objective to hard_targets."
+        )
+    temperature = spec.distillation_temperature
+    if temperature not in meta.temperatures:
+        made = ", ".join(f"{kept:g}" for kept in meta.temperatures)
+        raise TrainingError(
+            f"the soft targets were made for the distillation temperature {made}, but "
+            f"soft_targets.distillation_temperature is {temperature:g}, and the mass outside of "
+            "the stored tokens is not known there. Do score_soft_targets again at this temperature."
+        )
+    for setting in ("selection", "k"):
+        kept, wanted = getattr(meta, setting), getattr(spec, setting)
+        if kept != wanted:
+            raise TrainingError(
+                f"the soft targets were made with {setting} {kept!r}, but soft_targets.{setting} "
+                f"is {wanted!r}. Do score_soft_targets again with this setting."
+            )
+
+
+def at_temperature(
+    log_probs_NK: "Tensor", log_rest_N: "Tensor", temperature: float
+) -> tuple["Tensor", "Tensor"]:
+    """Return the log-probabilities of the stored tokens at T, and that of the rest.
+
+    Normalised, however the stored numbers were rounded: both sum to 1. See the module for the
+    algebra.
+
+    N = response tokens, K = stored tokens.
+
+    Args:
+        log_probs_NK: At T = 1, nats, any float dtype.
+        log_rest_N: Log of the mass outside of them at ``temperature``; -inf where there is none.
+        temperature: T > 0, no unit.
+
+    Returns:
+        [N, K] and [N], float32.
+
+    >>> import torch
+    >>> z = torch.tensor([[4.0, 2.0, 0.0]])
+    >>> rest = torch.log_softmax(z / 2, -1)[:, 2]
+    >>> log_p, _ = at_temperature(torch.log_softmax(z, -1)[:, :2], rest, 2.0)
+    >>> torch.allclose(log_p, torch.log_softmax(z / 2, -1)[:, :2])
+    True
+    """
+    import torch
+
+    log_rest_N = log_rest_N.float()
+    # log(1 - exp(x)) without cancellation near either end (Mächler 2012, the R package Rmpfr).
+    log_kept_N = torch.where(
+        log_rest_N > -0.6931,
+        torch.log(-torch.expm1(log_rest_N)),
+        torch.log1p(-torch.exp(log_rest_N)),
+    )
+    log_p_NK = torch.log_softmax(log_probs_NK.float() / temperature, dim=-1)
+    return log_p_NK + log_kept_N[:, None], log_rest_N

@@ -1,0 +1,310 @@
+"""The wire of soft targets: what a vLLM server is asked, and what its replies mean.
+
+    POST {root}/tokenize        messages -> token ids, by the server's own template
+    POST {root}/detokenize      token ids -> text
+    POST {base}/completions     token ids -> `prompt_logprobs` at each of them
+
+    400, 413, 422               RefusedRequest: another cut of the rows may pass
+    out of memory               TooMuch: fewer rows may pass
+    429                         RateLimited: waits, costs no attempt
+    408, 409, 425, 5xx          PassingFault: asked again
+    no such route or parameter  CannotShow: soft targets are impossible here
+    401, 402, 403, 404, 3xx     FatalReply: the run ends
+
+Source: vLLM 0.32, `entrypoints/serve/tokenize/protocol.py`,
+`entrypoints/openai/completion/protocol.py`, `v1/worker/gpu_model_runner.py`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillery.data.chat import Message
+from distillery.teacher.http.chat_api import (
+    FatalReply,
+    PassingFault,
+    RateLimited,
+    retry_after_s,
+    server_message,
+)
+from distillery.teacher.http.endpoint import Endpoint
+from schemas.teacher import OpenAITeacher
+
+LEAST_REST = 2.0**-23
+"""Least mass that is told apart from nothing: log-probabilities come in float32."""
+
+BYTES_PER_ENTRY = 80
+"""Of one token's entry in the JSON; measured: 66 with ids of 3 digits, 74 with 6."""
+
+_NO_SUCH_ROUTE = (404, 405, 501)
+_REFUSED = (400, 413, 422)
+_PASSING = (408, 409, 425)
+_RATE_LIMITED = 429
+_OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|\boom\b|cannot allocate memory", re.IGNORECASE)
+_TOO_MANY = re.compile(r"logprobs of (\d+), which is greater than max allowed: (\d+)")
+# More than rounding adds to a sum of probabilities.
+_MOST_MASS = 1.001
+# Fields of a chat request that decide how its messages become tokens.
+_RENDERING = ("add_special_tokens", "chat_template", "chat_template_kwargs", "tools")
+
+
+class RefusedRequest(Exception):
+    """The server will not do this request, however often it is asked."""
+
+
+class TooMuch(PassingFault):
+    """This attempt was more than the server could bear; fewer rows may not be."""
+
+
+class CannotShow(Exception):
+    """The server cannot show what soft targets need; the text goes after its address."""
+
+
+class Addresses:
+    """Where one server listens: `tokenize` stands at the root, not below `/v1`."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        url = endpoint.url
+        base = url.path.removesuffix("/chat/completions")
+        root = base.removesuffix("/v1")
+        self._name = f"{url.origin()}{root}"
+        self.completions = url.with_path(f"{base}/completions", keep_query=True)
+        self.tokenize = url.with_path(f"{root}/tokenize", keep_query=True)
+        self.detokenize = url.with_path(f"{root}/detokenize", keep_query=True)
+
+    def __str__(self) -> str:
+        """Return the root, without query."""
+        return self._name
+
+
+class Tokens(NamedTuple):
+    """Messages as the server's model reads them."""
+
+    ids: list[int]
+    """Token ids."""
+
+    max_model_len: int | None
+    """Most tokens that the server takes, the one it has to write included. None: not said."""
+
+
+class Probabilities(NamedTuple):
+    """The teacher's k most likely tokens at N positions of one row."""
+
+    ids_NK: NDArray[np.int32]
+    """Token ids, the most likely first."""
+
+    log_probs_NK: NDArray[np.float32]
+    """Their log-probabilities at T = 1, nats."""
+
+    log_rest_N: NDArray[np.float32]
+    """Log of the mass of all other tokens, at least log(LEAST_REST)."""
+
+
+def tokenize_body(
+    spec: OpenAITeacher, messages: list[Message], *, add_generation_prompt: bool
+) -> dict[str, Any]:
+    """Return the body that asks how ``messages`` become tokens, rendered as for a response."""
+    rendering = {name: spec.extra_body[name] for name in _RENDERING if name in spec.extra_body}
+    return {
+        **{name: value for name, value in rendering.items() if value is not None},
+        "model": spec.model,
+        "messages": messages,
+        "add_generation_prompt": add_generation_prompt,
+    }
+
+
+def completions_body(spec: OpenAITeacher, prompts: list[list[int]], k: int) -> dict[str, Any]:
+    """Return the body that asks for the ``k`` most likely tokens at each token of ``prompts``.
+
+    One token has to be written: vLLM refuses to write none.
+    """
+    return {
+        "model": spec.model,
+        "prompt": prompts,
+        "max_tokens": 1,
+        "temperature": 0,
+        "prompt_logprobs": k,
+    }
+
+
+def check_reply(path: str, status: int, retry_after: str | None, content: bytes) -> None:
+    """Return when a reply of ``path`` is what was asked for.
+
+    Raises:
+        RefusedRequest, TooMuch, RateLimited, PassingFault, CannotShow, FatalReply: It is not; see
+            the table above.
+    """
+    if status == 200:
+        return
+    text = content.decode("utf-8", "replace")
+    message = f"status {status}: {server_message(text)}"
+    if status >= 500 and _OUT_OF_MEMORY.search(text):
+        raise TooMuch(message, status=status)
+    if status in _NO_SUCH_ROUTE and not _names_an_error(text):
+        raise CannotShow(
+            f"has no {path} ({message!r}), so it is no vLLM server or hides it. Serve the teacher "
+            "with vLLM, its root reachable, or set training.objective to hard_targets."
+        )
+    if status == 400 and (limit := _TOO_MANY.search(text)):
+        raise _above_the_limit(k=int(limit[1]), most=int(limit[2]))
+    if status in _REFUSED:
+        raise RefusedRequest(message)
+    if status == _RATE_LIMITED:
+        raise RateLimited(message, retry_after_s(retry_after))
+    if status in _PASSING or status >= 500:
+        raise PassingFault(message, status=status)
+    raise FatalReply(message, status)
+
+
+def _names_an_error(text: str) -> bool:
+    """Return whether vLLM itself says what is missing, such as the model; a router does not."""
+    try:
+        return "error" in json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _above_the_limit(*, k: int, most: int) -> CannotShow:
+    return CannotShow(
+        f"shows at most {most} tokens per position, fewer than training.soft_targets.k={k}. Start "
+        f"vLLM with '--max-logprobs {k}', or lower training.soft_targets.k to {most}."
+    )
+
+
+def read_tokens(content: bytes) -> Tokens:
+    """Return the token ids that a reply of `/tokenize` holds.
+
+    Raises:
+        PassingFault: It holds none.
+    """
+    try:
+        body = json.loads(content)
+        ids = body["tokens"]
+        most = body.get("max_model_len")
+        if not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
+            raise TypeError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise _unreadable("token ids", content) from None
+    return Tokens(ids, most if type(most) is int else None)
+
+
+def read_text(content: bytes) -> str:
+    """Return the text that a reply of `/detokenize` holds.
+
+    Raises:
+        PassingFault: It holds none.
+    """
+    try:
+        text = json.loads(content)["prompt"]
+        if not isinstance(text, str):
+            raise TypeError
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _unreadable("text", content) from None
+    return text
+
+
+def read_probabilities(
+    content: bytes, prompts: Sequence[list[int]], starts: Sequence[int], k: int
+) -> list[Probabilities]:
+    """Return the probabilities of each prompt's tokens from its start on.
+
+    Objects become arrays while they are read: as dictionaries they take several times the text.
+
+    Args:
+        content: A reply of `/v1/completions`.
+        prompts: The token ids that were sent.
+        starts: For each prompt its first position that counts, at least 1: nothing comes before
+            position 0, so nothing predicts it.
+        k: Tokens kept per position. The server adds the prompt's own token, which is left out
+            unless it is among them.
+
+    Raises:
+        PassingFault: The body is no completion of these prompts.
+        CannotShow: It holds no log-probabilities, or too few.
+    """
+    try:
+        choices = json.loads(content, object_hook=_compact)["choices"]
+        by_index = {choice["index"]: choice for choice in choices}
+        shown = [by_index[index].get("prompt_logprobs") for index in range(len(prompts))]
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise _unreadable("completion of each prompt", content) from None
+    if any(positions is None for positions in shown):
+        raise CannotShow(
+            "answers without prompt_logprobs, so it shows no probabilities. Serve the teacher "
+            "with vLLM, or set training.objective to hard_targets."
+        )
+    return [
+        _probabilities(positions, prompt, start, k)
+        for positions, prompt, start in zip(shown, prompts, starts, strict=True)
+    ]
+
+
+class _Position(NamedTuple):
+    """What is shown at one position, the best rank first: k entries, or one more."""
+
+    ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+
+
+def _compact(found: dict[str, Any]) -> Any:
+    """Return a JSON object; as a tuple when it is one token's entry, a position when it has those.
+
+    JSON itself never gives tuples.
+    """
+    if "logprob" in found:
+        return (found["rank"], found["logprob"])
+    if not found or any(type(value) is not tuple for value in found.values()):
+        return found
+    ranked = sorted((*entry, int(token)) for token, entry in found.items())
+    return _Position(
+        np.array([token for _, _, token in ranked], np.int32),
+        np.array([log_prob for _, log_prob, _ in ranked], np.float32),
+    )
+
+
+def _probabilities(positions: Any, prompt: list[int], start: int, k: int) -> Probabilities:
+    if not isinstance(positions, list) or len(positions) != len(prompt):
+        raise PassingFault(f"probabilities that do not go with the {len(prompt)} tokens sent")
+    kept = positions[start:]
+    if any(type(position) is not _Position for position in kept):
+        raise PassingFault("positions without probabilities")
+    if (fewest := min(len(position.ids) for position in kept)) < k:
+        raise _above_the_limit(k=k, most=fewest)
+    for token, position in zip(prompt[start:], kept, strict=True):
+        if token not in position.ids:
+            raise PassingFault(f"probabilities without the token {token}, which was sent")
+    ids_NK = np.stack([position.ids[:k] for position in kept])
+    log_probs_NK = np.stack([position.log_probs[:k] for position in kept])
+    return Probabilities(ids_NK, log_probs_NK, log_rest(log_probs_NK))
+
+
+def log_rest(log_probs_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the log of the mass beyond the given tokens: log(1 - sum of exp), [N].
+
+    The sum is exact to the float32 of its terms only: a rest below LEAST_REST is rounding, often
+    negative, and becomes LEAST_REST. No loss can tell that from the truth.
+
+    Raises:
+        CannotShow: These are no log-probabilities: their mass is above 1, or not finite.
+
+    >>> half = np.log(np.array([[0.25, 0.25], [0.5, 0.5]], np.float32))
+    >>> log_rest(half).round(2).tolist()
+    [-0.6899999976158142, -15.9399995803833]
+    """
+    mass_N = np.exp(log_probs_NK.astype(np.float64)).sum(axis=1)
+    if not (mass_N < _MOST_MASS).all():
+        raise CannotShow(
+            f"shows numbers that are no log-probabilities: their mass is {mass_N.max():.3g}. Start "
+            "vLLM with --logprobs-mode raw_logprobs, its default."
+        )
+    rest_N: NDArray[np.float64] = np.maximum(1.0 - mass_N, LEAST_REST)
+    return np.log(rest_N).astype(np.float32)
+
+
+def _unreadable(wanted: str, content: bytes) -> PassingFault:
+    said = server_message(content[:2000].decode("utf-8", "replace"))
+    return PassingFault(f"a body without {wanted}: {said}", status=200)

@@ -1,0 +1,148 @@
+"""Refuse what cannot work before anything is read, asked or trained."""
+
+import re
+from collections.abc import Callable
+
+from distillery.storage.fingerprint import model_identity, tokenizer_identity
+from distillery.task_types.answer_formats import check_answer_format
+from distillery.task_types.classification import refuse_unsupported_task
+from distillery.teacher.http.keys import read_key
+from schemas.data import DataSpec
+from schemas.errors import DistilleryError, RecipeError
+from schemas.execution import StoreSpec
+from schemas.student import PretrainedStudent, StudentSpec
+from schemas.task import TaskSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.training import TrainingSpec
+
+
+class _Problems:
+    """What is wrong with a recipe, one line each."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def collect(self, check: Callable[..., object], *args: object, **named: object) -> None:
+        """Note what ``check`` raises."""
+        try:
+            check(*args, **named)
+        except DistilleryError as error:
+            self.lines.append(str(error))
+
+    def refuse(self) -> None:
+        """Raise one RecipeError with all lines; return when there is none."""
+        if self.lines:
+            raise RecipeError("\n".join(self.lines))
+
+
+def check_recipe(
+    task: TaskSpec, data: DataSpec, teacher: TeacherSpec, student: StudentSpec, store: StoreSpec
+) -> None:
+    """Return when the sections fit together; otherwise raise one error with all that does not.
+
+    Raises:
+        RecipeError: Each problem on its own line, with the one thing to do.
+    """
+    problems = _Problems()
+    problems.collect(refuse_unsupported_task, task)
+    problems.collect(check_answer_format, task)
+    _check_teacher(problems, teacher)
+    if isinstance(student, PretrainedStudent):
+        problems.collect(model_identity, student.model, student.revision, role="student")
+    elif student.tokenizer is not None:
+        problems.collect(tokenizer_identity, student.tokenizer)
+    problems.lines += _missing_prompts(data)
+    if data.gold is None and not isinstance(student, PretrainedStudent):
+        problems.lines.append(
+            "data.gold is missing, so a from-scratch student has no baseline to be compared with. "
+            "Add the labelled rows that you have."
+        )
+    problems.lines += _missing_test(data) + _missing_references(data) + _unusable_ledger(store)
+    problems.refuse()
+
+
+def check_generation_recipe(
+    task: TaskSpec, data: DataSpec, teacher: TeacherSpec, store: StoreSpec
+) -> None:
+    """Return when a teacher can answer the prompts; otherwise raise one error with all problems.
+
+    Labelled rows are not needed: nothing is trained, and nobody is compared.
+
+    Raises:
+        RecipeError: Each problem on its own line, with the one thing to do.
+    """
+    problems = _Problems()
+    problems.collect(check_answer_format, task)
+    _check_teacher(problems, teacher)
+    problems.lines += _missing_prompts(data) + _missing_references(data) + _unusable_ledger(store)
+    problems.refuse()
+
+
+def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec) -> None:
+    """Return when a teacher can be trained; otherwise raise one error with all that is wrong.
+
+    Raises:
+        RecipeError: Each problem on its own line, with the one thing to do.
+    """
+    check_answer_format(task)
+    problems = _Problems()
+    if training.objective == "soft_targets":
+        problems.lines.append(
+            "training.objective is 'soft_targets', but gold rows have no teacher's probabilities. "
+            "Set it to hard_targets."
+        )
+    if data.gold is None:
+        problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")
+    problems.lines += _missing_test(data) + _missing_references(data)
+    problems.refuse()
+
+
+def _check_teacher(problems: _Problems, teacher: TeacherSpec) -> None:
+    """Note a local model that is not there, or a key that is not set.
+
+    A secret is not looked up: it may be readable only where the teacher is asked.
+    """
+    if not isinstance(teacher, OpenAITeacher):
+        problems.collect(model_identity, teacher.model, teacher.revision, role="teacher")
+    elif teacher.api_key_env is not None:
+        problems.collect(read_key, teacher)
+
+
+def _missing_prompts(data: DataSpec) -> list[str]:
+    if data.train is not None:
+        return []
+    return ["data.train is missing, so the teacher has nothing to answer. Add it."]
+
+
+def _missing_test(data: DataSpec) -> list[str]:
+    if data.test is not None:
+        return []
+    return [
+        "data.test is missing, so there is nothing to compare the models on. Add labelled rows "
+        "that are in no other split."
+    ]
+
+
+def _unusable_ledger(store: StoreSpec) -> list[str]:
+    problems = []
+    if "://" in store.root and store.ledger_url is None:
+        problems.append(
+            f"store.root {store.root!r} is remote but store.ledger_url is missing: teacher "
+            "responses need a database that all hosts reach. Set it to a PostgreSQL URL."
+        )
+    if store.ledger_url and re.search(r"://[^/@:]*:(?!\$\{)[^@/]+@", store.ledger_url):
+        problems.append(
+            "store.ledger_url holds a password, which would stand in manifests and the UI. Write "
+            "${NAME} in its place, the name of an environment variable."
+        )
+    return problems
+
+
+def _missing_references(data: DataSpec) -> list[str]:
+    labelled = {"gold": data.gold, "test": data.test}
+    return [
+        f"data.{split}.columns.reference is missing, so no answer of this split can be scored. "
+        "Name the column with the right answers."
+        for split, source in labelled.items()
+        if source is not None and source.columns.reference is None
+    ]

@@ -1,0 +1,1 @@
+"""Where results live: the store, stages and their manifests, fingerprints, checkpoints."""

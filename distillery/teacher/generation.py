@@ -1,0 +1,318 @@
+"""Generation: the teacher answers the training and validation prompts, chunk by chunk.
+
+A chunk first looks into the ledger, then claims and asks what is missing. The stage is sealed
+from the ledger when every prompt has a response in a final state.
+"""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
+from distillery.storage.store import Store
+from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
+from distillery.teacher.choice import Sample, choose
+from distillery.teacher.session import AskedFor, Progress, TeacherSession, Totals
+from schemas.errors import TeacherError
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
+from schemas.teacher import TeacherSpec
+
+if TYPE_CHECKING:
+    from distillery.ledger import Ledger, LedgerRow
+
+LOGIC_VERSION = 2
+ANSWERED_SPLITS = ("train", "validation")
+
+_NAMED_PROMPTS = 5
+_COLLECT_ROWS = 2048
+_COLUMNS = ["prompt_id", "split", "messages", "reference"]
+
+
+class Chunk(BaseModel):
+    """A run of prompts that one task has answered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prompts: DatasetRef
+    """The data set."""
+
+    start: int
+    """Position of the first row, counted over all splits."""
+
+    stop: int
+    """Position after the last row."""
+
+    num_rows: int
+    """Rows between them that are answered, those of `train` and `validation`."""
+
+
+def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) -> Stage:
+    """Return the stage that answers ``prompts``; where and how fast ``teacher`` runs is no part."""
+    schema = ResponseSchema.of(teacher, task)
+    samples = teacher.samples
+    choice = {"choice": samples.choice, "answer_format": task.answer_format}
+    return Stage(
+        name=StageName.GENERATE_RESPONSES,
+        logic_version=LOGIC_VERSION,
+        inputs={"prompts": prompts.fingerprint, "teacher": teacher_identity(teacher)},
+        spec={
+            "teacher": dataclasses.asdict(Sampling.of(teacher)),
+            "response_schema": schema and dataclasses.asdict(schema),
+            "num_samples": samples.num_samples,
+            **(choice if samples.num_samples > 1 else {}),
+        },
+    )
+
+
+def plan_chunks(prompts: DatasetRef, chunk_rows: int, store: StoreSpec) -> list[Chunk]:
+    """Return chunks of up to ``chunk_rows`` training and validation prompts, in order.
+
+    Only the column `split` is read.
+    """
+    chunks: list[Chunk] = []
+    start = stop = num_rows = position = 0
+    for batch in Store(store.root).dataset(prompts).to_batches(columns=["split"]):
+        for split in batch.column("split").to_pylist():
+            position += 1
+            if split not in ANSWERED_SPLITS:
+                continue
+            if num_rows == chunk_rows:
+                chunks.append(Chunk(prompts=prompts, start=start, stop=stop, num_rows=num_rows))
+                num_rows = 0
+            if num_rows == 0:
+                start = position - 1
+            stop, num_rows = position, num_rows + 1
+    if num_rows:
+        chunks.append(Chunk(prompts=prompts, start=start, stop=stop, num_rows=num_rows))
+    return chunks
+
+
+def open_session(
+    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
+) -> TeacherSession:
+    """Return the session in which the chunks of ``prompts`` are answered; close it after use."""
+    purpose = generation_stage(prompts, teacher, task).fingerprint
+    return TeacherSession(teacher, store, purpose=purpose)
+
+
+def generate_chunk(
+    chunk: Chunk,
+    session: TeacherSession,
+    task: TaskSpec,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> dict[str, int]:
+    """Have the rows of ``chunk`` answered and return the number of responses by state.
+
+    What the ledger has is not asked. What another run is asking just now is waited for, or taken
+    over when that run dies. Every response is committed as it arrives, so nothing is lost when
+    this is killed. Rows with the same messages share one request.
+
+    Args:
+        chunk: Which rows.
+        session: Who answers; shared by all chunks.
+        task: What the responses have to look like.
+        on_progress: Called as responses arrive.
+
+    Raises:
+        RecipeError: The teacher cannot be used as the recipe describes it.
+        TeacherError: The teacher cannot answer anything.
+        BudgetError: A cap of `teacher.budget` is reached.
+        StoreError: Store or ledger cannot be read or written.
+    """
+    making = _Requests(session.teacher, task)
+    asked_for = AskedFor()
+    for batch in _slice(Store(session.store.root), chunk):
+        for row in batch.to_pylist():
+            if row["split"] in ANSWERED_SPLITS:
+                asked_for.add(making.of_row(row))
+    return session.answer(asked_for, on_progress=on_progress)
+
+
+def prompt_requests(
+    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
+) -> Iterator[Request]:
+    """Yield all requests for training and validation prompts, prompt by prompt, every sample."""
+    making = _Requests(teacher, task)
+    for batch in Store(store.root).batches(
+        prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS
+    ):
+        for row in batch.select(_COLUMNS).to_pylist():
+            yield from making.of_row(row)
+
+
+def collect_responses(
+    stage: Stage,
+    prompts: DatasetRef,
+    teacher: TeacherSpec,
+    task: TaskSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+    totals: Totals,
+) -> StageResult:
+    """Return the sealed stage with the output `responses`, one row per prompt, in order.
+
+    Args:
+        stage: What :func:`generation_stage` gives.
+        prompts: The prompts that were answered.
+        teacher: Who answered.
+        task: Which sample is chosen may depend on it.
+        store: Store and ledger.
+        execution: How the run is carried out.
+        totals: What the asking took; kept in the manifest as `facts.generation`.
+
+    Raises:
+        TeacherError: Some prompts have no response in a final state; the stage stays unsealed.
+    """
+    from distillery.ledger import Ledger
+    from schemas.frames import ResponseFrame, arrow_schema
+
+    def work(attempt: Attempt) -> None:
+        with Ledger.open(store) as ledger:
+            collection = _Collection(teacher, task, ledger)
+            batches = collection.batches(Store(store.root), prompts)
+            attempt.write_rows("responses", batches, arrow_schema(ResponseFrame))
+        if collection.num_missing:
+            raise TeacherError(collection.missing_message(totals))
+        attempt.counts |= {
+            **collection.by_state,
+            "from_ledger": totals.from_ledger,
+            "asked": totals.asked,
+        }
+        # The asking went on before this attempt at collecting.
+        attempt.timings_s["asking"] = attempt.timings_s["total"] = totals.seconds or 0.0
+        attempt.cost, attempt.currency = totals.cost, totals.currency
+        attempt.facts["generation"] = totals.facts() | {
+            "models_reported": [*sorted(collection.models_reported)]
+        }
+
+    return run_stage(stage, store, execution, work)
+
+
+class _Requests:
+    """Makes the requests of a row."""
+
+    def __init__(self, teacher: TeacherSpec, task: TaskSpec) -> None:
+        self._identity = teacher_identity(teacher)
+        self._sampling = Sampling.of(teacher)
+        self._schema = ResponseSchema.of(teacher, task)
+        self._num_samples = teacher.samples.num_samples
+
+    def of_row(self, row: dict[str, Any]) -> list[Request]:
+        """Return one request per sample."""
+        messages = json.loads(row["messages"])
+        return [
+            make_request(
+                self._identity,
+                messages,
+                self._sampling,
+                response_schema=self._schema,
+                sample_index=sample_index,
+                prompt_id=row["prompt_id"],
+            )
+            for sample_index in range(self._num_samples)
+        ]
+
+
+class _Collection:
+    """Joins prompts with their responses, batch by batch, and counts on the way."""
+
+    def __init__(self, teacher: TeacherSpec, task: TaskSpec, ledger: "Ledger") -> None:
+        self._making = _Requests(teacher, task)
+        self._max_new_tokens = teacher.max_new_tokens
+        self._choice, self._task = teacher.samples.choice, task
+        self._ledger = ledger
+        self.by_state: collections.Counter[str] = collections.Counter()
+        self.models_reported: set[str] = set()
+        self.num_missing = 0
+        self._first_missing: list[str] = []
+
+    def batches(self, store: Store, prompts: DatasetRef) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the output; rows without a response are counted and left out."""
+        import pandas as pd
+
+        from schemas.frames import ResponseFrame, arrow_schema, check_frame
+
+        schema = arrow_schema(ResponseFrame)
+        for batch in store.batches(prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS):
+            rows = batch.select(_COLUMNS).to_pylist()
+            hashes = [[request.request_hash for request in self._making.of_row(r)] for r in rows]
+            found = self._final(hashes)
+            joined = []
+            for row, wanted in zip(rows, hashes, strict=True):
+                if all(request_hash in found for request_hash in wanted):
+                    joined.append(self._join(row, [found[h] for h in wanted]))
+                else:
+                    self._note_missing(row)
+            if joined:
+                frame = pd.DataFrame(joined, columns=schema.names)
+                frame["agreement"] = frame["agreement"].astype("float64")
+                check_frame(frame, ResponseFrame)
+                yield pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False)
+
+    def _final(self, hashes: list[list[str]]) -> dict[str, "LedgerRow"]:
+        rows = self._ledger.get({request_hash for wanted in hashes for request_hash in wanted})
+        return {h: row for h, row in rows.items() if row.is_final(self._max_new_tokens)}
+
+    def _note_missing(self, row: dict[str, Any]) -> None:
+        self.num_missing += 1
+        if len(self._first_missing) < _NAMED_PROMPTS:
+            self._first_missing.append(row["prompt_id"])
+
+    def _join(self, row: dict[str, Any], responses: list["LedgerRow"]) -> dict[str, Any]:
+        """Return one row of the output. Tokens that the endpoint did not count are 0."""
+        index, agreement = 0, None
+        if len(responses) > 1:
+            samples = [Sample(response.state, response.text) for response in responses]
+            chosen = choose(samples, self._choice, task=self._task, reference=row["reference"])
+            index, agreement = chosen.index, chosen.agreement
+        response = responses[index]
+        self.by_state[response.state] += 1
+        self.models_reported |= {r.model_reported for r in responses if r.model_reported}
+        return {
+            **{name: row[name] for name in ("prompt_id", "split", "messages")},
+            "response": response.text,
+            "state": response.state,
+            "prompt_tokens": response.prompt_tokens or 0,
+            "completion_tokens": response.completion_tokens or 0,
+            "request_hash": response.request_hash,
+            "sample_index": index,
+            "agreement": agreement,
+            "repaired": response.repaired,
+        }
+
+    def missing_message(self, totals: Totals) -> str:
+        """Return what to say about prompts without a response."""
+        num_rows = self.num_missing + self.by_state.total()
+        last = f" Last error: {totals.last_error!r}." if totals.last_error else ""
+        return (
+            f"{self.num_missing} of {num_rows} prompts have no response yet, the first of them "
+            f"{self._first_missing}.{last} The {self.by_state.total()} finished responses are "
+            "kept. Run again: only the missing ones are asked."
+        )
+
+
+def _slice(store: Store, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+    """Yield the rows from ``chunk.start`` to ``chunk.stop``.
+
+    Row groups outside are skipped by their footers: with a thousand chunks, reading the data set
+    up to each chunk would read it five hundred times.
+    """
+    position = 0
+    for fragment in store.dataset(chunk.prompts).get_fragments():
+        for group in fragment.split_by_row_group():
+            num_rows = group.row_groups[0].num_rows
+            first, last = chunk.start - position, chunk.stop - position
+            position += num_rows
+            if first >= num_rows or last <= 0:
+                continue
+            table = group.to_table(columns=_COLUMNS)
+            first, last = max(first, 0), min(last, num_rows)
+            yield from table.slice(first, last - first).to_batches()

@@ -1,0 +1,1 @@
+"""The adaptive client of an OpenAI-compatible endpoint."""

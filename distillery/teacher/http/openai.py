@@ -1,0 +1,81 @@
+"""A teacher behind an OpenAI-compatible chat endpoint."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distillery.teacher.budget import Budget
+from distillery.teacher.http.channel import Channel, open_channel
+from distillery.teacher.http.endpoint import Endpoint
+from distillery.teacher.protocol import Activity, OnResponse, Request, Tally, teacher_identity
+from schemas.teacher import OpenAITeacher
+
+
+class EndpointTeacher:
+    """Asks an OpenAI-compatible endpoint, together with all others of this process that do."""
+
+    def __init__(
+        self,
+        spec: OpenAITeacher,
+        *,
+        budget: Budget | None = None,
+        processes: Callable[[], int] = lambda: 1,
+        backoff_s: float = 0.5,
+    ) -> None:
+        """Describe the teacher; nothing is sent yet.
+
+        Args:
+            spec: Which endpoint.
+            budget: What its responses may cost.
+            processes: Says how many processes ask it now; each keeps to its share of the limits.
+            backoff_s: Bounds the first pause before a request is sent again; each next is doubled.
+        """
+        self._spec, self._processes, self._backoff_s = spec, processes, backoff_s
+        self._budget = budget or Budget(spec.budget, spec.price, num_tokens=0, cost=0.0)
+        self._opened = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return who serves what; never where."""
+        return teacher_identity(self._spec)
+
+    @property
+    def activity(self) -> Activity:
+        """Return what is going on at the endpoint, for all callers of this process."""
+        channel = self._channel
+        return channel.activity if channel else Activity()
+
+    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
+        """Ask all requests and hand over each response, those that failed too.
+
+        The first request to an endpoint goes alone until it is answered, 0.2 s at most, so that
+        a wrong key or address costs one.
+
+        Raises:
+            RecipeError: Address or key cannot be used; nothing has been sent.
+            TeacherError: The endpoint cannot be reached, refuses the key, does not know the
+                model, refuses every request, or has gone away.
+            BudgetError: A cap keeps the rest from being asked.
+        """
+        if not requests:
+            return Tally()
+        return self._open().run(requests, on_response, self._budget)
+
+    def close(self) -> None:
+        """Close the connections, unless others of this process use them."""
+        with self._lock:
+            self._channel = None
+            self._opened.close()
+
+    def _open(self) -> Channel:
+        """Return the channel; opened when it is first needed, so that ledger hits need no key."""
+        with self._lock:
+            if self._channel is None:
+                endpoint = Endpoint(self._spec)
+                opened = open_channel(endpoint, backoff_s=self._backoff_s)
+                self._channel = self._opened.enter_context(opened)
+                self._opened.enter_context(self._channel.sharing(self._processes))
+            return self._channel

@@ -1,0 +1,310 @@
+"""A teacher that is loaded here with transformers."""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from distillery.models.local import Answer, LocalModel
+from distillery.storage.fingerprint import sha256
+from distillery.teacher.protocol import (
+    Activity,
+    Message,
+    OnResponse,
+    Request,
+    Response,
+    State,
+    Tally,
+    response_state,
+    teacher_identity,
+)
+from distillery.teacher.repair import repair_messages, schema_violation
+from schemas.errors import TeacherError
+from schemas.teacher import TransformersTeacher
+
+_EMPTY_ATTEMPTS = 3  # in all, at a prompt whose sampled response has no text
+# Apart by more than any sample index, so that no attempt draws what another sample draws.
+_SEED_PER_SAMPLE = 1_000_003
+_SEED_PER_ATTEMPT = 7_919 * _SEED_PER_SAMPLE
+
+
+@dataclasses.dataclass
+class _Loaded:
+    """The one model that this process holds, so that chunk tasks share a load."""
+
+    key: str | None = None
+    model: LocalModel | None = None
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+_loaded = _Loaded()
+
+
+def release_models() -> None:
+    """Drop the loaded teacher, so that training in this process has the memory."""
+    with _loaded.lock:
+        _drop()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Try:
+    """One request on its way: what is asked next, and what was spent on it before."""
+
+    request: Request
+    messages: list[Message]
+    """The conversation that is asked; with a repair, longer than the request's."""
+
+    attempts: int = 0
+    """Attempts made so far."""
+
+    read: int = 0
+    """Tokens read in them."""
+
+    written: int = 0
+    """Tokens written in them."""
+
+    broken: Response | None = None
+    """The response that is being repaired."""
+
+
+class LocalTeacher:
+    """Answers with a model of this process, one batch at a time."""
+
+    def __init__(self, spec: TransformersTeacher) -> None:
+        """Describe the teacher; it is loaded when it is first asked."""
+        self._spec = spec
+        self._in_flight = 0
+        self._retries = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return the hash of the weights, or the pinned hub id, and the precision."""
+        return teacher_identity(self._spec)
+
+    @property
+    def activity(self) -> Activity:
+        """Return how many requests are in the batch that is being answered."""
+        return Activity(
+            in_flight=self._in_flight, limit=self._spec.batch_size, retries=self._retries
+        )
+
+    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
+        """Answer all requests; a batch is kept for good before the next one is generated.
+
+        Tasks that share the process wait for each other here. A sampled response without text is
+        asked for again, one that breaks its schema is asked to be repaired. A prompt that is no
+        text, or leaves the model no room for an answer, is `refused`.
+
+        Raises:
+            RecipeError: The model cannot be loaded, or its chat template refuses the messages.
+            TeacherError: A batch does not fit into memory.
+        """
+        odd = [_refused(r, error) for r in requests if (error := _not_text(r.messages))]
+        _hand_over(odd, on_response)
+        refused = {response.request.request_hash for response in odd}
+        waiting = [request for request in requests if request.request_hash not in refused]
+        if not waiting:
+            return Tally()
+        waiting.sort(key=_alike)
+        with _loaded.lock:
+            retries_before = self._retries  # of callers whose turn was before
+            model = self._model()
+            for _, alike in itertools.groupby(waiting, key=_alike):
+                tries = [_Try(request, request.messages) for request in alike]
+                while tries:
+                    tries = self._round(model, tries, on_response)
+            return Tally(retries=self._retries - retries_before)
+
+    def close(self) -> None:
+        """Keep the model for the next one to ask; :func:`release_models` drops it."""
+
+    def _model(self) -> LocalModel:
+        """Return the loaded model; the caller holds the lock."""
+        spec = self._spec
+        key = sha256({"identity": self.identity, "device": spec.device})
+        if _loaded.key != key or _loaded.model is None:
+            _drop()  # first, as two may not fit
+            _loaded.model = LocalModel.load(
+                spec.model,
+                revision=spec.revision,
+                dtype=spec.dtype,
+                device=spec.device,
+                trust_remote_code=spec.trust_remote_code,
+            )
+            _loaded.key = key
+        return _loaded.model
+
+    def _round(self, model: LocalModel, tries: list[_Try], on_response: OnResponse) -> list[_Try]:
+        """Make one attempt at each of ``tries``, hand over what is done, and return the rest."""
+        again: list[_Try] = []
+        self._retries += sum(attempt.attempts > 0 for attempt in tries)
+        for batch in self._generate(model, tries):
+            outcomes = [_outcome(*answered, model.context_length) for answered in batch]
+            again += [outcome for outcome in outcomes if isinstance(outcome, _Try)]
+            _hand_over([o for o in outcomes if isinstance(o, Response)], on_response)
+        return again
+
+    def _generate(
+        self, model: LocalModel, tries: list[_Try]
+    ) -> Iterator[list[tuple[_Try, Answer, float]]]:
+        """Yield the answers to tries of the same sampling, batch by batch, with its seconds."""
+        request, attempts = tries[0].request, tries[0].attempts
+        sampling = request.sampling
+        batches = model.stream(
+            [attempt.messages for attempt in tries],
+            max_new_tokens=sampling.max_new_tokens,
+            batch_size=self._spec.batch_size,
+            sampling_temperature=sampling.sampling_temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed
+            + _SEED_PER_SAMPLE * request.sample_index
+            + _SEED_PER_ATTEMPT * attempts,
+        )
+        left = len(tries)
+        while left:
+            start = time.perf_counter()
+            self._in_flight = min(left, self._spec.batch_size)
+            try:
+                with self._memory_error_explained():
+                    batch = next(batches)
+            finally:
+                self._in_flight = 0
+            left -= len(batch)
+            latency_s = time.perf_counter() - start
+            yield [(tries[index], answer, latency_s) for index, answer in batch.items()]
+
+    @contextlib.contextmanager
+    def _memory_error_explained(self) -> Iterator[None]:
+        import torch
+
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise TeacherError(
+                f"the GPU ran out of memory at teacher.batch_size={self._spec.batch_size}. "
+                "Responses so far are kept. Lower teacher.batch_size and run again."
+            ) from error
+
+
+def _alike(request: Request) -> tuple[float, ...]:
+    """Return what requests of one batch have in common."""
+    return (*dataclasses.astuple(request.sampling), request.sample_index)
+
+
+def _hand_over(responses: list[Response], on_response: OnResponse) -> None:
+    """Hand responses over and wait until they are kept for good."""
+    kept: list[Future[None]] = [on_response(response) for response in responses]
+    for future in kept:
+        future.result()
+
+
+def _outcome(
+    asked: _Try, answer: Answer, latency_s: float, context_length: int | None
+) -> Response | _Try:
+    """Return the final response to a request, or the next attempt at it."""
+    request = asked.request
+    if answer.completion_tokens == 0 and answer.finish_reason == "length":  # no room for one
+        return asked.broken or _refused(
+            request,
+            f"the prompt has {answer.prompt_tokens} tokens, and the teacher's context of "
+            f"{context_length} leaves no room for an answer",
+        )
+    response = Response(
+        request=request,
+        state=response_state(answer.text, answer.finish_reason),
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        latency_s=latency_s,
+        attempts=asked.attempts + 1,
+        repaired=asked.broken is not None,
+        billed_prompt_tokens=asked.read + answer.prompt_tokens,
+        billed_completion_tokens=asked.written + answer.completion_tokens,
+    )
+    if asked.broken is not None:
+        return _repaired(response, asked.broken)
+    if response.state == "empty" and _may_differ_next_time(response):
+        return _next_try(response, request.messages)
+    violation = _violation(response)
+    if violation is None:
+        return response
+    broken = dataclasses.replace(response, state="malformed", error=violation)
+    return _next_try(response, repair_messages(request, response.text, violation), broken)
+
+
+def _next_try(response: Response, messages: list[Message], broken: Response | None = None) -> _Try:
+    return _Try(
+        response.request,
+        messages,
+        attempts=response.attempts,
+        read=response.billed_prompt_tokens,
+        written=response.billed_completion_tokens,
+        broken=broken,
+    )
+
+
+def _may_differ_next_time(response: Response) -> bool:
+    """Return whether asking again may give another text; greedy decoding repeats itself."""
+    is_sampled = response.request.sampling.sampling_temperature > 0
+    return is_sampled and response.attempts < _EMPTY_ATTEMPTS
+
+
+def _violation(response: Response) -> str | None:
+    """Return what breaks the schema of a whole response; a cut one is `truncated` anyway."""
+    schema = response.request.response_schema
+    if schema is None or response.state != "ok":
+        return None
+    return schema_violation(response.text, schema)
+
+
+def _repaired(response: Response, broken: Response) -> Response:
+    """Return the response to a request for repair; the broken one where that is empty or cut."""
+    if response.state == "ok":
+        violation = _violation(response)
+        state: State = "malformed" if violation else "ok"
+        return dataclasses.replace(response, state=state, error=violation)
+    return dataclasses.replace(
+        broken,
+        attempts=response.attempts,
+        billed_prompt_tokens=response.billed_prompt_tokens,
+        billed_completion_tokens=response.billed_completion_tokens,
+    )
+
+
+def _refused(request: Request, error: str) -> Response:
+    return Response(request=request, state="refused", text="", error=error)
+
+
+def _not_text(messages: list[Message]) -> str | None:
+    r"""Return why no tokenizer could read ``messages``, or None: half a character is no text.
+
+    >>> _not_text([{"role": "user", "content": "half an emoji: \ud83d"}])
+    'message 0 has a lone surrogate (U+D83D) at character 15, which is no text'
+    """
+    for number, message in enumerate(messages):
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            half = ord(message["content"][error.start])
+            return (
+                f"message {number} has a lone surrogate (U+{half:04X}) at character "
+                f"{error.start}, which is no text"
+            )
+    return None
+
+
+def _drop() -> None:
+    """Drop the loaded model; the caller holds the lock."""
+    if _loaded.model is None:
+        return
+    _loaded.key = _loaded.model = None
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,149 @@
+"""A teacher's responses for people: a summary of what they took, and a JSONL file."""
+
+import contextlib
+import json
+import tempfile
+import typing
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from distillery.storage.store import Store
+from distillery.teacher.protocol import State
+from schemas.data import DataSpec, FileSource
+from schemas.errors import RecipeError, StoreError
+from schemas.refs import DatasetRef
+from schemas.teacher import OpenAITeacher, TeacherSpec
+
+_JSONL_COLUMNS = (
+    "prompt_id",
+    "split",
+    "state",
+    "response",
+    "prompt_tokens",
+    "completion_tokens",
+    "sample_index",
+    "agreement",
+    "repaired",
+)
+
+_HINTS = {"truncated": "; raise teacher.max_new_tokens and only these are asked again"}
+
+
+def summary(
+    counts: dict[str, int],
+    facts: dict[str, Any],
+    teacher: TeacherSpec,
+    *,
+    reused_from: datetime | None = None,
+) -> list[tuple[str, str]]:
+    """Return what the responses took, as pairs of a label and its value.
+
+    Args:
+        counts: The counts of the stage's manifest.
+        facts: Its `facts.generation`.
+        teacher: Who answered.
+        reused_from: When the responses were made, if they were there before.
+    """
+    states = {state: counts[state] for state in typing.get_args(State) if state in counts}
+    lines = [("responses", f"{sum(states.values()):,}")]
+    if reused_from is not None:
+        made = f"{reused_from:%Y-%m-%d %H:%M:%S} UTC"
+        lines = [("reused", f"all; asked nothing. Made {made}, with:"), *lines]
+    lines += [
+        (f"  {state}", f"{count:,}{_HINTS.get(state, '') if count else ''}")
+        for state, count in states.items()
+    ]
+    repairs = [("repairs", f"{facts['repaired']:,} tried")] if facts.get("repaired") else []
+    lines += [
+        ("asked", f"{counts.get('asked', 0):,} requests"),
+        ("from the ledger", f"{counts.get('from_ledger', 0):,} responses"),
+        ("retries", f"{_count(facts, 'retries')}; 429s {_count(facts, 'rate_limited')}"),
+        *repairs,
+        (
+            "tokens",
+            f"{_count(facts, 'prompt_tokens')} read, {_count(facts, 'completion_tokens')} written",
+        ),
+        ("cost", _cost(facts, teacher)),
+    ]
+    if facts.get("rows_per_s") is not None:
+        pace = f"{facts['rows_per_s']:,.4g} rows/s over {facts['seconds']:,.1f} s"
+        lines.append(("rate", pace))
+    return lines
+
+
+def _count(facts: dict[str, Any], name: str) -> str:
+    value = facts.get(name)
+    return "unknown" if value is None else f"{value:,}"
+
+
+def _cost(facts: dict[str, Any], teacher: TeacherSpec) -> str:
+    """Return the cost in words, with what the ledger saved at the same price."""
+    if facts.get("cost") is None:
+        is_priced = isinstance(teacher, OpenAITeacher)
+        return "unknown: set teacher.price" if is_priced else "none: the teacher runs here"
+    paid = money(facts["cost"], facts["currency"])
+    if facts.get("saved_cost") is None:
+        return paid
+    return f"{paid}; saved by the ledger: {money(facts['saved_cost'], facts['currency'])}"
+
+
+def money(amount: float, currency: str) -> str:
+    """Return an amount in words, small ones with more digits.
+
+    >>> money(1234.5, "EUR"), money(0.0312, "USD"), money(0, "USD")
+    ('1,234.50 EUR', '0.0312 USD', '0.00 USD')
+    """
+    digits = 4 if 0 < amount < 1 else 2
+    return f"{amount:,.{digits}f} {currency}"
+
+
+def check_jsonl(path: Path, data: DataSpec) -> None:
+    """Return when a file can be made at ``path``; asked before money is spent.
+
+    Raises:
+        RecipeError: It is one of the files that ``data`` reads.
+        StoreError: Its folder is not there, or nothing can be written into it.
+    """
+    sources = (data.train, data.validation, data.gold, data.test)
+    if path.resolve() in {Path(s.path).resolve() for s in sources if isinstance(s, FileSource)}:
+        raise RecipeError(
+            f"--jsonl {str(path)!r} is a file that the recipe reads, and would be lost. Name "
+            "another one."
+        )
+    with _named_errors(path), tempfile.TemporaryFile(dir=path.parent):
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+
+
+def write_jsonl(responses: DatasetRef, store: Store, path: Path) -> int:
+    """Write one JSON object per response to ``path`` and return how many; rows are streamed.
+
+    The file appears in one piece, when all of it is written.
+
+    Raises:
+        StoreError: It cannot be written, or the responses are gone from the store.
+    """
+    columns = [name for name in _JSONL_COLUMNS if name in responses.columns]
+    num_rows = 0
+    with _named_errors(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        partial = Path(scratch, path.name)
+        with partial.open("w", encoding="utf-8") as file:
+            for batch in store.batches(responses):
+                for row in batch.select(columns).to_pylist():
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    num_rows += 1
+        partial.replace(path)
+    return num_rows
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {str(path)!r}: {error.strerror}. Name a file in a folder that exists "
+            "and can be written to."
+        ) from error

@@ -1,0 +1,127 @@
+"""The objective is what the recipe says or the best that is possible, and the reason is told."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from distillery.objectives.choice import choose_objective
+from schemas.errors import RecipeError
+from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.teacher import OpenAITeacher, TransformersTeacher
+from schemas.training import TrainingSpec
+from tests.fixtures_models import make_tiny_model
+
+AUTO = TrainingSpec(objective="auto")
+SOFT = TrainingSpec(objective="soft_targets")
+NEW_TOKENIZER = FromScratchStudent(
+    num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, vocab_size=320
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A teacher, a student of its family, and one with a token that the teacher does not have."""
+    from transformers import AutoTokenizer
+
+    root = tmp_path_factory.mktemp("models")
+    paths = {
+        name: str(make_tiny_model(root / name, seed=n))
+        for n, name in enumerate(("teacher", "kin", "stranger"))
+    }
+    tokenizer = AutoTokenizer.from_pretrained(paths["stranger"])
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(paths["stranger"])
+    return paths
+
+
+def test_hard_targets_stay_hard_and_nothing_is_opened() -> None:
+    nobody = TransformersTeacher(model="nowhere")
+    chosen = choose_objective(nobody, NEW_TOKENIZER, TrainingSpec())
+    assert chosen == (TrainingSpec(), "hard_targets: as the recipe says")
+
+
+def test_auto_is_soft_where_teacher_and_student_share_a_vocabulary(
+    models: dict[str, str],
+) -> None:
+    teacher = TransformersTeacher(model=models["teacher"])
+    for student in (
+        PretrainedStudent(model=models["kin"]),
+        NEW_TOKENIZER.model_copy(update={"tokenizer": models["teacher"]}),
+    ):
+        chosen = choose_objective(teacher, student, AUTO)
+        assert chosen.training == SOFT
+        assert chosen.because == "soft_targets: teacher and student share a vocabulary"
+        assert choose_objective(teacher, student, SOFT).because.endswith("as the recipe says")
+
+
+def test_auto_is_hard_for_a_student_with_another_vocabulary_and_the_log_says_why(
+    models: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = TransformersTeacher(model=models["teacher"])
+    with caplog.at_level(logging.INFO, logger="distillery.run"):
+        chosen = choose_objective(teacher, PretrainedStudent(model=models["stranger"]), AUTO)
+    assert chosen.training == TrainingSpec()
+    assert "first at 'zebra'" in chosen.because
+    assert "training.objective auto is hard_targets: the student's vocabulary" in caplog.text
+
+
+def test_soft_targets_that_cannot_be_are_refused_with_the_reason(models: dict[str, str]) -> None:
+    teacher = TransformersTeacher(model=models["teacher"])
+    with pytest.raises(RecipeError, match=r"'soft_targets', but the student's vocabulary \(\d+ to"):
+        choose_objective(teacher, PretrainedStudent(model=models["stranger"]), SOFT)
+    with pytest.raises(RecipeError, match=r"gets a new tokenizer.*Set student\.tokenizer to the f"):
+        choose_objective(teacher, NEW_TOKENIZER, SOFT)
+
+
+def test_more_targets_than_tokens_are_refused(models: dict[str, str]) -> None:
+    teacher = TransformersTeacher(model=models["teacher"])
+    many = AUTO.model_copy(update={"soft_targets": AUTO.soft_targets.model_copy(update={"k": 900})})
+    with pytest.raises(RecipeError, match=r"k=900 is more than the \d+ tokens of the student's vo"):
+        choose_objective(teacher, PretrainedStudent(model=models["kin"]), many)
+
+
+def test_an_endpoint_cannot_run_beside_the_student(models: dict[str, str]) -> None:
+    teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:9/v1")
+    online = SOFT.model_copy(
+        update={"soft_targets": SOFT.soft_targets.model_copy(update={"source": "online"})}
+    )
+    with pytest.raises(RecipeError, match=r"an endpoint cannot be\. Set it to offline, or"):
+        choose_objective(teacher, PretrainedStudent(model=models["kin"]), online)
+
+
+def test_a_provider_that_shows_no_probabilities_makes_auto_hard(models: dict[str, str]) -> None:
+    teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:9/v1", provider="openai")
+    chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), AUTO)
+    assert chosen.training.objective == "hard_targets"
+    assert "openai" in chosen.because
+
+
+def test_a_template_that_writes_responses_otherwise_makes_auto_hard(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    student = make_tiny_model(tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
+    tokenizer.save_pretrained(student)
+    teacher = TransformersTeacher(model=models["teacher"])
+    chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
+    assert chosen.training.objective == "hard_targets"
+    assert "writes the response 'Forty-two.' as 'Forty-two. .<|end|>'" in chosen.because
+
+
+def test_a_tokenizer_that_splits_text_otherwise_makes_auto_hard(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    student = make_tiny_model(tmp_path / "student")
+    file = student / "tokenizer.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw["model"]["merges"].reverse()
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    teacher = TransformersTeacher(model=models["teacher"])
+    chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
+    assert chosen.training.objective == "hard_targets"
+    assert "splits text in another way" in chosen.because

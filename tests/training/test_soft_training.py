@@ -1,0 +1,300 @@
+"""A student learns from its teacher's probabilities: stored, or made beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distillery.models.local import LocalModel
+from distillery.models.students import IGNORED, tokenize_row
+from distillery.objectives.soft.stage import score_soft_targets
+from distillery.storage.stage import StageResult
+from distillery.training import training_stage
+from schemas.errors import TrainingError
+from schemas.execution import StageName
+from schemas.refs import DatasetRef
+from schemas.soft_targets import SoftTargetSpec
+from schemas.student import FromScratchStudent
+from schemas.teacher import TransformersTeacher
+from schemas.training import TrainingSpec
+from tests.fixtures_models import make_tiny_model
+from tests.training.test_stage import INLINE, Bench, Killed, _die_at, _rows, _same
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+VOCABULARY = 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("teacher") / "tiny"))
+
+
+class School(Bench):
+    """Rows, a teacher and a student that shares its tokenizer."""
+
+    def __init__(self, root: Path, folder: str, num_train: int = 24) -> None:
+        super().__init__(root, _rows(num_train))
+        self.teacher = TransformersTeacher(model=folder, dtype="float32", device="cpu")
+        self.student = FromScratchStudent(
+            num_layers=1,
+            hidden_size=32,
+            intermediate_size=64,
+            num_heads=2,
+            max_length=64,
+            tokenizer=folder,
+            initializer_std=0.2,
+        )
+
+    def score(self, training: TrainingSpec) -> DatasetRef:
+        args = (self.training_rows, self.teacher, training, self.spec, INLINE)
+        return score_soft_targets(*args).dataset("soft_targets")
+
+    def teach(self, training: TrainingSpec, **named: Any) -> StageResult:
+        named = {"teacher": self.teacher} | named
+        if training.needs_soft_targets:
+            named = {"soft_targets": self.score(training)} | named
+        return self.train(self.student, training, **named)
+
+    def divergence(self, result: StageResult) -> tuple[float, float]:
+        """Return mean KL(teacher || student) over response tokens, and how often argmaxes agree."""
+        model, tokenizer = self.load(result)
+        teacher = LocalModel.load(self.teacher.model, device="cpu").model
+        nats: list[float] = []
+        agree: list[bool] = []
+        for row in self.rows:
+            if row["split"] != "train":
+                continue
+            tokens = tokenize_row(tokenizer, json.loads(row["messages"]), row["response"])
+            ids = torch.tensor([tokens.input_ids])
+            at = [n - 1 for n, label in enumerate(tokens.labels) if label != IGNORED]
+            with torch.no_grad():
+                log_p = teacher(ids).logits[0, at].log_softmax(-1)
+                log_q = model(ids).logits[0, at].log_softmax(-1)
+            nats += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
+            agree += (log_p.argmax(-1) == log_q.argmax(-1)).tolist()
+        return sum(nats) / len(nats), sum(agree) / len(agree)
+
+
+@pytest.fixture
+def school(tmp_path: Path, folder: str) -> School:
+    return School(tmp_path / "store", folder)
+
+
+def soft(**settings: Any) -> SoftTargetSpec:
+    return SoftTargetSpec(**({"k": VOCABULARY} | settings))
+
+
+BASE = TrainingSpec(
+    objective="soft_targets",
+    soft_targets=soft(),
+    learning_rate=1e-2,
+    batch_size=8,
+    epochs=2,
+    evaluations=3,
+    max_length=64,
+    device="cpu",
+)
+
+
+def with_(**changes: Any) -> TrainingSpec:
+    return BASE.model_copy(update=changes)
+
+
+def curve(result: StageResult) -> list[dict[str, float]]:
+    found: Any = result.manifest.facts["curve"]
+    return [entry for entry in found if "loss" in entry]
+
+
+def losses(result: StageResult) -> list[float]:
+    return [entry["loss"] for entry in curve(result)]
+
+
+def test_the_loss_that_is_logged_is_the_weighted_sum_of_its_parts(school: School) -> None:
+    training = with_(soft_targets=soft(hard_weight=0.25, soft_weight=2, k=5), learning_rate=1e-12)
+    for entry in curve(school.teach(training)):
+        expected = 0.25 * entry["hard_loss"] + 2 * entry["soft_loss"]
+        assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+        assert entry["soft_loss"] > 0
+
+
+@pytest.mark.parametrize("source", ["offline", pytest.param("online", marks=pytest.mark.slow)])
+def test_a_student_that_overfits_one_batch_agrees_with_its_teacher(
+    tmp_path: Path, folder: str, source: str
+) -> None:
+    school = School(tmp_path / "store", folder, num_train=8)
+    spec = soft(source=source, hard_weight=0, soft_weight=1)
+    training = with_(soft_targets=spec, epochs=150, patience=None, evaluations=1)
+    result = school.teach(training)
+    nats, agreement = school.divergence(result)
+    assert curve(result)[0]["soft_loss"] > 1
+    assert nats < 0.1
+    assert agreement > 0.95
+    assert curve(result)[-1]["soft_loss"] == pytest.approx(nats, abs=0.02)
+
+
+@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
+def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teaches(
+    school: School, temperature: float
+) -> None:
+    both = [
+        school.teach(with_(soft_targets=soft(source=source, distillation_temperature=temperature)))
+        for source in ("offline", "online")
+    ]
+    assert losses(both[0]) == pytest.approx(losses(both[1]), rel=2e-3)
+    assert both[0].manifest.fingerprint != both[1].manifest.fingerprint
+    assert "teacher" in both[1].manifest.inputs
+
+
+@pytest.mark.slow
+def test_draws_teach_about_what_all_probabilities_teach(school: School) -> None:
+    many = soft(selection="sampled", hard_weight=0)
+    drawn = curve(school.teach(with_(soft_targets=many, learning_rate=1e-12)))
+    whole = curve(school.teach(with_(soft_targets=soft(hard_weight=0), learning_rate=1e-12)))
+    for one, two in zip(drawn, whole, strict=True):
+        assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=0.1)
+
+
+WAYS: tuple[dict[str, Any], ...] = (
+    {"micro_batch_size": 1},
+    {"micro_batch_size": 2},
+    {"batching": "packed"},
+    {"gradient_checkpointing": True},
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "ways"),
+    [("offline", WAYS), pytest.param("online", WAYS[1:3], marks=pytest.mark.slow)],
+)
+def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
+    tmp_path: Path, folder: str, source: str, ways: tuple[dict[str, Any], ...]
+) -> None:
+    training = with_(soft_targets=soft(source=source), epochs=1)
+    one = School(tmp_path / "one", folder).teach(training)
+    for n, way in enumerate(ways):
+        two = School(tmp_path / str(n), folder).teach(training.model_copy(update=way))
+        assert one.manifest.fingerprint == two.manifest.fingerprint
+        assert losses(two) == pytest.approx(losses(one), rel=1e-5), way
+        best = two.manifest.facts["best_validation_loss"]
+        assert best == pytest.approx(one.manifest.facts["best_validation_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_half_precision_learns_nearly_the_same(school: School) -> None:
+    half = losses(school.teach(with_(dtype="bfloat16")))
+    whole = losses(school.teach(BASE))
+    assert half == pytest.approx(whole, rel=0.02)
+    assert half != whole
+
+
+def test_a_killed_soft_training_goes_on_with_the_very_same_losses(
+    school: School, tmp_path: Path, folder: str
+) -> None:
+    with pytest.raises(Killed):
+        school.teach(BASE, on_progress=_die_at(5))
+    result = school.teach(BASE)
+    assert result.manifest.facts["resumed_from_step"] == 4
+    other = School(tmp_path / "other", folder)
+    untouched = other.teach(BASE)
+    assert result.manifest.facts["curve"] == untouched.manifest.facts["curve"]
+    assert _same(school.weights(result), other.weights(untouched))
+
+
+def test_a_row_without_soft_targets_is_named(school: School, tmp_path: Path, folder: str) -> None:
+    fewer = School(tmp_path / "fewer", folder, num_train=5)
+    targets = fewer.score(BASE)
+    moved = targets.model_copy(update={"uri": "moved"})
+    school.store.upload("moved", Path(fewer.store.path(targets.uri)))
+    with pytest.raises(TrainingError, match=r"row '5' has no soft targets: .*force=\[score_soft"):
+        school.teach(BASE, soft_targets=moved)
+
+
+def test_soft_targets_of_other_settings_are_refused_by_name(school: School) -> None:
+    made = school.score(BASE)
+    for settings, named in (
+        ({"distillation_temperature": 3.0}, r"temperature 1, but .* is 3,"),
+        ({"k": 7}, r"with k 300, but soft_targets\.k is 7"),
+        ({"selection": "sampled"}, r"selection 'top_k', but .* 'sampled'"),
+    ):
+        with pytest.raises(TrainingError, match=named):
+            school.teach(with_(soft_targets=soft(**settings)), soft_targets=made)
+
+
+def test_soft_targets_of_another_tokenizer_are_refused_by_name(
+    school: School, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    other = make_tiny_model(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(other)
+    targets = school.score(BASE)
+    school.student = school.student.model_copy(update={"tokenizer": str(other)})
+    with pytest.raises(TrainingError, match=r"made with the tokenizer \w+, the student has"):
+        school.teach(BASE, soft_targets=targets)
+
+
+@pytest.mark.parametrize("source", ["offline", "online"])
+def test_a_chat_template_that_writes_responses_otherwise_is_refused_with_the_row(
+    school: School, tmp_path: Path, source: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    other = make_tiny_model(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
+    tokenizer.save_pretrained(other)
+    training = with_(soft_targets=soft(source=source))
+    targets = school.score(training) if source == "offline" else None
+    school.student = school.student.model_copy(update={"tokenizer": str(other)})
+    with pytest.raises(TrainingError, match=r"row '0': .* chat template make \d+ tokens of the re"):
+        school.teach(training, soft_targets=targets)
+
+
+def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
+    def fingerprint(training: TrainingSpec, targets: str | None = "1") -> str:
+        ref = school.training_rows
+        made = ref.model_copy(update={"fingerprint": targets}) if targets else None
+        name = StageName.TRAIN_STUDENT
+        args = (name, ref, school.prompts, school.student, training, made, school.teacher)
+        return training_stage(*args).fingerprint
+
+    hard = with_(objective="hard_targets")
+    assert fingerprint(hard) == fingerprint(hard.with_hard_targets(), None)
+    assert fingerprint(BASE) != fingerprint(hard)
+    assert fingerprint(BASE) != fingerprint(BASE, "2")
+    assert fingerprint(BASE) != fingerprint(with_(soft_targets=soft(divergence="reverse_kl")))
+    assert fingerprint(BASE) == fingerprint(with_(soft_targets=soft(jsd_beta=0.2, skew_alpha=0.3)))
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])
+def test_padding_of_a_served_vocabulary_counts_for_nobody(divergence: Any) -> None:
+    """A student that equals its teacher has next to no loss, whatever stood on padding."""
+    from distillery.models.head import Head
+    from distillery.objectives.losses import SoftLoss, SparseTargets, response_losses
+    from distillery.objectives.soft.targets import at_temperature
+    from distillery.training.rows import within_vocabulary
+
+    torch.manual_seed(0)
+    logits_NP = torch.randn(20, 60) * 3
+    logits_NP[:, 50:] += 2  # padding
+    log_p_NP = logits_NP.log_softmax(-1)
+    log_probs_NK, ids_NK = log_p_NP.topk(8)
+    log_rest_N = (1 - log_probs_NK.exp().sum(-1)).log()
+    assert (ids_NK >= 50).any(-1).float().mean() > 0.5
+    moved = within_vocabulary(ids_NK.numpy(), log_probs_NK.numpy(), log_rest_N.numpy(), 50)
+    ids, log_probs, log_rest = map(torch.from_numpy, moved)
+    spec = SoftTargetSpec(divergence=divergence, hard_weight=0, soft_weight=1)
+    losses = response_losses(
+        logits_NP,
+        Head(None),
+        torch.zeros(20, dtype=torch.long),
+        vocab_size=50,
+        normaliser=20,
+        soft=SoftLoss.of(spec),
+        targets=SparseTargets(ids, *at_temperature(log_probs, log_rest, 1.0)),
+    )
+    assert losses.loss < 0.25

@@ -1,0 +1,648 @@
+"""A student learns from responses, goes on where it was killed, and stops when it should."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from distillery.data.chat import content_hash, dump_messages
+from distillery.models.students import IGNORED, tokenize_row
+from distillery.storage.stage import Attempt, StageResult
+from distillery.storage.store import Store
+from distillery.training import train_student, training_stage
+from distillery.training.curve import curve_markdown
+from schemas.errors import StoreError, TrainingError
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.frames import PromptFrame, TrainingFrame, arrow_schema
+from schemas.refs import DatasetRef
+from schemas.soft_targets import SoftTargetSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.training import LoraMethod, TrainingSpec
+from tests.fixtures_models import make_tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).resolve().parents[2]
+INLINE = ExecutionSpec()
+SCRATCH = FromScratchStudent(
+    num_layers=1,
+    hidden_size=16,
+    intermediate_size=32,
+    num_heads=2,
+    vocab_size=320,
+    max_length=64,
+    tokenizer=None,
+)
+FAST = TrainingSpec(
+    learning_rate=1e-2,
+    batch_size=8,
+    epochs=5,
+    evaluations=5,
+    max_length=64,
+    device="cpu",
+)
+# Of different lengths, so that a mean over rows is not the mean over tokens.
+ANSWERS = ("no", "yes, the card was sent", "it is on its way and will come tomorrow")
+Row = dict[str, Any]
+
+
+def _turns(text: str) -> str:
+    return dump_messages([{"role": "user", "content": text}])
+
+
+def _rows(num_train: int = 24, num_validation: int = 7, *, misleading: bool = False) -> list[Row]:
+    """Return rows of three questions; where misleading, validation asks for other answers."""
+    return [
+        {
+            "prompt_id": str(n),
+            "split": "train" if n < num_train else "validation",
+            "messages": _turns(f"question {n % 3}"),
+            "response": ANSWERS[(n + (misleading and n >= num_train)) % 3],
+        }
+        for n in range(num_train + num_validation)
+    ]
+
+
+class Bench:
+    """A store with rows to learn from."""
+
+    def __init__(self, root: Path, rows: list[Row]) -> None:
+        self.spec, self.rows = StoreSpec(root=str(root)), rows
+        self.store = Store(self.spec.root)
+        self.training_rows = self._put("rows", rows, TrainingFrame)
+        prompts = [
+            {
+                "prompt_id": row["prompt_id"],
+                "split": row["split"],
+                "messages": row["messages"],
+                "reference": None,
+                "content_hash": content_hash(json.loads(row["messages"])),
+                "source_row": n,
+            }
+            for n, row in enumerate(rows, start=1)
+        ]
+        self.prompts = self._put("prompts", prompts, PromptFrame)
+
+    def _put(self, name: str, rows: list[Row], contract: Any) -> DatasetRef:
+        schema = arrow_schema(contract)
+        with self.store.row_writer(name, schema) as writer:
+            writer.write(pd.DataFrame(rows, columns=schema.names))
+        return writer.ref(name)
+
+    def train(
+        self, student: StudentSpec = SCRATCH, training: TrainingSpec = FAST, **named: Any
+    ) -> StageResult:
+        return train_student(
+            self.training_rows, self.prompts, student, training, self.spec, INLINE, **named
+        )
+
+    def folder(self, student: StudentSpec = SCRATCH, training: TrainingSpec = FAST) -> str:
+        """Return where the stage keeps its attempts and checkpoints."""
+        name = StageName.TRAIN_STUDENT
+        stage = training_stage(name, self.training_rows, self.prompts, student, training)
+        return f"{name}/{stage.fingerprint}"
+
+    def checkpoints(
+        self, student: StudentSpec = SCRATCH, training: TrainingSpec = FAST
+    ) -> list[str]:
+        names = self.store.list_folders(f"{self.folder(student, training)}/checkpoints")
+        return [name for name in names if name != "tensorboard"]
+
+    def load(self, result: StageResult) -> tuple[Any, Any]:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = self.store.path(result.model("model").uri)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+    def weights(self, result: StageResult) -> dict[str, Any]:
+        return dict(self.load(result)[0].state_dict())
+
+    def loss(self, result: StageResult, split: str) -> float:
+        """Return the cross-entropy of the stored model, by hand: nats per response token."""
+        import torch
+
+        model, tokenizer = self.load(result)
+        nats, num_tokens = 0.0, 0
+        for row in self.rows:
+            if row["split"] != split:
+                continue
+            tokens = tokenize_row(tokenizer, json.loads(row["messages"]), row["response"])
+            with torch.no_grad():
+                logits = model(torch.tensor([tokens.input_ids])).logits[0]
+            for position, label in enumerate(tokens.labels):
+                if label != IGNORED:
+                    scores = logits[position - 1]
+                    nats += float(scores.exp().sum().log() - scores[label])
+                    num_tokens += 1
+        return nats / num_tokens
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "store", _rows())
+
+
+@pytest.fixture
+def misled(tmp_path: Path) -> Bench:
+    """Rows on which the validation loss gets worse once the training rows are known by heart."""
+    return Bench(tmp_path / "store", _rows(misleading=True))
+
+
+def _same(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+
+
+def test_training_lowers_both_losses_and_keeps_the_best_weights(bench: Bench) -> None:
+    told: list[tuple[int, int, dict[str, float]]] = []
+    result = bench.train(on_progress=lambda *progress: told.append(progress))
+    curve: Any = result.manifest.facts["curve"]
+    losses = [entry["loss"] for entry in curve if "loss" in entry]
+    validation = [entry["eval_loss"] for entry in curve if "eval_loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    assert validation[-1] < 0.9 * validation[0]
+    assert result.manifest.facts["best_validation_loss"] == min(validation)
+    assert bench.loss(result, "validation") == pytest.approx(min(validation), rel=1e-4)
+    assert result.manifest.counts == {
+        "train_rows": 24,
+        "validation_rows": 7,
+        "left_out_too_long": 0,
+        "steps": 15,
+        "planned_steps": 15,
+    }
+    assert told[-1][:2] == (15, 15)
+    assert {"loss", "eval_loss"} <= told[-1][2].keys()
+    parameters = bench.load(result)[0].num_parameters()
+    assert result.model("model").num_parameters == parameters
+    assert bench.checkpoints() == []
+    assert bench.train(training=FAST.model_copy(update={"micro_batch_size": 3})).reused
+
+
+@pytest.mark.parametrize("micro", [1, 8])
+def test_losses_are_the_cross_entropy_of_response_tokens_whatever_the_batches(
+    bench: Bench, micro: int
+) -> None:
+    still = {"learning_rate": 1e-12, "batch_size": 24, "epochs": 1, "patience": None}
+    training = FAST.model_copy(update=still | {"micro_batch_size": micro})
+    result = bench.train(training=training)
+    curve: Any = result.manifest.facts["curve"]
+    assert curve[0]["loss"] == pytest.approx(bench.loss(result, "train"), rel=1e-5)
+    assert curve[1]["eval_loss"] == pytest.approx(bench.loss(result, "validation"), rel=1e-5)
+
+
+def test_a_pretrained_student_is_fine_tuned_and_kept_in_its_precision(
+    bench: Bench, tmp_path: Path
+) -> None:
+    import torch
+
+    folder = make_tiny_model(tmp_path / "tiny")
+    student = PretrainedStudent(model=str(folder), dtype="bfloat16")
+    training = FAST.model_copy(update={"epochs": 2.0})
+    result = bench.train(student, training)
+    curve: Any = result.manifest.facts["curve"]
+    assert curve[-1].get("eval_loss", 9) < curve[0]["loss"]
+    assert {weight.dtype for weight in bench.weights(result).values()} == {torch.bfloat16}
+    (folder / "chat_template.jinja").write_text("{{ 'another' }}")
+    assert bench.folder(student, training).split("/")[1] != result.manifest.fingerprint
+
+
+LORA = FAST.model_copy(update={"method": LoraMethod(r=4, alpha=8), "epochs": 2.0})
+
+
+def test_lora_is_merged_into_weights_that_answer_as_with_the_adapter(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from distillery.training import loop
+
+    student = PretrainedStudent(model=str(make_tiny_model(tmp_path / "tiny")), dtype="float32")
+    tokens = torch.arange(20)[None]
+    seen: list[Any] = []
+    write_merged = loop.write_merged
+
+    def spy(model: Any, *args: Any, **named: Any) -> int:
+        with torch.no_grad():
+            seen.append(model.eval()(tokens).logits)
+        return write_merged(model, *args, **named)
+
+    monkeypatch.setattr(loop, "write_merged", spy)
+    result = bench.train(student, LORA)
+    merged, _ = bench.load(result)
+    base, _ = _open(student)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, seen[0], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(base(tokens).logits, seen[0], atol=1e-3)
+    assert result.model("model").num_parameters == base.num_parameters()
+    changed = [n for n, w in base.state_dict().items() if not w.equal(merged.state_dict()[n])]
+    assert changed
+    assert all("proj" in name for name in changed)
+    folder = Path(bench.store.path(result.model("model").uri))
+    assert not list(folder.glob("adapter*"))
+
+
+def _open(student: PretrainedStudent) -> tuple[Any, Any]:
+    import torch
+
+    from distillery.models.students import open_student
+
+    return open_student(student, (), dtype=torch.float32)
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def _die_at(step: int) -> Any:
+    def on_progress(now: int, _steps: int, _figures: dict[str, float]) -> None:
+        if now >= step:
+            raise Killed
+
+    return on_progress
+
+
+def test_lora_goes_on_from_its_checkpoint(bench: Bench, tmp_path: Path) -> None:
+    student = PretrainedStudent(model=str(make_tiny_model(tmp_path / "tiny")), dtype="float32")
+    with pytest.raises(Killed):
+        bench.train(student, LORA, on_progress=_die_at(5))
+    result = bench.train(student, LORA)
+    assert result.manifest.facts["resumed_from_step"] == 4
+    assert result.manifest.counts["steps"] == 6
+    untouched = Bench(tmp_path / "other", bench.rows)
+    assert _same(bench.weights(result), untouched.weights(untouched.train(student, LORA)))
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+import torch
+from tests.training.test_stage import Bench, FAST, _rows
+
+torch.set_num_threads(1)
+
+def tell(step, steps, figures):
+    print(step, flush=True)
+    if step >= 8:
+        sys.stdin.read()  # until it is killed
+
+Bench(Path(sys.argv[1]), _rows()).train(on_progress=tell)
+"""
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_very_same_weights(
+    bench: Bench, tmp_path: Path
+) -> None:
+    other = bench.folder(training=FAST.model_copy(update={"seed": 1}))
+    bench.store.write_bytes(f"{other}/checkpoints/checkpoint-9/model.safetensors", b"theirs")
+    bench.store.write_bytes(f"{other}/checkpoints/checkpoint-9.json", b'{"complete": true}')
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, bench.spec.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    with process:
+        assert process.stdout is not None
+        steps = [int(line) for line in iter(lambda: process.stdout.readline(), "8\n")]  # type: ignore[union-attr]
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert max(steps) == 7
+    assert bench.checkpoints() == ["checkpoint-3", "checkpoint-6"]
+
+    result = bench.train()
+    assert result.manifest.facts["resumed_from_step"] == 6
+    assert result.manifest.counts["steps"] == result.manifest.counts["planned_steps"] == 15
+    curve: Any = result.manifest.facts["curve"]
+    assert sorted(entry["step"] for entry in curve if "loss" in entry) == [*range(1, 16)]
+    assert bench.checkpoints() == []
+    untouched = Bench(tmp_path / "other", bench.rows)
+    expected = untouched.train()
+    assert curve == expected.manifest.facts["curve"]
+    assert _same(bench.weights(result), untouched.weights(expected))
+    assert bench.store.list_folders(f"{other}/checkpoints") == ["checkpoint-9"]
+
+
+def test_a_checkpoint_that_was_not_uploaded_whole_is_not_used(bench: Bench) -> None:
+    short = FAST.model_copy(update={"epochs": 1})
+    with pytest.raises(Killed):
+        bench.train(training=short, on_progress=_die_at(3))
+    bench.store.delete(f"{bench.folder(training=short)}/checkpoints/checkpoint-2.json")
+    result = bench.train(training=short)
+    assert result.manifest.facts["resumed_from_step"] == 1
+    assert result.manifest.counts["steps"] == 3
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_name(bench: Bench) -> None:
+    short = FAST.model_copy(update={"epochs": 1})
+    other = short.model_copy(update={"seed": 1})
+    with pytest.raises(Killed):
+        bench.train(training=other, on_progress=_die_at(3))
+    theirs = Path(bench.store.path(bench.folder(training=other)))
+    bench.store.upload(bench.folder(training=short), theirs)
+    with pytest.raises(
+        TrainingError, match=r"was made by the training '\w+, not by this one, '\w+"
+    ):
+        bench.train(training=short)
+
+
+def _losses_in_event_files(folder: Path) -> dict[int, float]:
+    """Return the training loss by step, as TensorBoard reads it from its files."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    losses: dict[int, float] = {}
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:  # length, checksum of it, event, checksum of that
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            found = [v.simple_value for v in event.summary.value if v.tag == "loss"]
+            if found:
+                losses[event.step] = found[0]
+            data = data[16 + size :]
+    return losses
+
+
+def test_the_curve_is_kept_for_tensorboard_over_all_attempts(bench: Bench) -> None:
+    with pytest.raises(Killed):
+        bench.train(on_progress=_die_at(8))
+    result = bench.train()
+    kept = Path(bench.store.path(result.report("tensorboard").uri))
+    curve: Any = result.manifest.facts["curve"]
+    expected = {entry["step"]: entry["loss"] for entry in curve if "loss" in entry}
+    assert len(list(kept.iterdir())) == 2
+    assert _losses_in_event_files(kept) == pytest.approx(expected)
+
+
+def test_trying_two_steps_leaves_the_weights_as_they_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial is left out of one of two trainings, which end alike to the bit."""
+    from distillery.training import loop
+
+    short = FAST.model_copy(update={"epochs": 1})
+    tried = bench.weights(bench.train(training=short))
+    monkeypatch.setattr(loop, "run_trial", lambda _: {})
+    untried = Bench(Path(bench.spec.root) / "other", bench.rows)
+    assert _same(tried, untried.weights(untried.train(training=short)))
+
+
+def test_memory_that_would_not_do_is_refused_before_the_first_step(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distillery.training import preflight
+
+    monkeypatch.setattr(preflight, "available_memory", lambda _: 100_000)
+    told: list[int] = []
+    with pytest.raises(TrainingError, match=r"KiB"):
+        bench.train(on_progress=lambda step, *_: told.append(step))
+    assert told == []
+
+
+def test_half_precision_holds_no_more_logits_than_a_chunk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer changes what a model hands out; the loss still gets states, not logits."""
+    from distillery.objectives import batch_loss
+
+    widths: list[int] = []
+    response_losses = batch_loss.response_losses
+
+    def spy(hidden: Any, *args: Any, **named: Any) -> Any:
+        widths.append(hidden.shape[-1])
+        return response_losses(hidden, *args, **named)
+
+    monkeypatch.setattr(batch_loss, "response_losses", spy)
+    wide = SCRATCH.model_copy(update={"hidden_size": 256})
+    short = FAST.model_copy(update={"epochs": 1, "dtype": "bfloat16", "device": "auto"})
+    bench.train(wide, short)
+    assert set(widths) == {256}
+
+
+def test_weights_that_are_not_finite_are_found_before_training(
+    bench: Bench, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_tiny_model(tmp_path / "tiny")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    student = PretrainedStudent(model=str(folder), dtype="float32")
+    with pytest.raises(TrainingError, match=r"not finite before anything is learnt, with rows \d"):
+        bench.train(student)
+
+
+def test_rows_beyond_the_context_of_a_pretrained_student_are_left_out(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder = make_tiny_model(tmp_path / "tiny", max_length=40)
+    student = PretrainedStudent(model=str(folder), dtype="float32")
+    result = bench.train(student, FAST.model_copy(update={"epochs": 1}))
+    left_out = result.manifest.counts["left_out_too_long"]
+    assert 0 < left_out < len(bench.rows)
+
+
+def test_an_objective_that_is_not_decided_is_refused(bench: Bench) -> None:
+    for settings, message in (
+        ({"objective": "auto"}, r"is 'auto', which the flow distill-student decides"),
+        ({"objective": "soft_targets"}, r"no soft targets are given\. Give those of score_soft"),
+        (
+            {"objective": "soft_targets", "soft_targets": SoftTargetSpec(source="online")},
+            r"'online', but no teacher is given to run beside",
+        ),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            bench.train(training=FAST.model_copy(update=settings))
+
+
+def _fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the upload of the next trained model fail."""
+    add_model = Attempt.add_model
+
+    def fail(self: Attempt, *args: Any, **named: Any) -> Any:
+        monkeypatch.setattr(Attempt, "add_model", add_model)
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(Attempt, "add_model", fail)
+
+
+# 3 rows in batches of 2: the last step falls into the middle of a pass over the rows.
+ODD = FAST.model_copy(update={"batch_size": 16, "epochs": 2.5, "evaluations": 2})
+LONG = FAST.model_copy(update={"learning_rate": 2e-2, "epochs": 40, "evaluations": 20})
+
+
+@pytest.mark.parametrize("training", [ODD, LONG], ids=["all steps", "stopped early"])
+def test_a_training_that_was_over_is_not_trained_again_when_its_upload_failed(
+    misled: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: TrainingSpec
+) -> None:
+    bench = misled
+    _fail_once(monkeypatch)
+    steps: list[int] = []
+    with pytest.raises(StoreError):
+        bench.train(training=training, on_progress=lambda step, *_: steps.append(step))
+    told: list[int] = []
+    result = bench.train(training=training, on_progress=lambda step, *_: told.append(step))
+    assert told == []
+    assert result.manifest.counts["steps"] == max(steps)
+    untouched = Bench(tmp_path / "other", bench.rows)
+    expected = untouched.train(training=training)
+    assert result.manifest.counts == expected.manifest.counts
+    assert result.manifest.facts["curve"] == expected.manifest.facts["curve"]
+    assert _same(bench.weights(result), untouched.weights(expected))
+
+
+def test_training_stops_when_the_validation_loss_stays_worse_for_long_enough(
+    misled: Bench,
+) -> None:
+    bench = misled
+    result = bench.train(training=LONG)
+    counts, facts = result.manifest.counts, result.manifest.facts
+    assert counts["steps"] < counts["planned_steps"] == 120
+    curve: Any = facts["curve"]
+    validation = [entry["eval_loss"] for entry in curve if "eval_loss" in entry]
+    assert LONG.patience == 3
+    assert min(validation) == validation[-4]
+    assert bench.loss(result, "validation") == pytest.approx(min(validation), rel=1e-4)
+
+
+def test_patience_counts_over_attempts(misled: Bench, tmp_path: Path) -> None:
+    bench = misled
+    untouched = Bench(tmp_path / "other", bench.rows)
+    stops_at = untouched.train(training=LONG).manifest.counts["steps"]
+    with pytest.raises(Killed):
+        bench.train(training=LONG, on_progress=_die_at(stops_at - 1))
+    result = bench.train(training=LONG)
+    assert int(str(result.manifest.facts["resumed_from_step"])) > 0
+    assert result.manifest.counts["steps"] == stops_at
+
+
+def test_without_validation_rows_all_steps_are_taken(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, _rows(num_validation=0))
+    result = bench.train(training=LONG.model_copy(update={"epochs": 1, "learning_rate": 1e-3}))
+    assert result.manifest.counts["steps"] == 3
+    assert result.manifest.facts["best_validation_loss"] is None
+
+
+def test_rows_that_are_too_long_are_left_out_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = _rows()
+    rows[3]["messages"] = _turns("very " * 200 + "long")
+    rows[-1]["response"] = "and " * 200 + "on"
+    bench = Bench(tmp_path, rows)
+    result = bench.train(training=FAST.model_copy(update={"epochs": 1, "max_length": 512}))
+    counts = result.manifest.counts
+    assert (counts["train_rows"], counts["validation_rows"]) == (23, 6)
+    assert counts["left_out_too_long"] == 2
+    assert result.manifest.facts["left_out_first_ids"] == ["3", "30"]
+    assert "2 rows are longer than training.max_length=64 tokens and left out" in caplog.text
+
+
+def test_a_set_of_which_no_row_fits_is_refused(bench: Bench) -> None:
+    with pytest.raises(TrainingError, match=r"31 of 31 rows are longer than .*=16 tokens\. Raise"):
+        long = SCRATCH.model_copy(update={"vocab_size": 300})
+        Bench(Path(bench.spec.root) / "inner", _long_rows()).train(
+            long, FAST.model_copy(update={"max_length": 16})
+        )
+
+
+def _long_rows() -> list[Row]:
+    return [row | {"response": f"{row['response']} {'x1 ' * 20}"} for row in _rows()]
+
+
+def test_a_gpu_is_refused_where_there_is_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    training = FAST.model_copy(update={"device": "cuda"})
+    with pytest.raises(TrainingError, match=r"no usable GPU\. Set training\.device to 'auto', or"):
+        bench.train(training=training)
+    assert bench.store.find("train_student", bench.folder().split("/")[1]) is None
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, validated: bool
+) -> None:
+    """The first step of a warm-up has a rate of 0, so its checkpoint is good."""
+    bench = Bench(tmp_path, _rows(num_validation=7 if validated else 0))
+    training = FAST.model_copy(
+        update={"learning_rate": 1e30, "warmup_fraction": 0.9, "evaluations": 15}
+    )
+    with pytest.raises(TrainingError, match=r"not finite, in the batch of rows .*rate \(now"):
+        bench.train(training=training)
+    kept = bench.checkpoints(training=training)
+    assert kept
+    from safetensors.torch import load_file
+
+    folder = Path(bench.store.path(f"{bench.folder(training=training)}/checkpoints"))
+    good = load_file(folder / kept[0] / "model.safetensors")
+    assert all(bool(weight.isfinite().all()) for weight in good.values())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_every_schedule_warms_up(bench: Bench, schedule: str) -> None:
+    training = FAST.model_copy(
+        update={"schedule": schedule, "warmup_fraction": 0.2, "epochs": 10 / 3, "patience": None}
+    )
+    curve: Any = bench.train(training=training).manifest.facts["curve"]
+    rates = [entry["learning_rate"] for entry in curve if "learning_rate" in entry]
+    assert len(rates) == 10
+    assert rates[0] < rates[1] < rates[2]
+    assert rates[2] == pytest.approx(1e-2, rel=0.2)
+    assert rates[-1] == pytest.approx(1e-2) if schedule == "constant" else rates[-1] < 3e-3
+
+
+def test_the_same_training_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    short = FAST.model_copy(update={"epochs": 1, "evaluations": 1})
+    made = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        bench = Bench(tmp_path / name, _rows())
+        made.append(bench.weights(bench.train(training=short.model_copy(update={"seed": seed}))))
+    assert _same(made[0], made[1])
+    assert not _same(made[0], made[2])
+
+
+def test_prompts_matter_only_where_a_tokenizer_is_trained_on_them(
+    bench: Bench, tmp_path: Path
+) -> None:
+    def fingerprint(student: StudentSpec, prompts: str) -> str:
+        ref = bench.prompts.model_copy(update={"fingerprint": prompts})
+        name = StageName.TRAIN_STUDENT
+        return training_stage(name, bench.training_rows, ref, student, FAST).fingerprint
+
+    folder = str(make_tiny_model(tmp_path / "tiny"))
+    given_tokenizer = SCRATCH.model_copy(update={"tokenizer": folder})
+    assert fingerprint(SCRATCH, "1") != fingerprint(SCRATCH, "2")
+    for student in (PretrainedStudent(model=folder), given_tokenizer):
+        assert fingerprint(student, "1") == fingerprint(student, "2")
+
+
+def test_the_curve_is_shown_with_its_best_step() -> None:
+    facts = {
+        "curve": [
+            {"step": 1.0, "loss": 3.0},
+            {"step": 2.0, "eval_loss": 2.0},
+            {"step": 3.0, "loss": 1.0},
+            {"step": 4.0, "eval_loss": 2.5},
+        ]
+    }
+    lines = curve_markdown(facts).split("\n")
+    assert lines[0].startswith("![training curve](data:image/png;base64,iVBOR")
+    assert lines[2] == "Best validation loss 2.0000 at step 2."
+    assert lines[-2:] == ["| 2 | 2.0000 |", "| 4 | 2.5000 |"]
+
+
+def test_the_curve_of_soft_targets_tells_both_parts() -> None:
+    parts = {"eval_loss": 2.0, "eval_hard_loss": 3.0, "eval_soft_loss": 1.0}
+    lines = curve_markdown({"curve": [{"step": 2.0} | parts]}).split("\n")
+    assert lines[-3] == "| step | validation loss | cross-entropy | divergence |"
+    assert lines[-1] == "| 2 | 2.0000 | 3.0000 | 1.0000 |"
