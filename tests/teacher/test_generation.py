@@ -592,7 +592,7 @@ def test_folder_moved_elsewhere_is_the_same_teacher_and_changed_weights_are_anot
 def test_planning_and_identity_load_no_torch(store: StoreSpec, model_folder: Path) -> None:
     code = (
         "import sys\n"
-        "from distillery import generation\n"
+        "from distillery.teacher import generation\n"
         "from schemas.teacher import TransformersTeacher\n"
         f"generation.teacher_identity(TransformersTeacher(model={str(model_folder)!r}))\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)\n"
