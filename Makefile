@@ -18,7 +18,7 @@ help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
 
 quickstart: $(LOCK) ## distil the demo's teacher into a student on this CPU
-	@$(BIN)/python -m flows.distill_student $(RECIPE)
+	@$(BIN)/distillery run $(RECIPE)
 
 test: $(LOCK) ## run the tests, but the slow ones
 	@$(BIN)/python -m pytest -m "not slow"

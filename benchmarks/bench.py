@@ -94,7 +94,7 @@ class Bench:
         if client == "ours":
             recipe = yaml.safe_dump(make_recipe(folder, self.stub.base_url))
             (folder / "recipe.yaml").write_text(recipe, "utf-8")
-            command = ["-m", "flows.generate_responses", "recipe.yaml"]
+            command = ["-m", "cli", "generate", "recipe.yaml"]
         else:
             command = ["-m", "benchmarks.bare_client", self.stub.base_url, "prompts.jsonl"]
             command += ["responses.jsonl", f"--workers={CONCURRENCY}", f"--timeout-s={TIMEOUT_S}"]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.generation [--cases abc] [--repeats N] [--quick] [--clients bare]
 
-Ours runs as a user runs it, ``python -m flows.generate_responses RECIPE``, with a store, a ledger
+Ours runs as a user runs it, ``distillery generate RECIPE``, with a store, a ledger
 and a Prefect home of its own. The cases and their goals are in ``cases.py``.
 """
 

@@ -27,11 +27,10 @@ def answer_prompts(
     A later run of the spine on the same sections reuses them.
     """
     check_generation_recipe(task, data, teacher, store)
-    here = {"store": store, "execution": execution}
-    loaded = load_prompts(data, **here)
-    rows = validate_prompts(loaded, task, data, **here)
-    asked = {"prompts": rows.prompts, "teacher": teacher, "task": task}
-    made = dispatch(generate_responses, generation_stage, **here, **asked)
+    loaded = load_prompts(data, store, execution)
+    rows = validate_prompts(loaded, task, data, store, execution)
+    generate = dispatch(generate_responses, generation_stage, store, execution)
+    made = generate(rows.prompts, teacher, task)
     return Generation(
         responses=made.dataset("responses"),
         quarantined=rows.quarantined,

@@ -1,6 +1,4 @@
-"""The spine: rows of prompts in, a small student model out, proven against its teacher."""
-
-from functools import partial
+"""The spine: rows of prompts in, a small student model out, measured against its teacher."""
 
 from prefect import flow
 
@@ -47,42 +45,49 @@ def distill_student(
     """Distil ``teacher`` into ``student`` and promote the student if it passes the gate."""
     check_recipe(task, data, teacher, student, store)
     chosen, because = choose_objective(teacher, student, training)
-    here = {"store": store, "execution": execution}
+    generate = dispatch(generate_responses, generation_stage, store, execution)
+    score = dispatch(score_soft_targets, scoring_stage, store, execution)
+    train = dispatch(train_student, training_stage, store, execution)
+    evaluate = dispatch(evaluate_models, evaluation_stage, store, execution)
 
-    loaded = load_prompts(data, **here)
-    rows = validate_prompts(loaded, task, data, **here)
-    prompts = rows.prompts
+    loaded = load_prompts(data, store, execution)
+    rows = validate_prompts(loaded, task, data, store, execution)
+    responses = generate(rows.prompts, teacher, task).dataset("responses")
+    filtered = filter_responses(responses, task, filters, store, execution)
+    training_set = release_dataset(filtered, task, filters, store, execution)
 
-    asked = {"prompts": prompts, "teacher": teacher, "task": task}
-    responses = dispatch(generate_responses, generation_stage, **here, **asked).dataset("responses")
-    filtered = filter_responses(responses, task, filters, **here)
-    training_set = release_dataset(filtered, task, filters, **here)
-
-    learnt = {"rows": training_set, "training": chosen, "teacher": teacher}
+    soft_targets = None
     if chosen.needs_soft_targets:
-        scored = dispatch(score_soft_targets, scoring_stage, **here, **learnt)
-        learnt["soft_targets"] = scored.dataset("soft_targets")
-    taught = {"prompts": prompts, "student": student}
-    train = partial(dispatch, train_student, training_stage, **here, **taught)
-    student_model = train(name=TRAIN_STUDENT, **learnt, because=because).model("model")
+        soft_targets = score(training_set, teacher, chosen).dataset("soft_targets")
+    student_model = train(
+        name=TRAIN_STUDENT,
+        rows=training_set,
+        prompts=rows.prompts,
+        student=student,
+        training=chosen,
+        soft_targets=soft_targets,
+        teacher=teacher,
+        because=because,
+    ).model("model")
     # A pretrained student is its own baseline, as it comes; a new one first learns the gold rows.
-    is_new = student.kind == "from_scratch"
-    hard = {"rows": rows.gold, "training": training.with_hard_targets()}
-    baseline = train(name=TRAIN_BASELINE, **hard).model("model") if is_new else None
+    baseline = None
+    if student.kind == "from_scratch":
+        hard = training.with_hard_targets()
+        baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, hard).model("model")
 
-    compared = asked | {"student": student, "student_model": student_model, "baseline": baseline}
-    compared |= {"evaluation": evaluation}
-    scores = dispatch(evaluate_models, evaluation_stage, **here, **compared).dataset("scores")
+    scores = evaluate(
+        rows.prompts,
+        teacher=teacher,
+        student=student,
+        baseline=baseline,
+        student_model=student_model,
+        task=task,
+        evaluation=evaluation,
+    ).dataset("scores")
     comparison, report = compare_models(
-        scores, prompts, filtered, teacher, task, evaluation, **here
+        scores, rows.prompts, filtered, teacher, task, evaluation, store, execution
     )
     promotion = promote_student(comparison, student_model, task, gate, store)
     return Distillation(
         student=student_model, comparison=comparison, report=report, promotion=promotion
     )
-
-
-if __name__ == "__main__":
-    from flows.cli import run_distillation
-
-    run_distillation()

@@ -32,19 +32,24 @@ def prepare_environment() -> None:
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    if not _has_server():
-        home = Path.cwd() / ".distillery" / "prefect"
-        home.mkdir(parents=True, exist_ok=True)  # Prefect waits in vain for one it cannot make.
-        os.environ["PREFECT_HOME"] = str(home)
+    if api_url() is None and "PREFECT_HOME" not in os.environ:
+        os.environ["PREFECT_HOME"] = str(Path.cwd() / ".distillery" / "prefect")
+        prefect_home().mkdir(parents=True, exist_ok=True)  # Prefect waits in vain without it.
 
 
-def _has_server() -> bool:
-    """Return whether the environment or the active profile names an API URL or a home."""
-    if os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_HOME"):
-        return True
+def prefect_home() -> Path:
+    """Return the folder in which Prefect keeps its profiles and a temporary server its database."""
+    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+
+
+def api_url() -> str | None:
+    """Return the address of the user's server: by the environment, else by the active profile."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
     try:
-        profiles = tomllib.loads((Path.home() / ".prefect" / "profiles.toml").read_text("utf-8"))
+        profiles = tomllib.loads((prefect_home() / "profiles.toml").read_text("utf-8"))
     except (OSError, tomllib.TOMLDecodeError):
-        return False
+        return None
     active = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
-    return "PREFECT_API_URL" in profiles.get("profiles", {}).get(active, {})
+    url = profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return str(url) if url else None

@@ -13,15 +13,16 @@ from tasks.evaluation import measure_models
 
 @flow(name="evaluate-models")
 def evaluate_models(
+    store: StoreSpec,
+    execution: ExecutionSpec,
     prompts: DatasetRef,
+    *,
     teacher: TeacherSpec,
     student: StudentSpec,
+    baseline: ModelRef | None,
     student_model: ModelRef,
     task: TaskSpec,
-    baseline: ModelRef | None = None,
-    evaluation: EvaluationSpec = EvaluationSpec(),
-    store: StoreSpec = StoreSpec(),
-    execution: ExecutionSpec = ExecutionSpec(),
+    evaluation: EvaluationSpec,
 ) -> DatasetRef:
     """Return the scores of all models on the test rows, with their speed and size measured."""
     return measure_models(

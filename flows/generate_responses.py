@@ -1,5 +1,7 @@
 """Flow: the teacher answers the training and validation prompts."""
 
+from typing import Any
+
 from prefect import flow, unmapped
 from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -13,16 +15,18 @@ from schemas.teacher import TeacherSpec
 from tasks.generation import answering, collect_responses, generate_chunk
 from tasks.stage import look_up_stage
 
-
 # A few chunks at a time share one channel to the endpoint, so that its queue does not run dry
 # where one ends and the next begins. How much is in flight is the channel's business.
-@flow(name="generate-responses", task_runner=ThreadPoolTaskRunner(max_workers=3))
+_FEW_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=3)
+
+
+@flow(name="generate-responses", task_runner=_FEW_AT_A_TIME)
 def generate_responses(
+    store: StoreSpec,
+    execution: ExecutionSpec,
     prompts: DatasetRef,
     teacher: TeacherSpec,
     task: TaskSpec,
-    store: StoreSpec = StoreSpec(),
-    execution: ExecutionSpec = ExecutionSpec(),
 ) -> DatasetRef:
     """Return the responses to the training and validation prompts, each row in a final state.
 
@@ -41,9 +45,3 @@ def generate_responses(
         futures.result()
     session, _ = shared
     return collect_responses(stage, prompts, teacher, task, store, execution, session.totals)
-
-
-if __name__ == "__main__":
-    from flows.cli import run_generation
-
-    run_generation()

@@ -11,11 +11,11 @@ from tasks.scoring import score_rows
 
 @flow(name="score-soft-targets")
 def score_soft_targets(
+    store: StoreSpec,
+    execution: ExecutionSpec,
     rows: DatasetRef,
     teacher: TeacherSpec,
-    training: TrainingSpec = TrainingSpec(),
-    store: StoreSpec = StoreSpec(),
-    execution: ExecutionSpec = ExecutionSpec(),
+    training: TrainingSpec,
 ) -> DatasetRef:
     """Return the soft targets of ``rows`` that ``training`` learns from."""
     return score_rows(rows, teacher, training, store, execution)

@@ -12,16 +12,16 @@ from tasks.training import train_model
 
 @flow(name="train-student", flow_run_name="{name}")
 def train_student(
+    store: StoreSpec,
+    execution: ExecutionSpec,
+    name: StageName,
     rows: DatasetRef,
     prompts: DatasetRef,
     student: StudentSpec,
-    training: TrainingSpec = TrainingSpec(),
+    training: TrainingSpec,
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
     because: str | None = None,
-    store: StoreSpec = StoreSpec(),
-    execution: ExecutionSpec = ExecutionSpec(),
-    name: StageName = StageName.TRAIN_STUDENT,
 ) -> ModelRef:
     """Return ``student`` trained on the responses of ``rows``; resumes from its checkpoints."""
     return train_model(

@@ -28,18 +28,11 @@ def train_teacher(
 ) -> ModelRef:
     """Return ``student`` trained on the gold rows of ``data``, copied to the folder ``output``."""
     check_teacher_recipe(task, data, training)
-    here = {"store": store, "execution": execution}
-    loaded = load_prompts(data, **here)
-    rows = validate_prompts(loaded, task, data, **here)
-    taught = {"prompts": rows.prompts, "rows": rows.gold, "student": student}
-    taught["training"] = training.with_hard_targets()
-    name = StageName.TRAIN_TEACHER
-    model = dispatch(train_student, training_stage, **here, **taught, name=name).model("model")
+    loaded = load_prompts(data, store, execution)
+    rows = validate_prompts(loaded, task, data, store, execution)
+    hard = training.with_hard_targets()
+    train = dispatch(train_student, training_stage, store, execution)
+    trained = train(StageName.TRAIN_TEACHER, rows.gold, rows.prompts, student, hard)
+    model = trained.model("model")
     export_model(model, output, store)
     return model
-
-
-if __name__ == "__main__":
-    from flows.cli import run_teacher_training
-
-    run_teacher_training()

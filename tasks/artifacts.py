@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -200,9 +200,8 @@ class ProgressReport:
 @contextmanager
 def progress_report(name: str, note: str, total: int | None = None) -> Iterator[ProgressReport]:
     """Yield a report of the progress of the stage ``name``; the artifact ends at 100 %."""
-    artifact_id = create_progress_artifact(
-        0.0, key=artifact_key(f"progress-{name}"), description=note
-    )
+    key = artifact_key(f"progress-{name}")
+    artifact_id = cast("UUID", create_progress_artifact(0.0, key=key, description=note))
     with contextlib.ExitStack() as opened:
         bar = opened.enter_context(_bar()) if sys.stderr.isatty() else None
         report = ProgressReport(name, (artifact_id, note), bar, total)

@@ -1,9 +1,8 @@
 """The one way to run a stage that loads a model: here, or on its own deployment."""
 
-import inspect
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, cast
 from uuid import UUID
 
 from prefect import Flow, task
@@ -13,6 +12,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
+from prefect.utilities.callables import get_call_parameters
 
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Stage, StageResult
@@ -20,6 +20,8 @@ from distillery.storage.store import Store
 from schemas.errors import StageError
 from schemas.execution import ExecutionSpec, StoreSpec
 from tasks.stage import look_up_stage
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("distillery.run")
 
@@ -31,47 +33,52 @@ _KEYS_PER_QUERY = 150
 
 
 def dispatch(
-    child: Flow[..., Any],
-    stage_of: Callable[..., Stage],
+    child: Flow[Concatenate[StoreSpec, ExecutionSpec, P], Any],
+    stage_of: Callable[P, Stage],
     store: StoreSpec,
     execution: ExecutionSpec,
-    **parameters: Any,
-) -> StageResult:
-    """Return the result of the stage that the flow ``child`` does: reused, or made now.
+) -> Callable[P, StageResult]:
+    """Return the function that does the stage of the flow ``child``: it reuses, or makes now.
+
+    The flow and ``stage_of`` take the same inputs by the same names, which mypy checks, and both
+    are called with all of them: an input that only one of the two knows is an error, and never
+    falls out of the fingerprint.
 
     Args:
         child: Flow that does the stage; its deployment has the flow's name.
-        stage_of: Library function that tells what the child will make; called with those of the
-            ``parameters`` that it names.
+        stage_of: Library function that returns what the child will make.
         store: Where the result will be.
         execution: `mode` says where the child runs.
-        parameters: The child's other parameters.
 
     Raises:
         StageError: The child ended without sealing the stage, or did not end in time.
     """
-    named = inspect.signature(stage_of).parameters
-    stage = stage_of(**{name: value for name, value in parameters.items() if name in named})
-    if found := look_up_stage(stage, store, execution):
-        return found
-    parameters |= {"store": store, "execution": execution.model_copy(update={"mode": "inline"})}
-    if execution.mode == "inline":
-        child(**parameters)
-    else:
-        run_on_pool.with_options(task_run_name=f"run {child.name}")(
-            f"{child.name}/{child.name}",
-            _jsonable(parameters),
-            idempotency_key=_key(stage, store, execution),
-            timeout_s=execution.child_timeout_s,
-        )
-    manifest = Store(store.root).find(stage.name, stage.fingerprint)
-    if manifest is None:
-        raise StageError(
-            f"flow {child.name!r} ended but sealed no {stage.name} {stage.fingerprint[:12]!r} in "
-            f"{store.root!r}. Parent and child have to see the same store: set store.root to a "
-            "place that both reach."
-        )
-    return StageResult(manifest, reused=False)
+
+    def run(*inputs: P.args, **named: P.kwargs) -> StageResult:
+        stage = stage_of(*inputs, **named)
+        if found := look_up_stage(stage, store, execution):
+            return found
+        here = execution.model_copy(update={"mode": "inline"})
+        if execution.mode == "inline":
+            child(store, here, *inputs, **named)
+        else:
+            parameters = get_call_parameters(child.fn, (store, here, *inputs), named)
+            run_on_pool.with_options(task_run_name=f"run {child.name}")(
+                f"{child.name}/{child.name}",
+                _jsonable(parameters),
+                idempotency_key=_key(stage, store, execution),
+                timeout_s=execution.child_timeout_s,
+            )
+        manifest = Store(store.root).find(stage.name, stage.fingerprint)
+        if manifest is None:
+            raise StageError(
+                f"flow {child.name!r} ended but sealed no {stage.name} "
+                f"{stage.fingerprint[:12]!r} in {store.root!r}. Parent and child have to see the "
+                "same store: set store.root to a place that both reach."
+            )
+        return StageResult(manifest, reused=False)
+
+    return run
 
 
 def _key(stage: Stage, store: StoreSpec, execution: ExecutionSpec) -> str:

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefect import task
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
-import tasks.secrets  # noqa: F401  (lets a teacher's key be a Prefect secret)
 from distillery.models.students import cpu_threads
 from distillery.storage.stage import Stage, StageResult
 from distillery.teacher import generation as library

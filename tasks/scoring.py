@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import tasks.secrets  # noqa: F401  (lets a teacher's key be a Prefect secret)
 from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef

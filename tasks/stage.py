@@ -4,10 +4,11 @@ import functools
 import logging
 import re
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from prefect import task
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from distillery.storage.stage import Stage, StageResult, find_stage
 from schemas.errors import TeacherError
@@ -57,8 +58,7 @@ def stage_task(function: Callable[P, tuple[R, StageResult]]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        value: R = run(*args, **kwargs, return_state=True).result()
-        return value
+        return cast("R", run(*args, **kwargs, return_state=True).result())
 
     return call
 
@@ -82,5 +82,5 @@ def _look_up(
 
 def look_up_stage(stage: Stage, store: StoreSpec, execution: ExecutionSpec) -> StageResult | None:
     """Return the finished result of ``stage``, or None when it has to be done."""
-    result: StageResult | None = _look_up(stage, store, execution, return_state=True).result()
-    return result
+    state = _look_up(stage, store, execution, return_state=True)
+    return cast("StageResult | None", state.result())

@@ -29,7 +29,8 @@ def choose_objective(
     """Return the training with its objective decided, and why; refuse what is not possible."""
     from distillery.objectives.choice import choose_objective as choose
 
-    return tuple(choose(teacher, student, training))
+    chosen = choose(teacher, student, training)
+    return chosen.training, chosen.because
 
 
 @stage_task

@@ -35,10 +35,11 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_override_of_a_command_is_accepted() -> None:
-    lines = [line for line in commands() if "-m flows.distill_student" in line]
+    lines = [line for line in commands() if "distillery run" in line]
     assert len(lines) >= 2
     for line in lines:
-        _, recipe, *overrides = line.split("-m ", 1)[1].replace("'", "").split("  #")[0].split()
+        words = line.split("  #")[0].replace("'", "").split("distillery run ", 1)[1].split()
+        recipe, *overrides = words
         load_recipe(ROOT / recipe, overrides, Recipe)
 
 

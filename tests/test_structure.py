@@ -4,7 +4,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", BELOW_THE_TASKS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_library_knows_neither_prefect_nor_vllm_nor_what_stands_above_it(path: Path) -> None:
     imported = set(_imported(ast.parse(path.read_text())))
-    above = {"prefect", "vllm", "tasks", "flows"}
+    above = {"prefect", "vllm", "tasks", "flows", "cli"}
     if path.is_relative_to(ROOT / "schemas"):
         above |= {"distillery", "torch", "transformers", "duckdb", "great_expectations"}
     assert imported & above == set()
@@ -47,8 +47,18 @@ _HEAVY = ("torch", "transformers", "peft", "datasets", "great_expectations", "ma
 
 
 def test_flows_load_without_the_heavy_parts_of_the_library() -> None:
-    modules = ["distillery.ledger.commands"]
-    modules += [f"flows.{path.stem}" for path in (ROOT / "flows").glob("*.py")]
-    code = f"import sys, {', '.join(modules)}\nprint([m for m in {_HEAVY} if m in sys.modules])"
+    modules = [f"flows.{path.stem}" for path in (ROOT / "flows").glob("*.py")]
+    modules += ["cli.app", "cli.ledger", "cli.runs", "cli.store"]
+    assert _loaded(_HEAVY, modules) == "[]"
+
+
+def test_help_loads_neither_prefect_nor_the_library() -> None:
+    assert _loaded(("prefect", "distillery", "pydantic", "rich.table"), ["cli.app"]) == "[]"
+
+
+def _loaded(of: Sequence[str], modules: Sequence[str]) -> str:
+    """Return which modules ``of`` those named are there once ``modules`` are imported."""
+    code = f"import sys, {', '.join(modules)}\nprint([m for m in {of} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

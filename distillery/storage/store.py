@@ -248,8 +248,10 @@ class Store:
                 return []
         return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
-    def gc(self, *, older_than_s: float = 7 * 86_400.0) -> list[str]:
+    def gc(self, *, older_than_s: float = 7 * 86_400.0, dry_run: bool = False) -> list[str]:
         """Delete what nothing names and is older than ``older_than_s``; return what went.
+
+        With ``dry_run`` nothing goes.
 
         Attempts that lost or died, and checkpoints of stages that are finished or abandoned. What
         a manifest or an alias names stays. A week by default: no attempt takes that long, so
@@ -262,7 +264,8 @@ class Store:
                 for folder in self.list_folders(f"{stage}/{fingerprint}"):
                     uri = f"{stage}/{fingerprint}/{folder}"
                     if uri not in named and self._age_s(uri) > older_than_s:
-                        self.delete(uri)
+                        if not dry_run:
+                            self.delete(uri)
                         removed.append(uri)
         return removed
 

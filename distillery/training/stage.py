@@ -27,11 +27,13 @@ def training_stage(
     training: TrainingSpec,
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
+    because: str | None = None,
 ) -> Stage:
     """Return what identifies the training of ``student`` on ``rows``.
 
     The prompts count only when a tokenizer is trained on them, the teacher only when it runs
-    beside the student, and settings of soft targets only when they are read.
+    beside the student, and settings of soft targets only when they are read. ``because``, the
+    reason for the objective, is recorded with the result and never counts.
     """
     inputs: dict[str, Any] = {"rows": rows.fingerprint}
     if training.objective == "hard_targets":

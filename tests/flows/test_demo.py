@@ -17,7 +17,7 @@ def test_the_demo_distils_and_the_second_run_reuses_every_stage(tmp_path: Path) 
     environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect")}
     (tmp_path / "prefect").mkdir()
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.distill_student", "recipes/demo.yaml"]
+    command = [sys.executable, "-m", "cli", "run", "recipes/demo.yaml"]
     command.append(f"store.root={tmp_path / 'store'}")
 
     def run() -> subprocess.CompletedProcess[str]:

@@ -38,9 +38,9 @@ def die(attempt):
         os.kill(os.getpid(), signal.SIGKILL)
     return seal(attempt)
 Attempt.seal = die
-sys.argv = ["distill_student", {recipe!r}]
-from flows.cli import run_distillation
-run_distillation()
+sys.argv = ["distillery", "run", {recipe!r}]
+from cli.app import main
+main()
 """
 
 
@@ -71,7 +71,7 @@ def test_a_run_killed_in_any_stage_goes_on_from_there(tmp_path: Path, prefect_se
             elif position > STAGES.index(StageName.GENERATE_RESPONSES) and position < 7:
                 assert teacher.num_requests == asked_after_generation
 
-        done = run(["-m", "flows.distill_student", str(recipe)])
+        done = run(["-m", "cli", "run", str(recipe)])
         assert done.returncode == 0, done.stderr
         assert "teacher" in done.stdout and "student" in done.stdout
         assert re.findall(r"(\w+): reused", done.stderr) == [str(stage) for stage in STAGES[:-1]]

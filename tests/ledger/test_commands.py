@@ -13,7 +13,6 @@ import sqlalchemy as sa
 
 from distillery.ledger import Ledger
 from distillery.ledger import engine as engine_module
-from distillery.ledger.commands import main
 from distillery.ledger.tables import claims
 from schemas.errors import InputDataError, StoreError
 from schemas.execution import StoreSpec
@@ -283,83 +282,3 @@ def test_purge_beside_a_reader_says_that_the_text_is_still_there(
             reader.execute("ROLLBACK")
         assert ledger.purge(contains="secret") == 0
         assert b"secret" not in bytes_on_disk(sqlite_spec.root)
-
-
-# -- the command line ------------------------------------------------------------------------
-
-
-def where(spec: StoreSpec) -> list[str]:
-    return ["--root", spec.root] if spec.ledger_url is None else ["--ledger-url", spec.ledger_url]
-
-
-def test_commands_on_both_databases(
-    filled: Ledger,
-    ledger_spec: StoreSpec,
-    elsewhere: StoreSpec,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    place, file = where(ledger_spec), str(tmp_path / "rows.jsonl.gz")
-    assert main(["stats", *place]) == 0
-    table = capsys.readouterr().out
-    assert "owner/name" in table and "4 ok" in table and "1.00 USD" in table
-    assert main(["export", file, *place]) == 0
-    assert "exported 5 rows" in capsys.readouterr().out
-    assert main(["import", file, "--root", elsewhere.root]) == 0
-    assert "imported 5 rows; 0 were there" in capsys.readouterr().out
-    assert main(["purge", "--older-than", "30d", *place]) == 0
-    assert "would remove 1 rows; add --yes" in capsys.readouterr().out
-    assert "old" in in_ledger(filled)
-    assert main(["purge", "--older-than", "30d", "--yes", *place]) == 0
-    assert "removed 1 rows" in capsys.readouterr().out
-    assert "old" not in in_ledger(filled)
-    hashes = [f"--prompt-hash={row(name).prompt_hash}" for name in ("new", "answered")]
-    assert main(["purge", *hashes, "--yes", *place]) == 0
-    assert in_ledger(filled) == {'says "Łukasz"\n'}
-
-
-def test_stats_of_an_empty_ledger_say_so(
-    ledger_spec: StoreSpec, ledger: Ledger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["stats", *where(ledger_spec)]) == 0
-    assert capsys.readouterr().out == "the ledger has no rows yet\n"
-
-
-def test_recipe_names_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    raw = Path("recipes/demo.yaml").read_text()
-    assert "\nstore:" not in raw
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"{raw}\nstore:\n  root: {tmp_path / 'store'}\n")
-    assert main(["stats", "--recipe", str(recipe)]) == 1
-    assert f"there is no ledger '{tmp_path / 'store' / 'ledger.sqlite'}'" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize("age", ["30", "d", "-1d", "1y"])
-def test_age_without_a_unit_is_refused(age: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["purge", f"--older-than={age}"])
-    assert ended.value.code == 2
-    assert f"{age!r} is no age. Write 12h, 30d or 8w." in capsys.readouterr().err
-
-
-def test_purge_command_without_a_criterion_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["purge", "--yes"])
-    assert ended.value.code == 2
-    assert "give one of --teacher" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "url", ["postgresql+psycopg://me:hunter2@127.0.0.1:1/x", "mysql://me:hunter2@db/x", "hunter2"]
-)
-def test_errors_are_one_line_without_the_password(
-    url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["stats", "--ledger-url", url]) == 1
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "Error: " in said.err
-    assert "hunter2" not in said.err + said.out

@@ -54,7 +54,7 @@ def test_it_says_which_variable_to_export_and_where_its_facts_are_from(path: Pat
     if teacher.api_key_env:
         assert f"export {teacher.api_key_env}=" in text
     assert re.search(r"^# Sources?: https://", text, re.MULTILINE)
-    assert f"python -m flows.generate_responses recipes/providers/{path.name} --plan" in text
+    assert f"distillery generate recipes/providers/{path.name} --plan" in text
 
 
 @each_recipe

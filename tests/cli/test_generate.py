@@ -1,4 +1,4 @@
-"""`python -m flows.generate_responses`: the stage alone, from the command line."""
+"""`distillery generate`: the stage alone, from the command line."""
 
 import json
 import os
@@ -28,12 +28,10 @@ def teacher() -> Iterator[StubEndpoint]:
         yield endpoint
 
 
-def run(
-    *arguments: Any, api: str, module: str = "flows.generate_responses"
-) -> subprocess.CompletedProcess[str]:
+def run(*arguments: Any, api: str, verb: str = "generate") -> subprocess.CompletedProcess[str]:
     environment = {"PREFECT_API_URL": api, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", "cli", verb, *map(str, arguments)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -103,8 +101,8 @@ def test_a_recipe_of_the_spine_runs_as_it_is_and_overrides_come_on_either_side(
 def test_a_plan_asks_nobody_and_needs_no_server(tmp_path: Path, teacher: StubEndpoint) -> None:
     raw = make_recipe(tmp_path, teacher.base_url, teacher={"price": PRICE})
     path = write_recipe(tmp_path, raw)
-    for module in ("flows.generate_responses", "flows.distill_student"):
-        done = run(path, "--plan", api=NO_SERVER, module=module)
+    for verb in ("generate", "run"):
+        done = run(path, "--plan", api=NO_SERVER, verb=verb)
         assert printed(done, "rows").startswith("240, 1 sample each")
         assert printed(done, "to ask") == "240"
         assert printed(done, "cost").startswith("up to about 0.")
@@ -183,9 +181,3 @@ def test_a_file_that_the_recipe_reads_is_not_written_over(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match="is a file that the recipe reads"):
         check_jsonl(tmp_path / "." / "train.jsonl", data)
     check_jsonl(tmp_path / "responses.jsonl", data)
-
-
-def test_help_names_the_documented_command(prefect_server: str) -> None:
-    done = run("--help", api=NO_SERVER)
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: python -m flows.generate_responses [-h] [--plan]")

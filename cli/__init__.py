@@ -1,0 +1,1 @@
+"""The command `distillery`. `cli.app` has its verbs; what they run is imported when they run."""

@@ -1,0 +1,152 @@
+"""The verbs of the command `distillery`, with their options and help texts.
+
+Only what is needed to parse a command line is imported here: `--help` has to come at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import clear_errors
+
+app = typer.Typer(
+    name="distillery",
+    help="Rows of prompts in, a small student model out, measured against its teacher.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ledger = typer.Typer(help="Look after the ledger of teacher responses.", no_args_is_help=True)
+store = typer.Typer(help="Look after the store of results.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+app.add_typer(store, name="store")
+
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/demo.yaml")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[section.key=value ...]",
+        help="laid over the recipe, deeply; the value is YAML (training.epochs=3)",
+        show_default=False,
+    ),
+]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan", help="ask nothing; print what the teacher would be asked, its cost and its time"
+    ),
+]
+Root = Annotated[str, typer.Option(help="root of the store", metavar="URL")]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(help="SQLAlchemy URL of the ledger; write a password as ${NAME}", metavar="URL"),
+]
+StoreRecipe = Annotated[
+    str | None, typer.Option("--recipe", help="recipe that names store and ledger", metavar="FILE")
+]
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, plan: Plan = False) -> None:
+    """Distil the teacher of a recipe into its student; print the comparison and the verdict."""
+    from cli.runs import run_distillation
+
+    with clear_errors():
+        run_distillation(recipe, overrides or [], plan=plan)
+
+
+@app.command()
+def generate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    plan: Plan = False,
+    jsonl: Annotated[
+        Path | None, typer.Option(help="write the responses there too", metavar="FILE")
+    ] = None,
+) -> None:
+    """Have the prompts of a recipe answered by its teacher; train nothing."""
+    from cli.runs import run_generation
+
+    with clear_errors():
+        run_generation(recipe, overrides or [], plan=plan, jsonl=jsonl)
+
+
+@app.command()
+def train_teacher(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Train a model on the gold rows of a recipe, to be the teacher of later runs."""
+    from cli.runs import run_teacher_training
+
+    with clear_errors():
+        run_teacher_training(recipe, overrides or [])
+
+
+@ledger.command()
+def stats(
+    root: Root = ".distillery", ledger_url: LedgerUrl = None, recipe: StoreRecipe = None
+) -> None:
+    """Print rows, tokens and cost by teacher."""
+    from cli.ledger import print_stats
+    from cli.places import store_spec
+
+    with clear_errors():
+        print_stats(store_spec(root, ledger_url, recipe))
+
+
+@ledger.command()
+def purge(
+    teacher: Annotated[
+        str | None, typer.Option(help="of this model name, or start of a teacher id")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="such as 12h, 30d or 8w", metavar="AGE")
+    ] = None,
+    prompt_hash: Annotated[
+        list[str] | None, typer.Option(help="of this prompt; may be repeated", metavar="HASH")
+    ] = None,
+    contains: Annotated[
+        str | None, typer.Option(help="in a message or its response", metavar="TEXT")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="remove them, instead of counting")] = False,
+    root: Root = ".distillery",
+    ledger_url: LedgerUrl = None,
+    recipe: StoreRecipe = None,
+) -> None:
+    """Remove the rows that meet all criteria, for good."""
+    from cli.ledger import purge_rows
+    from cli.places import seconds, store_spec
+
+    with clear_errors():
+        purge_rows(
+            store_spec(root, ledger_url, recipe),
+            teacher=teacher,
+            older_than_s=seconds(older_than) if older_than else None,
+            prompt_hashes=prompt_hash,
+            contains=contains,
+            yes=yes,
+        )
+
+
+@store.command()
+def gc(
+    older_than: Annotated[
+        str, typer.Option(help="spare what is younger: 12h, 30d, 8w", metavar="AGE")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and delete nothing")] = False,
+    root: Root = ".distillery",
+    recipe: StoreRecipe = None,
+) -> None:
+    """Delete what lost or died: attempts and checkpoints that no manifest and no alias names."""
+    from cli.places import seconds, store_spec
+    from cli.store import collect_garbage
+
+    with clear_errors():
+        collect_garbage(store_spec(root, None, recipe), seconds(older_than), dry_run=dry_run)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
