@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from distillery.data.chat import load_messages
-from distillery.data.loading import load_prompts, validate_prompts
+from distillery.data.loading import load_prompts
 from distillery.data.release import release_dataset
+from distillery.data.validation import validate_prompts
 from distillery.filters.stage import filter_responses
 from distillery.models.local import Answer, LocalModel, Message
 from distillery.models.students import cpu_threads, export_model

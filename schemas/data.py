@@ -1,5 +1,6 @@
 """Where the prompts come from and how a row becomes a prompt."""
 
+import codecs
 import string
 from typing import Annotated, Literal
 
@@ -15,10 +16,12 @@ class ColumnMap(Spec):
     """Unique id of a row. None: made from the split and the row number."""
 
     messages: str | None = None
-    """Chat messages, a list of {role, content}. None: the prompt comes from `prompt_template`."""
+    """Chat messages, a list of {role, content}. None: the prompt comes from `prompt_template`. A
+    last turn of the assistant is no part of the prompt: it is the reference."""
 
     reference: str | None = None
-    """The right answer. Needed for `gold` and `test`; ignored for `train` and `validation`."""
+    """The right answer. `gold` and `test` need it, here or as the last turn of `messages`; ignored
+    for `train` and `validation`."""
 
 
 class _Source(Branch):
@@ -42,7 +45,26 @@ class FileSource(_Source):
     fingerprint holds the file's content, not its place."""
 
     format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
-    """auto: by the ending of the path."""
+    """auto: by the ending of the path (.jsonl, .ndjson, .csv, .tsv, .tab, .parquet)."""
+
+    delimiter: Literal[",", ";", "\t", "|"] | None = None
+    """What separates the columns of a CSV file. None: a tab in .tsv files, otherwise the one that
+    the header has most of."""
+
+    encoding: str | None = None
+    """Encoding of a JSONL or CSV file, such as latin-1. None: UTF-8, or UTF-16 where a byte order
+    mark says so."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str | None) -> str | None:
+        try:
+            return None if encoding is None else codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError(
+                f"{encoding!r} is not an encoding that Python knows. Write utf-8, latin-1, cp1252 "
+                "or another of its names."
+            ) from None
 
 
 class HubSource(_Source):

@@ -18,9 +18,9 @@ def load_prompts(
     data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[DatasetRef, StageResult]:
     """Return the rows of all sources."""
-    from distillery.data import loading as prompts
+    from distillery.data import loading
 
-    result = prompts.load_prompts(data, store, execution)
+    result = loading.load_prompts(data, store, execution)
     return result.dataset("prompts"), result
 
 
@@ -29,9 +29,9 @@ def validate_prompts(
     loaded: DatasetRef, task: TaskSpec, data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[PromptSet, StageResult]:
     """Return the valid rows, the gold rows to learn from, and the quarantined ones."""
-    from distillery.data import loading as prompts
+    from distillery.data import validation
 
-    result = prompts.validate_prompts(loaded, task, data, store, execution)
+    result = validation.validate_prompts(loaded, task, data, store, execution)
     outputs = PromptSet(
         prompts=result.dataset("prompts"),
         gold=result.dataset("gold"),

@@ -66,8 +66,11 @@ def as_text(value: Any) -> str:
 def parse_messages(value: Any) -> list[Message]:
     """Return a column's value as messages: a list of {role, content}, or JSON text of one.
 
+    A `developer` is the system, and content may come in parts, as OpenAI's clients write them.
+
     Raises:
-        MessageError: It is none, has an unknown role, or does not end with the user.
+        MessageError: It is no such list; or a turn has an unknown role, or something else than
+            text. The turn is named.
     """
     if isinstance(value, str):
         try:
@@ -76,18 +79,38 @@ def parse_messages(value: Any) -> list[Message]:
             raise MessageError(f"messages are not JSON: {error}") from None
     if not isinstance(value, list) or not value:
         raise MessageError(f"messages are {type(value).__name__}, not a list of turns")
-    messages: list[Message] = []
-    for position, turn in enumerate(value):
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-            raise MessageError(f"turn {position} has no text under 'content'")
-        if not _is_whole(turn["content"]):
-            raise MessageError(f"turn {position} has half a character, which cannot be kept")
-        if turn.get("role") not in ROLES:
-            raise MessageError(f"turn {position} has the role {turn.get('role')!r}")
-        messages.append({"role": turn["role"], "content": turn["content"]})
-    if messages[-1]["role"] != "user":
-        raise MessageError(f"the last turn is the {messages[-1]['role']}'s, not the user's")
+    messages = [_parse_turn(turn, position) for position, turn in enumerate(value)]
+    if messages[-1]["role"] == "system":
+        raise MessageError("the last turn is the system's, so nothing is asked")
     return messages
+
+
+def _parse_turn(turn: Any, position: int) -> Message:
+    """Return one turn; see :func:`parse_messages`."""
+    if not isinstance(turn, dict):
+        raise MessageError(f"turn {position} is {type(turn).__name__}, not {{role, content}}")
+    role = "system" if turn.get("role") == "developer" else turn.get("role")
+    if role in ("tool", "function") or turn.get("tool_calls") or turn.get("function_call"):
+        raise MessageError(f"turn {position} uses a tool, and prompts are text alone")
+    if role not in ROLES:
+        raise MessageError(f"turn {position} has the role {turn.get('role')!r}")
+    content = turn.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part_text(part, position) for part in content)
+    if not isinstance(content, str):
+        raise MessageError(f"turn {position} has no text under 'content'")
+    if not _is_whole(content):
+        raise MessageError(f"turn {position} has half a character, which cannot be kept")
+    return Message(role=role, content=content)
+
+
+def _part_text(part: Any, position: int) -> str:
+    """Return the text of one part of a turn's content."""
+    text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
+    if not isinstance(text, str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise MessageError(f"turn {position} has a part {kind!r}, and prompts are text alone")
+    return text
 
 
 def _is_whole(text: str) -> bool:

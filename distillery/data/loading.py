@@ -1,11 +1,8 @@
-"""Load the prompts of all splits, and put aside the rows that cannot be used."""
+"""Load the prompts of all splits: rows of the sources become messages and references."""
 
-from collections import Counter
-from collections.abc import Hashable, Iterator
 from itertools import islice
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from distillery.data.chat import (
@@ -20,27 +17,16 @@ from distillery.data.chat import (
 )
 from distillery.data.sources import SourceRow, check_source, read_source, source_identity
 from distillery.storage.fingerprint import sha256
-from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
-from distillery.storage.store import RowWriter, Store
-from distillery.task_types.answer_formats import check_answer_format, format_violation
 from schemas.data import DataSpec, FileSource, Source
 from schemas.errors import DistilleryError, InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
 from schemas.frames import (
     SPLITS,
-    PromptFrame,
-    QuarantineFrame,
-    TrainingFrame,
-    arrow_schema,
-    check_frame,
 )
-from schemas.refs import DatasetRef
-from schemas.task import TaskSpec
 
-_LOAD_VERSION = 1
-_VALIDATE_VERSION = 1
+_LOGIC_VERSION = 2
 _BATCH_ROWS = 4096
 
 _LOADED_SCHEMA = pa.schema(
@@ -56,18 +42,6 @@ _LOADED_SCHEMA = pa.schema(
     ]
 )
 
-# One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
-# Ids are unique within a source; {source} is the split, or what the split was set aside from.
-_MARK_ROWS = """
-    SELECT *,
-        row_number() OVER (PARTITION BY {source}, prompt_id ORDER BY source_row) > 1 AS is_repeated,
-        split <> 'test' AND content_hash IN
-            (SELECT content_hash FROM loaded WHERE split = 'test' AND content_hash IS NOT NULL)
-            AS is_in_test
-    FROM loaded
-    ORDER BY list_position({splits}, split), source_row
-"""
-
 
 def load_prompts(data: DataSpec, store: StoreSpec, execution: ExecutionSpec) -> StageResult:
     """Return the rows of all sources as one data set `prompts`, unreadable ones marked.
@@ -79,7 +53,7 @@ def load_prompts(data: DataSpec, store: StoreSpec, execution: ExecutionSpec) -> 
     present = {split: source for split, source in sources.items() if source is not None}
     stage = Stage(
         StageName.LOAD_PROMPTS,
-        _LOAD_VERSION,
+        _LOGIC_VERSION,
         inputs=_identities(present, data),
         spec={"data": data},
     )
@@ -141,6 +115,12 @@ def _load_row(row: SourceRow, split: str, source: Source, data: DataSpec) -> dic
     try:
         if columns.messages:
             messages = parse_messages(values.get(columns.messages))
+            if messages[-1]["role"] == "assistant":
+                answered = messages.pop()["content"]
+                if split in ("gold", "test"):
+                    loaded.setdefault("reference", answered)
+                if not messages or messages[-1]["role"] != "user":
+                    raise MessageError("the assistant's last turn does not follow a user's")
         else:
             prompt = render_prompt(data.prompt_template, values)
             messages = [Message(role="user", content=prompt)]
@@ -152,7 +132,7 @@ def _load_row(row: SourceRow, split: str, source: Source, data: DataSpec) -> dic
     loaded["content_hash"] = content_hash(messages)
     if not messages[-1]["content"].strip():
         loaded |= {"reason": DropReason.EMPTY_PROMPT.value, "detail": "the prompt has no text"}
-    if split == "train" and data.validation is None and _is_set_aside(loaded["content_hash"], data):
+    if split == "train" and data.validation is None and is_set_aside(loaded["content_hash"], data):
         loaded["split"] = "validation"
     return loaded
 
@@ -161,151 +141,10 @@ def _text(value: Any) -> str | None:
     return None if value is None else as_text(value)
 
 
-def _is_set_aside(content: str, data: DataSpec) -> bool:
+def is_set_aside(content: str, data: DataSpec) -> bool:
     """Return whether a row belongs to the validation split, by its content.
 
     So a row stays where it is when others come or go, and equal prompts stay together.
     """
     draw = int(sha256([data.seed, content])[:8], 16) / 2**32
     return draw < data.validation_fraction
-
-
-def validate_prompts(
-    loaded: DatasetRef, task: TaskSpec, data: DataSpec, store: StoreSpec, execution: ExecutionSpec
-) -> StageResult:
-    """Return the valid rows as `prompts` and the others, each with its reason, as `quarantined`.
-
-    The gold rows come as `gold` too, ready to learn from, a part of them set aside for early
-    stopping.
-
-    Raises:
-        InputDataError: More rows than ``data.max_invalid_fraction`` allows are invalid, or a
-            split has no valid row. The quarantine file stays in the store and is named.
-    """
-    check_answer_format(task)
-    stage = Stage(
-        StageName.VALIDATE_PROMPTS,
-        _VALIDATE_VERSION,
-        inputs={"loaded": loaded.fingerprint},
-        spec={
-            "answer_format": task.answer_format,
-            "set_aside": data.validation is None,
-            "validation_fraction": data.validation_fraction,
-            "seed": data.seed,
-        },
-    )
-
-    def work(attempt: Attempt) -> None:
-        reasons: Counter[str] = Counter()
-        kept: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
-        with (
-            attempt.row_writer("prompts", arrow_schema(PromptFrame)) as prompts,
-            attempt.row_writer("gold", arrow_schema(TrainingFrame)) as gold,
-            attempt.row_writer("quarantined", arrow_schema(QuarantineFrame)) as quarantined,
-        ):
-            for frame in _marked_rows(attempt, loaded, data):
-                valid, invalid = _split_rows(frame, task)
-                kept.update(valid["split"])
-                reasons.update(invalid["reason"])
-                _write(prompts, valid, PromptFrame)
-                _write(gold, _gold_rows(valid, data), TrainingFrame)
-                _write(quarantined, invalid, QuarantineFrame)
-        attempt.counts |= {**kept, "quarantined": reasons.total()}
-        attempt.facts["reasons"] = dict(reasons.most_common())
-
-    result = run_stage(stage, store, execution, work)
-    _refuse_broken_data(result, loaded.num_rows, data, store)
-    return result
-
-
-def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterator[pd.DataFrame]:
-    """Yield the loaded rows in order, with `is_repeated` and `is_in_test`."""
-    with querying(loaded=attempt.store.dataset(loaded)) as sql:
-        source = "replace(split, 'validation', 'train')" if data.validation is None else "split"
-        query = sql.sql(_MARK_ROWS.format(source=source, splits=list(SPLITS)))
-        for batch in query.to_arrow_reader(_BATCH_ROWS):
-            yield batch.to_pandas()
-
-
-def _split_rows(frame: pd.DataFrame, task: TaskSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the valid rows and the invalid ones; the latter with reason and detail."""
-    found = [_violation(row, task) for row in frame.to_dict("records")]
-    frame["reason"] = pd.array([f[0].value if f else None for f in found], dtype="str")
-    frame["detail"] = pd.array([f[1] if f else None for f in found], dtype="str")
-    is_valid = frame["reason"].isna()
-    prompt_columns = list(PromptFrame.to_schema().columns)
-    quarantine_columns = list(QuarantineFrame.to_schema().columns)
-    return (
-        frame.loc[is_valid, prompt_columns].reset_index(drop=True),
-        frame.loc[~is_valid, quarantine_columns].reset_index(drop=True),
-    )
-
-
-def _gold_rows(valid: pd.DataFrame, data: DataSpec) -> pd.DataFrame:
-    """Return the gold rows of a PromptFrame as a TrainingFrame."""
-    gold = valid[valid["split"] == "gold"].reset_index(drop=True)
-    split = ["validation" if _is_set_aside(c, data) else "train" for c in gold["content_hash"]]
-    gold["split"] = pd.array(split, dtype="str")
-    return gold.rename(columns={"reference": "response"})[list(TrainingFrame.to_schema().columns)]
-
-
-def _violation(row: dict[Hashable, Any], task: TaskSpec) -> tuple[DropReason, str] | None:
-    """Return why a loaded row cannot be used, or None. The first reason counts."""
-    if isinstance(row["reason"], str):
-        return DropReason(row["reason"]), row["detail"]
-    if not isinstance(row["prompt_id"], str) or not row["prompt_id"]:
-        return DropReason.UNREADABLE_ROW, "the row has no id"
-    if row["is_repeated"]:
-        return DropReason.DUPLICATE_ID, f"id {row['prompt_id']!r:.80} was seen before"
-    if row["is_in_test"]:
-        return DropReason.FOUND_IN_TEST, "the same prompt is a test row"
-    if row["split"] in ("gold", "test"):
-        if not isinstance(row["reference"], str) or not row["reference"].strip():
-            return DropReason.MISSING_REFERENCE, "a labelled split needs a reference in every row"
-        if violation := format_violation(row["reference"], task):
-            return DropReason.REFERENCE_NOT_IN_FORMAT, violation[1]
-    return None
-
-
-def _write(writer: RowWriter, frame: pd.DataFrame, contract: Any) -> None:
-    if len(frame):
-        writer.write(check_frame(frame, contract))
-
-
-def _refuse_broken_data(
-    result: StageResult, num_rows: int, data: DataSpec, store: StoreSpec
-) -> None:
-    """Raise when too many rows are invalid; checked on every run, as it costs no seal."""
-    reasons = result.drop_reasons
-    invalid = sum(n for reason, n in reasons.items() if reason != DropReason.FOUND_IN_TEST)
-    listed = ", ".join(f"{reason} {n}" for reason, n in reasons.items())
-    quarantined = f"{store.root}/{result.dataset('quarantined').uri}"
-    if invalid > data.max_invalid_fraction * num_rows:
-        raise InputDataError(
-            f"{invalid} of {num_rows} rows ({invalid / num_rows:.1%}) cannot be used, above "
-            f"data.max_invalid_fraction={data.max_invalid_fraction}: {listed}. First: "
-            f"{_first_rows(result, store)}. No teacher was asked. Correct the rows listed in "
-            f"{quarantined}, or raise data.max_invalid_fraction."
-        )
-    for split in SPLITS:
-        wanted = split == "validation" or getattr(data, split) is not None
-        if split == "validation" and data.train is None:
-            wanted = False
-        if wanted and not result.manifest.counts[split]:
-            advice = f"give data.{split} more rows"
-            if split == "validation" and data.validation is None:
-                advice = "give data.train more rows, or raise data.validation_fraction"
-            raise InputDataError(
-                f"no row of the split {split!r} can be used ({listed or 'none was there'}). See "
-                f"{quarantined} and {advice}."
-            )
-
-
-def _first_rows(result: StageResult, store: StoreSpec, limit: int = 3) -> str:
-    """Return the first quarantined rows in words."""
-    batches = Store(store.root).batches(result.dataset("quarantined"))
-    rows = (row for batch in batches for row in batch.to_pylist())
-    broken = (row for row in rows if row["reason"] != DropReason.FOUND_IN_TEST)
-    return "; ".join(
-        f"{row['split']} row {row['source_row']}: {row['detail']}" for row in islice(broken, limit)
-    )

@@ -1,15 +1,18 @@
 """Sources: rows from JSONL, CSV, Parquet or the Hugging Face hub, one at a time."""
 
+import codecs
+import contextlib
 import csv
 import hashlib
 import heapq
 import io
 import json
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -21,7 +24,15 @@ from schemas.data import FileSource, HubSource, Source
 from schemas.errors import InputDataError, RecipeError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".parquet": "parquet",
+}
+_ENOUGH_DELIMITERS = 3  # fewer are met in a cell of two lines by chance
 
 # A CSV cell may hold a whole document; Python's own limit is 128 KiB.
 csv.field_size_limit(2**31 - 1)
@@ -107,7 +118,13 @@ def read_source(source: Source, *, seed: int) -> Iterator[SourceRow]:
     chosen = _sample(reader, source.max_rows, seed) if source.max_rows else None
     for row in reader():
         if chosen is None or row.number in chosen:
-            yield row
+            values = {name: None if _is_nan(value) else value for name, value in row.values.items()}
+            yield replace(row, values=values)
+
+
+def _is_nan(value: Any) -> bool:
+    """Return whether ``value`` is NaN, which pandas writes where there is nothing."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _sample(reader: Callable[[], Iterator[SourceRow]], size: int, seed: int) -> set[int]:
@@ -132,8 +149,8 @@ def _format(source: FileSource) -> str:
     kind = _FORMATS.get(ending) if source.format == "auto" else source.format
     if kind is None:
         raise InputDataError(
-            f"{path!r} ends in {ending!r}, which tells no format. Set format to jsonl, csv or "
-            "parquet."
+            f"{path!r} ends in {ending!r}, from which no format follows. Set format to jsonl, csv "
+            "or parquet."
         )
     return kind
 
@@ -154,50 +171,155 @@ def _open(source: FileSource) -> Any:
         ) from error
 
 
-def _read_jsonl(source: FileSource) -> Iterator[SourceRow]:
+@contextlib.contextmanager
+def _text_lines(source: FileSource, newline: str) -> Iterator[Iterator[str]]:
+    """Yield the lines of a file, decoded; what is not text in its encoding comes as surrogates."""
     with _open(source) as file:
-        for number, line in enumerate(file, start=1):
+        encoding = source.encoding or _encoding(file)
+        yield io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=newline)
+
+
+def _encoding(file: Any) -> str:
+    """Return the encoding that a byte order mark tells; UTF-8 where there is none."""
+    begin = file.read(4)
+    file.seek(0)
+    return "utf-16" if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _not_text(number: int, source: FileSource) -> SourceRow:
+    encoding = source.encoding or "UTF-8"
+    problem = f"line {number} is not {encoding}. Save the file as UTF-8, or set its encoding"
+    return SourceRow(number, {}, problem)
+
+
+def _is_text(text: str) -> bool:
+    """Return whether no half of a surrogate pair is in ``text``; Parquet could not hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_jsonl(source: FileSource) -> Iterator[SourceRow]:
+    with _text_lines(source, newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            if not _is_text(line):
+                yield _not_text(number, source)
+                continue
             try:
-                values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if b"\\u" in line:
-                    json.dumps(values, ensure_ascii=False).encode()  # half an emoji cannot be kept
+                values = json.loads(line)
             except ValueError as error:
                 yield SourceRow(number, {}, f"line {number} is not JSON: {error}")
                 continue
-            if isinstance(values, dict):
-                yield SourceRow(number, values)
+            if not isinstance(values, dict):
+                found = type(values).__name__
+                yield SourceRow(number, {}, f"line {number} is a JSON {found}, not an object")
+            elif "\\u" in line and not _is_text(json.dumps(values, ensure_ascii=False)):
+                yield SourceRow(number, {}, f"line {number} has half a character (\\ud800 or like)")
             else:
-                yield SourceRow(number, {}, f"line {number} is {type(values).__name__}, no object")
+                yield SourceRow(number, values)
 
 
 def _read_csv(source: FileSource) -> Iterator[SourceRow]:
-    with _open(source) as file:
-        # What is not UTF-8 comes as surrogates, by which its rows are told.
-        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
+    with _text_lines(source, newline="") as file:
+        lines = _Lines(file)
+        delimiter = source.delimiter or _delimiter(lines.first(), source)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter)
         header: list[str] | None = None
         while True:
-            number = reader.line_num + 1
+            number = lines.begin_record()
             try:
                 row = next(reader)
-                "".join(row).encode()
             except StopIteration:
                 return
-            except (csv.Error, UnicodeEncodeError) as error:
-                problem = "not UTF-8" if isinstance(error, UnicodeError) else f"not CSV: {error}"
-                yield SourceRow(number, {}, f"line {number} is {problem}")
+            except csv.Error as error:
+                yield from _broken_record(number, lines, error)
                 continue
-            if not row:
+            if not _is_text("".join(row)):
+                yield _not_text(number, source)
+            elif not row:
                 continue
-            if header is None:
+            elif header is None:
                 header = _header(row, source)
             elif len(row) != len(header):
                 problem = f"line {number} has {len(row)} columns, the header {len(header)}"
                 yield SourceRow(number, {}, problem)
+            elif lines.look_like_rows(delimiter, len(header)):
+                yield from _broken_record(number, lines, None)
             else:
                 yield SourceRow(number, dict(zip(header, row, strict=True)))
+
+
+class _Lines:
+    """The lines of a CSV file; it remembers those of the record that is being read."""
+
+    def __init__(self, file: Iterator[str]) -> None:
+        self._file, self._next_number = file, 1
+        self._ahead: list[str] = []
+        self._saw_long_cells = False
+        self.record: list[str] = []
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.pop() if self._ahead else next(self._file)
+        self.record.append(line)
+        self._next_number += 1
+        return line
+
+    def begin_record(self) -> int:
+        """Return the number of the line with which the next record begins."""
+        self.record = []
+        return self._next_number
+
+    def first(self) -> str:
+        """Return the first line that is not empty; it is read all the same."""
+        for line in self._file:
+            if line.strip():
+                self._ahead.append(line)
+                return line
+            self._next_number += 1
+        return ""
+
+    def look_like_rows(self, delimiter: str, num_columns: int) -> bool:
+        """Return whether the lines of this record are rows that an unclosed quote has swallowed.
+
+        So it is when each line by itself has all columns. In a file where other cells do span
+        lines it may be chance, and the quotes are believed.
+        """
+        lines = self.record
+        if len(lines) < 2 or self._saw_long_cells:
+            return False
+        by_themselves = all(line.count(delimiter) == num_columns - 1 for line in lines)
+        if by_themselves and len(lines) * (num_columns - 1) >= _ENOUGH_DELIMITERS:
+            return True
+        self._saw_long_cells = True
+        return False
+
+
+def _broken_record(number: int, lines: _Lines, error: csv.Error | None) -> Iterator[SourceRow]:
+    """Yield every line of a record that cannot be read; a quote that never closes takes many."""
+    is_swallowed = error is None or len(lines.record) > 1
+    why = f"a quote opens in line {number} and does not close there" if is_swallowed else error
+    yield SourceRow(number, {}, f"line {number} is not CSV: {why}")
+    for follower in range(number + 1, number + len(lines.record)):
+        yield SourceRow(follower, {}, f"line {follower} is lost: {why}")
+
+
+def _delimiter(first_line: str, source: FileSource) -> str:
+    """Return what separates the columns: a tab in .tsv files, otherwise what the header has most.
+
+    >>> _delimiter("id;question, as asked;label", FileSource(path="a.csv"))
+    ';'
+    """
+    if expand_variables(source.path).lower().endswith((".tsv", ".tab")):
+        return "\t"
+    unquoted = re.sub(r'"[^"]*"', "", first_line)
+    return max(",;\t|", key=unquoted.count)
 
 
 def _header(row: list[str], source: FileSource) -> list[str]:
@@ -213,16 +335,49 @@ def _read_parquet(source: FileSource) -> Iterator[SourceRow]:
     number = 0
     with _open(source) as file:
         try:
-            batches = pq.ParquetFile(file).iter_batches()
-            for batch in batches:
+            parquet = pq.ParquetFile(file)
+            names = _label_names(_features(parquet.schema_arrow))
+            for batch in parquet.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
-                    yield SourceRow(number, values)
+                    yield SourceRow(number, _with_names(values, names))
         except (pa.ArrowException, OSError) as error:
             raise InputDataError(
                 f"data file {expand_variables(source.path)!r} is not whole Parquet: {error}. Write "
                 "it again, or set its format."
             ) from error
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """Return the features that the library `datasets` writes into a Parquet file's schema."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    return json.loads(text).get("info", {}).get("features") or {} if text else {}
+
+
+def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the labels of each ClassLabel column, in the order of their numbers."""
+    names = {}
+    for column, feature in features.items():
+        named = (
+            feature.get("names") if isinstance(feature, dict) else getattr(feature, "names", None)
+        )
+        if named:
+            names[column] = list(named)
+    return names
+
+
+def _with_names(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
+    """Return ``values`` with the names of labels in place of their numbers; -1 is no label.
+
+    >>> _with_names({"text": "a", "label": 1}, {"label": ["entailment", "neutral"]})
+    {'text': 'a', 'label': 'neutral'}
+    """
+    named = {
+        column: labels[number] if 0 <= number < len(labels) else None
+        for column, labels in names.items()
+        if isinstance(number := values.get(column), int)
+    }
+    return values | named
 
 
 def _read_hub(source: HubSource) -> Iterator[SourceRow]:
@@ -232,10 +387,16 @@ def _read_hub(source: HubSource) -> Iterator[SourceRow]:
         rows = datasets.load_dataset(
             source.dataset, source.name, revision=source.revision, split=source.split
         )
-    except (FileNotFoundError, ValueError) as error:
+    # RuntimeError: a loading script, which `datasets` no longer runs. OSError: no network.
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputDataError(
-            f"data set {source.dataset!r} cannot be loaded: {error}. Correct the recipe's data "
-            "section."
+            f"data set {source.dataset!r} cannot be loaded: {_one_line(error)}. Correct the "
+            "recipe's data section, or save the split as Parquet and name that file."
         ) from error
+    names = _label_names(rows.features)
     for number, values in enumerate(rows, start=1):
-        yield SourceRow(number, dict(values))
+        yield SourceRow(number, _with_names(dict(values), names))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

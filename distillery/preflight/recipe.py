@@ -144,5 +144,5 @@ def _missing_references(data: DataSpec) -> list[str]:
         f"data.{split}.columns.reference is missing, so no answer of this split can be scored. "
         "Name the column with the right answers."
         for split, source in labelled.items()
-        if source is not None and source.columns.reference is None
+        if source is not None and not (source.columns.reference or source.columns.messages)
     ]

@@ -109,7 +109,8 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
         RecipeError: The recipe asks for something that cannot be done.
         InputDataError: The prompts cannot be used.
     """
-    from distillery.data.loading import load_prompts, validate_prompts
+    from distillery.data.loading import load_prompts
+    from distillery.data.validation import validate_prompts
 
     task, data, teacher, store = recipe.task, recipe.data, recipe.teacher, recipe.store
     loaded = load_prompts(data, store, recipe.execution).dataset("prompts")

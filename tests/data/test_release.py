@@ -17,7 +17,7 @@ from schemas.frames import TrainingFrame, arrow_schema
 from schemas.refs import DatasetRef, FilteredSet
 from schemas.task import LabelSet, TaskSpec
 
-QA = TaskSpec(name="t", type="qa")  # type: ignore[arg-type]
+QA = TaskSpec(name="t", type="qa")
 LABELS = QA.model_copy(update={"answer_format": LabelSet(labels=("yes", "no"))})
 FILTERS = FilterSpec(min_train_rows=3, min_keep_fraction=0.5)
 Row = dict[str, Any]
@@ -97,11 +97,20 @@ def test_another_threshold_that_holds_trains_no_student_again(bench: Bench) -> N
     assert looser.dataset("training_set") == first.dataset("training_set")
 
 
+_CHANGES: list[dict[str, str | None]] = [
+    {"response": ""},
+    {"response": None},
+    {"split": "test"},
+    {"messages": "q"},
+    {},
+    {},
+    {},
+]
 MIXED = [
     row | change
     for row, change in zip(
         _rows(5),
-        [{"response": ""}, {"response": None}, {"split": "test"}, {"messages": "q"}, {}, {}, {}],
+        _CHANGES,
         strict=True,
     )
 ]

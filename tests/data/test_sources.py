@@ -53,7 +53,9 @@ def test_the_ending_tells_the_format(tmp_path: Path, ending: str) -> None:
 def test_a_set_format_overrules_the_ending(tmp_path: Path) -> None:
     source = _file(tmp_path, "a.txt", "a\n1\n").model_copy(update={"format": "csv"})
     assert _rows(source) == [{"a": "1"}]
-    with pytest.raises(InputDataError, match=r"ends in '\.txt', which tells no format\. Set form"):
+    with pytest.raises(
+        InputDataError, match=r"ends in '\.txt', from which no format follows\. Set form"
+    ):
         check_source(_file(tmp_path, "a.txt", "a\n1\n"), ())
 
 
@@ -86,8 +88,9 @@ def test_jsonl_lines_that_are_no_rows_are_named(tmp_path: Path) -> None:
     numbers, problems = zip(*_problems(source), strict=True)
     assert numbers == (2, 4, 5, 6)
     assert problems[0].startswith("line 2 is not JSON: Expecting property name")
-    assert problems[1] == "line 4 is list, no object"
-    assert all("codec can't" in problem for problem in problems[2:])
+    assert problems[1] == "line 4 is a JSON list, not an object"
+    assert problems[2].startswith("line 5 is not UTF-8. Save the file as UTF-8")
+    assert problems[3].startswith("line 6 has half a character")
     assert [row.values for row in read_source(source, seed=0) if not row.problem][1] == {"a": "🙂"}
 
 
@@ -98,11 +101,84 @@ def test_ragged_and_broken_csv_lines_are_named(tmp_path: Path) -> None:
         (3, "line 3 has 1 columns, the header 2"),
         (4, "line 4 has 3 columns, the header 2"),
         (7, "line 7 is not CSV: ',' expected after '\"'"),
-        (8, "line 8 is not UTF-8"),
-        (10, "line 10 is not CSV: unexpected end of data"),
+        (8, "line 8 is not UTF-8. Save the file as UTF-8, or set its encoding"),
+        (10, "line 10 is not CSV: a quote opens in line 10 and does not close there"),
+        (11, "line 11 is lost: a quote opens in line 10 and does not close there"),
     ]
     good = [row for row in read_source(source, seed=0) if not row.problem]
     assert [(row.number, row.values["id"]) for row in good] == [(2, "1"), (5, "4\n5"), (9, "8")]
+
+
+def _tickets(num_rows: int, changed: dict[int, str]) -> str:
+    rows = [changed.get(n, f'{n},"ticket, number {n}",refund') for n in range(1, num_rows + 1)]
+    return "\n".join(["id,text,label", *rows]) + "\n"
+
+
+def test_a_quote_that_never_closes_takes_no_line_silently(tmp_path: Path) -> None:
+    content = _tickets(1000, {500: '500,"ticket that opens,refund'}).replace('"ticket, n', "n")
+    content = content.replace('",refund', ",refund")  # no other cell is quoted
+    source = _file(tmp_path, "a.csv", content)
+    problems = _problems(source)
+    assert [number for number, _ in problems] == list(range(501, 1002))
+    assert (
+        problems[0][1] == "line 501 is not CSV: a quote opens in line 501 and does not close there"
+    )
+    assert (
+        problems[-1][1] == "line 1001 is lost: a quote opens in line 501 and does not close there"
+    )
+    assert sum(not row.problem for row in read_source(source, seed=0)) == 499
+
+
+def test_a_quote_that_closes_at_the_next_cell_is_named_where_it_opens(tmp_path: Path) -> None:
+    source = _file(tmp_path, "a.csv", _tickets(6, {3: '3,"ticket that opens,refund'}))
+    assert [number for number, _ in _problems(source)] == [4, 5]
+    good = [row.values["id"] for row in read_source(source, seed=0) if not row.problem]
+    assert good == ["1", "2", "5", "6"]
+
+
+def test_tickets_that_an_unclosed_quote_makes_into_one_are_lost_and_named(tmp_path: Path) -> None:
+    content = 'id,text,label\n1,a,x\n2,"b,x\n3,c,y\n4,a screen of 5",y\n5,e,x\n'
+    source = _file(tmp_path, "a.csv", content)
+    assert [number for number, _ in _problems(source)] == [3, 4, 5]
+    good = [row.values["id"] for row in read_source(source, seed=0) if not row.problem]
+    assert good == ["1", "5"]
+
+
+def test_cells_that_span_lines_are_read(tmp_path: Path) -> None:
+    content = 'id,text\n1,"Dear all,\n\nit is lost, sadly.\nYours, Ann"\n2,"one\ntwo"\n3,c\n'
+    cells = [row["text"] for row in _rows(_file(tmp_path, "a.csv", content))]
+    assert cells == ["Dear all,\n\nit is lost, sadly.\nYours, Ann", "one\ntwo", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "text\tlabel\nI paid 5, 6 and 7; why?\trefund\n"),
+        ("a.tab", "text\tlabel\nI paid 5, 6 and 7; why?\trefund\n"),
+        ("a.csv", "text;label\nI paid 5, 6 and 7\\; why?;refund\n".replace("\\;", ",")),
+        ("b.csv", "text\tlabel\nI paid 5, 6 and 7; why?\trefund\n"),
+        ("c.csv", '\n"text, as asked";label\nhello;refund\n'),
+        ("d.csv", b'\xef\xbb\xbftext,label\r\n"a\r\nb",refund\r\n'),
+        ("e.csv", "text,label\nétranger,refund\n".encode("utf-16")),
+        ("e.jsonl", '{"text": "étranger", "label": "refund"}\n'.encode("utf-16")),
+    ],
+)
+def test_separators_and_encodings_are_told_from_the_file(
+    tmp_path: Path, name: str, content: str | bytes
+) -> None:
+    (row,) = _rows(_file(tmp_path, name, content))
+    assert list(row.values())[1] == "refund"
+    assert list(row)[1] == "label"
+
+
+def test_a_named_encoding_and_delimiter_are_used(tmp_path: Path) -> None:
+    content = "text|label\nétranger, à Zürich|refund\n".encode("latin-1")
+    source = _file(tmp_path, "a.csv", content)
+    assert _problems(source)[0][1].startswith("line 2 is not UTF-8. Save the file as UTF-8, or set")
+    source = source.model_copy(update={"encoding": "latin-1", "delimiter": "|"})
+    assert _rows(source) == [{"text": "étranger, à Zürich", "label": "refund"}]
+    with pytest.raises(ValueError, match="'latin-x' is not an encoding that Python knows"):
+        FileSource(path="a.csv", encoding="latin-x")
 
 
 def test_a_column_without_a_name_is_a_column(tmp_path: Path) -> None:
@@ -284,3 +360,49 @@ def test_200_000_rows_stream_in_little_memory(tmp_path: Path, ending: str) -> No
     num_rows, grown_mib = done.stdout.split()
     assert int(num_rows) == 200_000
     assert float(grown_mib) < 25  # the file is 80 MB; a list of its rows takes 120 MB and more
+
+
+def test_numbers_of_class_labels_are_read_as_their_names(tmp_path: Path) -> None:
+    """As `datasets` writes Parquet: the names are in the schema."""
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    labels = [row["label"] for row in _rows(FileSource(path=str(tmp_path / "a.parquet")))]
+    assert labels == ["yes", "no", None]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Dataset scripts are no longer supported, but found d.py"),
+        ConnectionError("Couldn't reach 'o/d' on the Hub (OfflineModeIsEnabled)"),
+    ],
+)
+def test_a_hub_data_set_with_a_script_or_without_a_network_is_named(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    import datasets
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        InputDataError, match=r"'o/d' cannot be loaded: .*or save the split as Parq"
+    ):
+        check_source(HubSource(dataset="o/d", revision="0" * 40, split="train"), ())
+
+
+def test_class_labels_of_the_hub_are_read_as_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    label = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    rows = datasets.Dataset.from_dict({"text": ["a"], "label": [1]}, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    source = HubSource(dataset="o/d", revision="0" * 40, split="train")
+    assert [row.values for row in read_source(source, seed=0)] == [{"text": "a", "label": "yes"}]

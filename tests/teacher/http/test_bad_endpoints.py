@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from distillery.data.loading import load_prompts, validate_prompts
+from distillery.data.loading import load_prompts
+from distillery.data.validation import validate_prompts
 from distillery.ledger import Ledger
 from distillery.storage.store import Store
 from distillery.teacher.http import keys
