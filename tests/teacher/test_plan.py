@@ -15,7 +15,7 @@ from distillery.teacher import Request
 from distillery.teacher.generation import generation_stage, prompt_requests
 from distillery.teacher.plan import GenerationPlan, plan_generation, plan_recipe, sentences
 from distillery.teacher.protocol import teacher_identity
-from schemas.errors import InputDataError, RecipeError
+from schemas.errors import InputDataError
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
 from schemas.refs import DatasetRef
 from tests.fixtures_recipe import make_recipe, write_rows
