@@ -42,6 +42,32 @@ def check_device(training: TrainingSpec) -> None:
         )
 
 
+def default_num_processes(training: TrainingSpec) -> int:
+    """Return in how many processes ``training`` runs: one per GPU unless it says otherwise.
+
+    Raises:
+        TrainingError: There are fewer GPUs than that, or a batch cannot be shared evenly.
+    """
+    num_gpus = 0 if training.device == "cpu" else torch.cuda.device_count()
+    if training.device == "cuda" and not num_gpus:
+        return 1  # which refuses to train without a GPU
+    number = training.num_processes or max(1, num_gpus)
+    if 0 < num_gpus < number:
+        raise TrainingError(
+            f"training.num_processes={number} but this machine has {num_gpus} usable GPUs, and "
+            f"each process needs one. Set training.num_processes to at most {num_gpus}, or "
+            "training.device to 'cpu'."
+        )
+    if training.batch_size % number:
+        fits = max(n for n in range(1, number) if training.batch_size % n == 0)
+        raise TrainingError(
+            f"training.batch_size={training.batch_size} cannot be shared evenly among {number} "
+            f"training processes. Set it to a multiple of {number}, or training.num_processes to "
+            f"{fits}."
+        )
+    return number
+
+
 def check_memory(
     model: Any,
     splits: dict[str, Any],

@@ -144,8 +144,8 @@ def _check_objective(
 
 def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
     """Return what comes of ``job``: done here, or in as many processes as it asks for."""
-    from distillery.training.launch.processes import default_num_processes, train_in_processes
-    from distillery.training.preflight import check_device
+    from distillery.training.launch.processes import train_in_processes
+    from distillery.training.preflight import check_device, default_num_processes
 
     check_device(job.training)
     num_processes = default_num_processes(job.training)

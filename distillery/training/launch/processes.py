@@ -1,8 +1,15 @@
-"""Training in several processes of this machine, which end when this one does."""
+"""Training in several processes of this machine, which end when this one does.
+
+Each is told by torchrun's environment variables which one it is, and writes torch's error file.
+torch's own launchers are not used: they replace the signal handlers of the process that they run
+in (Prefect cancels by them), open a port to the network, and outlive a parent that is killed.
+"""
 
 import contextlib
+import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,50 +18,13 @@ from typing import Any
 
 import psutil
 
+import schemas.errors
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from distillery.training.launch.failures import failure
-from distillery.training.launch.messages import Inbox, Message
-from schemas.errors import TrainingError
-from schemas.training import TrainingSpec
+from schemas.errors import DistilleryError, TrainingError
 
 _WORKER = "distillery.training.launch.worker"
 _POLL_S = 0.2
-# A little more than the agent leaves its processes.
-_GRACE_S = 5.0
-
-
-def default_num_processes(training: TrainingSpec) -> int:
-    """Return in how many processes ``training`` runs: one per GPU unless it says otherwise.
-
-    Raises:
-        TrainingError: There are fewer GPUs than that, or a batch cannot be shared evenly.
-    """
-    num_gpus = _num_gpus(training)
-    if training.device == "cuda" and not num_gpus:
-        return 1  # which refuses to train without a GPU
-    number = training.num_processes or max(1, num_gpus)
-    if 0 < num_gpus < number:
-        raise TrainingError(
-            f"training.num_processes={number} but this machine has {num_gpus} usable GPUs, and "
-            f"each process needs one. Set training.num_processes to at most {num_gpus}, or "
-            "training.device to 'cpu'."
-        )
-    if training.batch_size % number:
-        fits = max(n for n in range(1, number) if training.batch_size % n == 0)
-        raise TrainingError(
-            f"training.batch_size={training.batch_size} cannot be shared evenly among {number} "
-            f"training processes. Set it to a multiple of {number}, or training.num_processes to "
-            f"{fits}."
-        )
-    return number
-
-
-def _num_gpus(training: TrainingSpec) -> int:
-    if training.device == "cpu":
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
+_TAIL_LINES = 20
 
 
 def train_in_processes(
@@ -62,7 +32,7 @@ def train_in_processes(
 ) -> TrainingOutcome:
     """Return what comes of ``job``, trained in ``num_processes`` processes.
 
-    Whatever ends this function, also a signal or the death of this process, ends them too.
+    Whatever ends this function, including a signal or the death of this process, ends them too.
 
     Args:
         job: What to train. Threads of a CPU are shared among the processes.
@@ -72,70 +42,57 @@ def train_in_processes(
 
     Raises:
         DistilleryError: A process raised it.
-        TrainingError: A process failed otherwise; its rank, its exit code or signal and the last
-            lines of its output are told.
+        TrainingError: A process failed otherwise; the message has its rank, its exit code or
+            signal, and the last lines of its output.
     """
-    environment = {}
-    if not _num_gpus(job.training):
-        job = _for_cpu(job, num_processes)
-        environment = {
-            "OMP_NUM_THREADS": str(job.execution.cpu_threads),
-            # Accelerate's own name for it, cpu:1, is one that torch.load does not know.
-            "ACCELERATE_TORCH_DEVICE": "cpu",
-        }
-    (scratch / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-    outcome = _launch(_WORKER, scratch, num_processes, on_progress, environment)
-    return TrainingOutcome.model_validate(outcome)
-
-
-def _for_cpu(job: TrainingJob, num_processes: int) -> TrainingJob:
-    """Return the job for one of several processes on the CPU."""
     import torch
 
-    num_threads = job.execution.cpu_threads or torch.get_num_threads()
-    share = {"cpu_threads": max(1, num_threads // num_processes)}
-    return job.model_copy(
-        update={
-            "training": job.training.model_copy(update={"device": "cpu"}),
-            "execution": job.execution.model_copy(update=share),
-        }
-    )
+    environment = os.environ | _shared_environment(num_processes)
+    if job.training.device == "cpu" or not torch.cuda.device_count():
+        num_threads = (job.execution.cpu_threads or torch.get_num_threads()) // num_processes
+        execution = job.execution.model_copy(update={"cpu_threads": max(1, num_threads)})
+        training = job.training.model_copy(update={"device": "cpu"})
+        job = job.model_copy(update={"training": training, "execution": execution})
+        environment["OMP_NUM_THREADS"] = str(execution.cpu_threads)
+        # Accelerate's own name for it, cpu:1, is one that torch.load does not know.
+        environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    (scratch / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
+    inbox = _Inbox(scratch, num_processes, on_progress)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(num_processes):
+            processes.append(_start(rank, scratch, environment))
+        codes: list[int | None] = [None]
+        while None in codes and not any(codes):
+            time.sleep(_POLL_S)
+            codes = [process.poll() for process in processes]
+            inbox.read()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()  # until it is gone
+    if any(codes):
+        raise failure(scratch, codes)
+    return TrainingOutcome.model_validate(inbox.outcome)
 
 
-def _launch(
-    module: str,
-    scratch: Path,
-    num_processes: int,
-    on_progress: OnProgress | None,
-    environment: dict[str, str],
-) -> Any:
-    """Return the outcome that ``module`` sends from the first of its processes."""
-    listener = _Listener(scratch, num_processes, on_progress)
-    arguments = (str(os.getpid()), module, str(scratch), str(num_processes))
-    with (scratch / "agent.log").open("wb") as log:
-        agent = subprocess.Popen(
-            [sys.executable, "-P", "-m", "distillery.training.launch.agent", *arguments],
-            env=os.environ | _environment() | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
+def _start(rank: int, scratch: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    own["TORCHELASTIC_ERROR_FILE"] = str(scratch / f"error-{rank}.json")
+    with (scratch / f"output-{rank}.log").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-P", "-m", _WORKER, str(scratch)],
+            env=environment | own,
+            stdin=subprocess.PIPE,  # their lifeline: it closes when this process is gone
+            stdout=output,
             stderr=subprocess.STDOUT,
-            # Ctrl-C in a terminal is for this process, which then stops the agent.
+            # Ctrl-C in a terminal is for this process, which then stops them.
             start_new_session=True,
         )
-    try:
-        while agent.poll() is None:
-            time.sleep(_POLL_S)
-            listener.listen()
-    finally:
-        _stop(agent)
-    listener.listen()
-    if agent.returncode:
-        raise failure(scratch, num_processes, listener.errors, agent.returncode)
-    return listener.outcome
 
 
-def _environment() -> dict[str, str]:
-    """Return what the processes need to import what this one does, and to talk unheard."""
+def _shared_environment(num_processes: int) -> dict[str, str]:
+    """Return what processes need to import what this one does, and to talk on this machine only."""
     loopback = next(
         name
         for name, addresses in psutil.net_if_addrs().items()
@@ -145,53 +102,110 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
     }
 
 
-def _stop(agent: subprocess.Popen[bytes]) -> None:
-    """End the agent and its processes; return when they are gone."""
-    if agent.poll() is not None:
-        return
-    family = psutil.Process(agent.pid).children(recursive=True)
-    agent.terminate()
-    try:
-        agent.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        agent.kill()
-        agent.wait()
-    for process in psutil.wait_procs(family, timeout=0)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=_GRACE_S)
-
-
-class _Listener:
-    """Passes on what the processes tell, and keeps how they ended."""
+class _Inbox:
+    """Passes on what the processes send, and keeps the outcome of the first."""
 
     def __init__(self, folder: Path, num_processes: int, on_progress: OnProgress | None) -> None:
         self.outcome: Any = None
-        self.errors: dict[int, Message] = {}
-        self._inbox = Inbox(folder, num_processes)
         self._on_progress = on_progress
+        self._paths = [folder / f"messages-{rank}.jsonl" for rank in range(num_processes)]
+        self._num_read = [0] * num_processes
         self._logged: dict[tuple[str, str], int] = {}
 
-    def listen(self) -> None:
-        """Treat all messages that have come since."""
-        for rank, message in self._inbox.new():
-            match message["kind"]:
-                case "progress" if self._on_progress:
-                    self._on_progress(
-                        message["step"], message["num_steps"], dict(message["figures"])
-                    )
-                case "log":
-                    self._log(rank, message)
-                case "error":
-                    self.errors[rank] = message
-                case "outcome" if rank == 0:
-                    self.outcome = message["outcome"]
+    def read(self) -> None:
+        """Treat what has come since; a line that is not whole yet waits."""
+        for rank, path in enumerate(self._paths):
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(self._num_read[rank])
+                    whole, newline, _ = file.read().rpartition(b"\n")
+                self._num_read[rank] += len(whole + newline)
+                for line in whole.splitlines():
+                    self._treat(rank, json.loads(line))
 
-    def _log(self, rank: int, message: Message) -> None:
-        """Log what a process logged, once, if several say the same."""
-        name, text = message["name"], message["text"]
-        if self._logged.setdefault((name, text), rank) == rank:
-            logging.getLogger(name).log(message["level"], "%s", text)
+    def _treat(self, rank: int, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "progress" if self._on_progress:
+                self._on_progress(message["step"], message["num_steps"], message["figures"])
+            case "log":
+                name, text = message["name"], message["text"]
+                # Several processes may say the same; it is one training that says it once.
+                if self._logged.setdefault((name, text), rank) == rank:
+                    logging.getLogger(name).log(message["level"], "%s", text)
+            case "outcome" if rank == 0:
+                self.outcome = message["outcome"]
+
+
+def failure(scratch: Path, codes: list[int | None]) -> DistilleryError:
+    """Return the one error to raise for processes of which at least one has failed.
+
+    An error of ours comes as it was raised; the first, if there are several.
+
+    Args:
+        scratch: Where the processes left their error files and output.
+        codes: Exit codes by rank when the first failure was noticed; None: still running.
+    """
+    texts = _reported(scratch, len(codes))
+    for text in texts.values():
+        kind, _, message = text.partition(": ")
+        error = getattr(schemas.errors, kind, None)
+        if isinstance(error, type) and issubclass(error, DistilleryError):
+            return error(message)
+    rank = culprit(codes, list(texts))
+    how = f"raised {texts[rank].rstrip('.')}" if rank in texts else _ended(codes[rank] or 0)
+    output = (scratch / f"output-{rank}.log").read_text(encoding="utf-8", errors="replace")
+    tail = output.strip().splitlines()[-_TAIL_LINES:]
+    return TrainingError(
+        f"training process {rank} (of 0 to {len(codes) - 1}) {how}. Correct the cause and run "
+        "again: training resumes from its last checkpoint."
+        + "\n".join([" The end of its output:", *tail] if tail else [])
+    )
+
+
+def _reported(scratch: Path, num_processes: int) -> dict[int, str]:
+    """Return class and message of what processes raised, by rank, in the order of time."""
+    files = {rank: scratch / f"error-{rank}.json" for rank in range(num_processes)}
+    found = [(file.stat().st_mtime_ns, rank) for rank, file in files.items() if file.exists()]
+    texts = {}
+    for _, rank in sorted(found):
+        with contextlib.suppress(ValueError):  # it was stopped while it wrote
+            texts[rank] = json.loads(files[rank].read_bytes())["message"]["message"]
+    return texts
+
+
+def culprit(codes: list[int | None], told: list[int]) -> int:
+    """Return the rank that failed by itself; the others fail because it is gone.
+
+    One that was killed, or exited at once, leaves no error file, and the others complain of it.
+    SIGABRT is a consequence too: NCCL ends its process so when it loses another.
+
+    Args:
+        codes: Exit codes by rank.
+        told: Ranks that wrote an error file, the first first.
+
+    >>> culprit([1, -9], told=[0])
+    1
+    >>> culprit([-6, 1, 1], told=[2, 1])
+    2
+    """
+    failed = [rank for rank, code in enumerate(codes) if code]
+    silent = [rank for rank in failed if codes[rank] != -signal.SIGABRT and rank not in told]
+    return [*silent, *told, *failed][0]
+
+
+def _ended(exit_code: int) -> str:
+    """Return how a process ended, in words.
+
+    >>> _ended(-11), _ended(3)
+    ('was ended by SIGSEGV', 'ended with exit code 3')
+    """
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    name = signal.Signals(-exit_code).name
+    hint = ", as happens when a machine runs out of memory" if -exit_code == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from distillery.training.job import OnProgress, TrainingJob
-from distillery.training.launch.failures import failure
-from distillery.training.launch.messages import Inbox, Outbox, own_error
-from distillery.training.launch.processes import _launch, default_num_processes, train_in_processes
+from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
+from distillery.training.launch import processes
+from distillery.training.launch.processes import failure, train_in_processes
+from distillery.training.preflight import default_num_processes
+from schemas import errors
 from schemas.errors import DistilleryError, StoreError, TrainingError
 from schemas.execution import ExecutionSpec
 from schemas.training import TrainingSpec
@@ -47,10 +49,9 @@ def bench(tmp_path: Path) -> Bench:
 
 
 @pytest.fixture
-def scratch(tmp_path: Path, bench: Bench) -> Path:
+def scratch(tmp_path: Path) -> Path:
     folder = tmp_path / "scratch"
     folder.mkdir()
-    (folder / "job.json").write_text(_job(bench).model_dump_json())
     return folder
 
 
@@ -59,28 +60,25 @@ def _train_by(target: str, patch: pytest.MonkeyPatch) -> None:
 
     With `train_to_step_4` short trainings are not over before a busy machine tells of their steps.
     """
-    patch.setattr("distillery.training.launch.processes._WORKER", "tests.training_targets")
+    patch.setattr(processes, "_WORKER", "tests.training_targets")
     patch.setenv("TARGET", target)
 
 
-def launch(scratch: Path, target: str, on_progress: OnProgress | None = None) -> Any:
+def launch(scratch: Path, target: str, on_progress: OnProgress | None = None) -> TrainingOutcome:
     """Run a target of `training_targets` in two processes."""
-    environment = {"TARGET": target, "OMP_NUM_THREADS": "1", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    module = "tests.training_targets"
-    return _launch(module, scratch, NUM_PROCESSES, on_progress, environment)
+    with pytest.MonkeyPatch.context() as patch:
+        _train_by(target, patch)
+        job = _job(Bench(scratch.parent / "store", _rows()))
+        return train_in_processes(job, scratch, NUM_PROCESSES, on_progress)
 
 
 def _family(scratch: Path) -> list[psutil.Process]:
-    """Return the agent and the processes that work on ``scratch``."""
+    """Return the processes that work on ``scratch``."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
         if str(scratch) in (process.info["cmdline"] or [])
-        and {
-            "tests.training_targets",
-            *(f"distillery.training.launch.{n}" for n in ("worker", "agent")),
-        }
-        & set(process.info["cmdline"])
+        and {"tests.training_targets", processes._WORKER} & set(process.info["cmdline"])
     ]
 
 
@@ -89,21 +87,23 @@ def _all_wait(scratch: Path) -> bool:
 
 
 def test_outcome_progress_and_log_come_as_from_this_process(
-    scratch: Path, bench: Bench, caplog: pytest.LogCaptureFixture
+    scratch: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[tuple[int, int, dict[str, float]]] = []
     with caplog.at_level(logging.INFO, "distillery"):
         outcome = launch(scratch, "succeed", lambda *progress: told.append(progress))
     assert told == [(1, 2, {"loss": float("inf")}), (2, 2, {"loss": 0.5})]
-    assert (outcome["num_parameters"], outcome["counts"]) == (7, {"steps": 2})
-    assert outcome["facts"]["environment"] == {
+    assert (outcome.num_parameters, outcome.counts) == (7, {"steps": 2})
+    assert outcome.facts["environment"] == {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_TORCH_DEVICE": "cpu",
     }
-    assert TrainingJob.model_validate(outcome["facts"]["job"]) == _job(bench)
+    job = TrainingJob.model_validate(outcome.facts["job"])
+    assert job.execution.cpu_threads == 1
+    assert job.rows.num_rows == len(_rows())
     # Both processes say it; it is one training that says it once.
     assert caplog.record_tuples == [("distillery.training", logging.WARNING, "2 rows are too long")]
 
@@ -120,7 +120,7 @@ def test_a_killed_process_is_named_with_its_signal_and_last_lines(scratch: Path)
     with pytest.raises(TrainingError) as raised:
         launch(scratch, "die")
     first, *tail = str(raised.value).splitlines()
-    assert first.startswith("training process 1 (of 0 to 1) was ended by SIGKILL, as machines do")
+    assert first.startswith("training process 1 (of 0 to 1) was ended by SIGKILL, as happens")
     assert tail == ["allocating 900 GiB"]
     assert _family(scratch) == []
 
@@ -132,12 +132,13 @@ def test_any_other_exception_is_told_with_its_traceback(scratch: Path) -> None:
     assert 'raise KeyError("weights")' in str(raised.value)
 
 
-@pytest.mark.slow
-def test_an_agent_that_cannot_start_tells_why(scratch: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tests.training.launch.test_processes.NUM_PROCESSES", 0)
-    with pytest.raises(TrainingError, match=r"^the agent .* ended with exit code 1") as raised:
-        launch(scratch, "succeed")
-    assert "Traceback" in str(raised.value)
+def test_a_process_that_cannot_start_is_named_with_what_it_printed(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_WORKER", "tests.training_nowhere")
+    job = _job(Bench(scratch.parent / "store", _rows()))
+    with pytest.raises(TrainingError, match=r"process \d \(of 0 to 1\) ended with exit code 1\."):
+        train_in_processes(job, scratch, NUM_PROCESSES, None)
 
 
 class Stopped(BaseException):
@@ -149,7 +150,7 @@ class Stopped(BaseException):
 def test_an_exception_here_stops_all_processes(scratch: Path, target: str) -> None:
     def on_progress(step: int, *_: Any) -> None:
         if _all_wait(scratch):
-            assert len(_family(scratch)) == 1 + NUM_PROCESSES
+            assert len(_family(scratch)) == NUM_PROCESSES
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -174,95 +175,50 @@ def test_no_process_outlives_a_parent_that_is_stopped(scratch: Path, how: signal
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: _all_wait(scratch), "both processes train")
         family = _family(scratch)
-        assert len(family) == 1 + NUM_PROCESSES
+        assert len(family) == NUM_PROCESSES
         parent.send_signal(how)
     assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
-@pytest.mark.slow
-def test_processes_end_with_an_agent_that_is_killed(scratch: Path) -> None:
-    killed: list[psutil.Process] = []
-
-    def on_progress(step: int, *_: Any) -> None:
-        if _all_wait(scratch) and not killed:
-            family = _family(scratch)
-            killed.extend(
-                p for p in family if "distillery.training.launch.agent" in p.info["cmdline"]
-            )
-            killed[0].kill()
-
-    with pytest.raises(TrainingError, match=r"^the agent of the training processes was ended by"):
-        launch(scratch, "wait_deaf", on_progress)
-    wait_until(lambda: _family(scratch) == [], "they are gone")
-
-
-# Linux looks after its children by itself; this child is told that it runs elsewhere.
-_CHILD = """
-import sys, time
-from distillery.training.launch.lifeline import end_with_parent
-sys.platform = "darwin"
-end_with_parent(int(sys.argv[1]))
-print("ready", flush=True)
-time.sleep(600)
-"""
-_ITS_PARENT = """
-import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
-print(child.pid, flush=True)
-child.wait()
-"""
-
-
-@pytest.mark.slow
-def test_where_the_kernel_does_not_help_a_child_looks_after_its_parent_itself() -> None:
-    command = [sys.executable, "-c", _ITS_PARENT, _CHILD]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
-        assert parent.stdout.readline() == "ready\n"
-        parent.kill()
-    assert psutil.wait_procs([child], timeout=60)[1] == []
-
-
 def test_a_line_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
-    inbox = Inbox(tmp_path, NUM_PROCESSES)
-    assert list(inbox.new()) == []
-    Outbox(tmp_path, 1).send("progress", step=1)
+    told: list[int] = []
+    inbox = processes._Inbox(tmp_path, NUM_PROCESSES, lambda step, *_: told.append(step))
+    inbox.read()
+    line = '{"kind": "progress", "step": %d, "num_steps": 9, "figures": {}}\n'
     with (tmp_path / "messages-1.jsonl").open("a") as file:
-        file.write('{"kind": "progr')
+        file.write(line % 1 + (line % 2)[:9])
         file.flush()
-        assert [(rank, message["step"]) for rank, message in inbox.new()] == [(1, 1)]
-        file.write('ess", "step": 2}\n')
+        inbox.read()
+        assert told == [1]
+        file.write((line % 2)[9:])
         file.flush()
-        assert [(rank, message["step"]) for rank, message in inbox.new()] == [(1, 2)]
-    assert list(inbox.new()) == []
+        inbox.read()
+        inbox.read()
+    assert told == [1, 2]
 
 
-def _subclasses(kind: type[DistilleryError]) -> list[type[DistilleryError]]:
-    below = [sub for child in kind.__subclasses__() for sub in _subclasses(child)]
-    return [kind, *below]
+def _write_error(folder: Path, rank: int, at_s: int, text: str) -> None:
+    path = folder / f"error-{rank}.json"
+    path.write_text(json.dumps({"message": {"message": text}}))
+    os.utime(path, (at_s, at_s))
 
 
-def test_every_error_of_ours_comes_through_with_its_class(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path, 0)
-    kinds = _subclasses(DistilleryError)
-    assert len(kinds) >= len(DistilleryError.__subclasses__()) + 1
-    for kind in kinds:
-        outbox.send_error(kind(f"{kind.__name__} says so."))
-    for kind, (_, message) in zip(kinds, Inbox(tmp_path, 1).new(), strict=True):
-        assert message["is_own"]
-        error = own_error(message)
-        assert (type(error), str(error)) == (kind, f"{kind.__name__} says so.")
+@pytest.mark.parametrize("kind", [DistilleryError, *DistilleryError.__subclasses__()])
+def test_every_error_of_ours_comes_through_with_its_class(
+    tmp_path: Path, kind: type[DistilleryError]
+) -> None:
+    if kind.__module__ != errors.__name__:
+        pytest.skip("training raises those of schemas.errors only")
+    _write_error(tmp_path, 0, 1, f"{kind.__name__}: row '7': it is full.\nMake room.")
+    error = failure(tmp_path, [1, None])
+    assert (type(error), str(error)) == (kind, "row '7': it is full.\nMake room.")
 
 
-def test_the_first_of_several_errors_wins(tmp_path: Path) -> None:
-    def told(at: float, text: str) -> dict[str, Any]:
-        return {
-            "at": at, "is_own": True, "module": "schemas.errors", "type": "StoreError", "text": text
-        }  # fmt: skip
-
-    error = failure(tmp_path, 3, {0: told(3.0, "late"), 2: told(2.0, "early")}, 1)
-    assert str(error) == "early"
+def test_the_first_of_several_errors_wins_and_half_a_report_is_none(tmp_path: Path) -> None:
+    _write_error(tmp_path, 0, 3, "StoreError: late")
+    _write_error(tmp_path, 2, 2, "StoreError: early")
+    (tmp_path / "error-1.json").write_text('{"mess')
+    assert str(failure(tmp_path, [1, 1, 1])) == "early"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +285,7 @@ def test_training_together_opens_no_port_to_the_network_and_shares_the_threads(
     with pytest.raises(Stopped):
         train_in_processes(job, scratch, NUM_PROCESSES, on_progress)
     assert listening == {"127.0.0.1"}
-    assert names == ["2"] * (1 + NUM_PROCESSES)
+    assert names == ["2"] * NUM_PROCESSES
 
 
 def _losses(result: Any) -> list[float]:
@@ -419,8 +375,8 @@ def test_cancelling_the_run_in_prefect_stops_all_training_processes(
     [run] = server.runs("train-student")
     [flow] = server.processes_of("gpu-pool")
     family = flow.children(recursive=True)
-    training_together = [p for p in family if "distillery.training.launch.worker" in p.cmdline()]
-    assert len(training_together) == 1 + NUM_PROCESSES
+    training_together = [p for p in family if processes._WORKER in p.cmdline()]
+    assert len(training_together) == NUM_PROCESSES
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     server.ask("POST", f"flow_runs/{run['id']}/set_state", state)
     assert psutil.wait_procs([flow, *family], timeout=300)[1] == []
