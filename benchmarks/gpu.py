@@ -204,9 +204,8 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
 
     from distillery.models.output_layer import SplitModel
     from distillery.objectives.batch_loss import BatchLoss
-    from distillery.training.arguments import training_arguments
     from distillery.training.batches import collator
-    from distillery.training.trainer import StudentTrainer
+    from distillery.training.trainer import StudentTrainer, training_arguments
 
     is_gpu = device == "cuda"
     wait: Callable[[], None] = torch.cuda.synchronize if is_gpu else lambda: None

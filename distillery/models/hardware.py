@@ -1,12 +1,20 @@
 """The machine that a model runs on: what it is, and how much memory a process held on it."""
 
+import contextlib
+import dataclasses
 import os
 import platform
 import sys
+import threading
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
+
+_SAMPLING_S = 0.005
+_GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def hardware_record() -> dict[str, JsonValue]:
@@ -41,6 +49,103 @@ def accelerator_peak_bytes() -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def available_memory(device: Any) -> int:
+    """Return how many bytes this process can hold on ``device``, what it holds already included.
+
+    On a CPU that is what the machine, and the control group where one has a limit, can still give,
+    and this process' own memory, without that of files and libraries.
+
+    Args:
+        device: A torch device or its name.
+    """
+    import psutil
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    own = psutil.Process().memory_info()
+    rooms = [psutil.virtual_memory().available, *_group_rooms(_GROUPS_OF_PROCESS, _GROUPS)]
+    return int(min(rooms) + own.rss - getattr(own, "shared", 0))
+
+
+def _group_rooms(of_process: Path, groups: Path) -> Iterator[int]:
+    """Yield what each control group of this process can still give, where it has a limit."""
+    if not of_process.is_file():  # no Linux
+        return
+    for line in of_process.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = groups / controllers
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(root):
+                yield from _group_room(group)
+
+
+def _group_room(group: Path) -> Iterator[int]:
+    """Yield the room of one control group; its page cache is given up when memory is wanted."""
+    names = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for limit, usage, cache in names:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no limit: 'max', or no file
+            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / usage).read_text()) - int(counts[cache])
+            yield max(0, int((group / limit).read_text()) - used)
+
+
+@dataclasses.dataclass
+class PeakMemory:
+    """The most memory that was held over a time."""
+
+    bytes: int = 0
+
+
+@contextlib.contextmanager
+def peak_memory(device: Any) -> Iterator[PeakMemory]:
+    """Yield a record of the most memory held inside, which is filled in at the end.
+
+    Tensors of this process on a GPU; on a CPU all of this process' resident memory, looked at every
+    few milliseconds.
+    """
+    import torch
+
+    device, peak = torch.device(device), PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield peak
+        finally:
+            peak.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    is_over, before = threading.Event(), process_peak_bytes()
+    sampler = threading.Thread(target=_sample, args=(peak, is_over), daemon=True)
+    sampler.start()
+    try:
+        yield peak
+    finally:
+        is_over.set()
+        sampler.join()
+        # What the system remembers is exact, but not of this time unless it was never more before.
+        after = process_peak_bytes()
+        if before is not None and after is not None and after > before:
+            peak.bytes = after
+
+
+def _sample(peak: PeakMemory, is_over: threading.Event) -> None:
+    import psutil
+
+    process = psutil.Process()
+    while True:
+        peak.bytes = max(peak.bytes, process.memory_info().rss)
+        if is_over.wait(_SAMPLING_S):
+            return
 
 
 def _cpu_model() -> str:

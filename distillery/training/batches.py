@@ -26,6 +26,17 @@ def num_steps(num_rows: int, training: TrainingSpec) -> int:
     return max(1, training.min_steps, steps)
 
 
+def micro_batch(training: TrainingSpec, num_processes: int) -> int:
+    """Return how many rows a forward pass holds: the largest divisor of a process's share.
+
+    >>> micro_batch(TrainingSpec(batch_size=48, micro_batch_size=32), num_processes=1)
+    24
+    """
+    share = training.batch_size // num_processes
+    sizes = range(1, min(share, training.micro_batch_size) + 1)
+    return max(size for size in sizes if share % size == 0)
+
+
 class RowOrder(torch.utils.data.Sampler[int]):
     """The rows of a whole training, one epoch after the other, as one sequence.
 

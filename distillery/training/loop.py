@@ -21,13 +21,12 @@ from distillery.objectives.batch_loss import BatchLoss
 from distillery.storage.checkpoints import download_checkpoints, upload_checkpoint
 from distillery.storage.store import Store
 from distillery.training.adapters import held_dtype, load_trained, with_adapters, write_merged
-from distillery.training.arguments import training_arguments
 from distillery.training.batches import collator, num_steps
 from distillery.training.callbacks import LOSSES, Reporting
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
 from distillery.training.rows import TokenRows, lengths
-from distillery.training.trainer import StudentTrainer
+from distillery.training.trainer import StudentTrainer, training_arguments
 from schemas.errors import TrainingError
 from schemas.teacher import TransformersTeacher
 

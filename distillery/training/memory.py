@@ -1,47 +1,171 @@
 """What a training will take of a device's memory, known before it starts, and what to change."""
 
-import contextlib
 import dataclasses
-import threading
+import functools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from distillery.models.hardware import process_peak_bytes
-from distillery.training.memory_advice import memory_advice
-from distillery.training.memory_plan import MemoryPlan, ModelShape, TeacherSize
+from distillery.training.batches import micro_batch
 from schemas.errors import TrainingError
-from schemas.training import TrainingSpec
+from schemas.training import LoraMethod, TrainingSpec
 from schemas.units import bytes_text
 
-__all__ = [
-    "MemoryEstimate",
-    "PeakMemory",
-    "TeacherSize",
-    "available_memory",
-    "estimate_memory",
-    "peak_memory",
-]
-
-_SAMPLING_S = 0.005
-_GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_MOST_PROCESSES = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryEstimate:
-    """What one process of a training takes of its device, bytes."""
+class ModelShape:
+    """What of a decoder's configuration its memory depends on."""
 
-    plan: MemoryPlan
+    layers: int
+    width: int
+    queries: int
+    """Width of all query heads together."""
+
+    keys: int
+    """Width of all key heads together."""
+
+    inner: int
+    """Width inside the feed-forward block, for the experts that one token goes through."""
+
+    embeddings: int
+    """Parameters of input embedding and output layer."""
+
+    @classmethod
+    def of(cls, config: Any, vocab_size: int) -> Self | None:
+        """Return the shape that a transformers configuration describes.
+
+        Where layers differ, all count as the largest. None where the configuration does not say, as
+        that of a state-space model without attention heads: only trial steps show what those keep.
+        """
+        config = config.get_text_config(decoder=True)
+        width, heads = _largest(config, "hidden_size"), _largest(config, "num_attention_heads")
+        layers = _largest(config, "num_hidden_layers")
+        if width is None or heads is None or layers is None:
+            return None
+        head = _largest(config, "head_dim") or width // heads
+        inner = _largest(config, "intermediate_size") or 4 * width
+        if experts := _largest(config, "num_experts_per_tok"):
+            inner = experts * (_largest(config, "moe_intermediate_size") or inner)
+        rows = _largest(config, "vocab_size") or vocab_size
+        return cls(
+            layers=layers,
+            width=width,
+            queries=heads * head,
+            keys=(_largest(config, "num_key_value_heads") or heads) * head,
+            inner=inner,
+            embeddings=rows * width * (1 if getattr(config, "tie_word_embeddings", False) else 2),
+        )
 
     @property
+    def linear_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Return inputs and outputs of the linear layers of one decoder layer."""
+        to_inner, to_width = (self.width, self.inner), (self.inner, self.width)
+        projections = ((self.width, out) for out in (self.queries, self.keys, self.keys))
+        return (*projections, (self.queries, self.width), to_inner, to_inner, to_width)
+
+
+def _largest(config: Any, name: str) -> int | None:
+    """Return a number of a configuration, over all layers; None where it is not there."""
+    # transformers refuses to read from the whole what it knows for each layer.
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        values = [getattr(layer, name, None) for layer in config.per_layer_config]
+    else:
+        value = getattr(config, name, None)
+        values = list(value) if isinstance(value, list | tuple) else [value]
+    return max((value for value in values if isinstance(value, int) and value > 0), default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSize:
+    """What a teacher that runs beside the student takes."""
+
+    weight_bytes: int
+    """Its weights, in the precision in which they are loaded."""
+
+    bytes_per_token: int
+    """Of the layer that is being computed; nothing is kept for a backward pass. 0 where the
+    configuration does not tell the shape of a layer: weights are the most of what it takes."""
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Return the size of a loaded transformers model."""
+        shape = ModelShape.of(model.config, 0)
+        numbers = 4 * shape.width + max(3 * shape.inner, 4 * shape.queries) if shape else 0
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        return cls(weights, numbers * model.dtype.itemsize)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """What one process of a training takes of its device, bytes; no weights are needed to tell.
+
+    Trained weights and their gradients are float32, and so are AdamW's two states; frozen weights
+    are in the precision of the forward pass. Attention is taken to be PyTorch's own (SDPA), which
+    keeps no attention weights. A feed-forward block is taken to be gated; one that is not takes
+    less. It is what tensors take: within a tenth of the measured peak of Llamas of 10 M and 60 M
+    parameters. What an allocator keeps of memory that was given back comes on top: on a CPU glibc's
+    was seen to hold half as much again, and with adapters and checkpointing, whose tensors are
+    short-lived, two to three times as much.
+    """
+
+    shape: ModelShape
+    num_parameters: int
+    """Of the student, adapters included."""
+
+    num_trainable: int
+    """Those among them that are trained."""
+
+    training: TrainingSpec
+    max_length: int
+    """Tokens of the longest row."""
+
+    vocab_size: int
+    """Logits that count."""
+
+    teacher: TeacherSize | None
+    num_processes: int
+    """Each with a device of its own, or a share of the CPU."""
+
+    chunk_tokens: int
+    """Response tokens whose logits exist at a time."""
+
+    holds_logits: bool
+    """All logits of a forward pass exist at a time, because the student changes them."""
+
+    @functools.cached_property
     def parts(self) -> dict[str, int]:
         """Return bytes by part."""
-        return self.plan.parts
+        num_frozen = self.num_parameters - self.num_trainable
+        weights = 4 * self.num_trainable + self._frozen_itemsize * num_frozen
+        # DDP sums gradients over processes in buckets of its own.
+        buckets = 4 * self.num_trainable if self.num_processes > self._share else 0
+        parts = {
+            "weights": weights // self._share + self._weights_in_use(),
+            "gradients": self._gradient_bytes + buckets,
+            "optimizer": 8 * self.num_trainable // self._share,
+            "activations": self._activations(),
+            "logits": self._logits(),
+        }
+        if self.teacher is not None:
+            activations = self.rows * self.max_length * self.teacher.bytes_per_token
+            parts["teacher"] = self.teacher.weight_bytes + activations + self._chunk_bytes
+        return parts
 
     @property
     def total(self) -> int:
-        """Return the most bytes that are held at one time; not all parts are, always."""
-        return self.plan.peak
+        """Return the most bytes that are held at one time.
+
+        All parts, where gradients of earlier micro-batches wait for the later ones. Otherwise
+        gradients come as activations go, and the larger of both counts: at the beginning of the
+        backward pass all activations and the loss, at its end all gradients and one layer.
+        """
+        held = sum(self.parts.values())
+        if self.rows * self.num_processes < self.training.batch_size:
+            return held
+        at_start = self.parts["activations"] + self.parts["logits"]
+        at_end = self._gradient_bytes + self.rows * self.max_length * self._layer_bytes_per_token
+        return held - self._gradient_bytes - at_start + max(at_start, at_end)
 
     @property
     def sentence(self) -> str:
@@ -59,168 +183,178 @@ class MemoryEstimate:
         Raises:
             TrainingError: It does not fit; the message says what to change, and what comes of it.
         """
-        on_cpu, num_processes = device_name.startswith("cpu"), self.plan.num_processes
-        room = available_bytes // num_processes if on_cpu else available_bytes
+        on_cpu = device_name.startswith("cpu")
+        room = available_bytes // self.num_processes if on_cpu else available_bytes
         if self.total <= room:
             return
         largest, size = max(self.parts.items(), key=lambda part: part[1])
-        each = f" for each of {num_processes} processes" if on_cpu and num_processes > 1 else ""
+        each = f" for each of {self.num_processes} processes" * (on_cpu and self.num_processes > 1)
         raise TrainingError(
             f"training takes about {bytes_text(self.total)} of memory, {bytes_text(size)} of it "
             f"{largest}, but {device_name} has {bytes_text(room)}{each}. "
-            + memory_advice(self.plan, room, on_cpu=on_cpu)
+            + _advice(self, room, on_cpu=on_cpu)
         )
 
+    def with_training(self, **changes: Any) -> Self:
+        """Return the estimate with other settings of the training."""
+        return dataclasses.replace(self, training=self.training.model_copy(update=changes))
 
-def estimate_memory(
-    model_config: Any,
-    num_parameters: int,
-    num_trainable: int,
-    training: TrainingSpec,
-    *,
-    max_length: int,
-    vocab_size: int,
-    teacher: TeacherSize | None,
-    num_processes: int,
-    chunk_tokens: int,
-    holds_logits: bool,
-) -> MemoryEstimate | None:
-    """Return what training will take of each process's device; no weights are needed.
+    @property
+    def rows(self) -> int:
+        """Return the rows of a forward pass."""
+        return micro_batch(self.training, self.num_processes)
 
-    None where the configuration does not tell the shape of the layers, as that of a state-space
-    model does not: only trial steps show then what they keep.
+    @property
+    def itemsize(self) -> int:
+        """Return the bytes of a number in the forward pass."""
+        return 2 if self.training.dtype == "bfloat16" else 4
 
-    Trained weights and their gradients are float32, and so are AdamW's two states; frozen weights
-    are in the precision of the forward pass. Attention is taken to be
-    PyTorch's own (SDPA), which keeps no attention weights. A feed-forward block is taken to be
-    gated; one that is not takes less. It is what tensors take: within a tenth of the measured peak
-    of Llamas of 10 M and 60 M parameters. What an allocator keeps of memory that was given back
-    comes on top: on a CPU glibc's was seen to hold half as much again, and with adapters and
-    checkpointing, whose tensors are short-lived, two to three times as much.
+    @property
+    def trains_all(self) -> bool:
+        """Return whether no weight is frozen."""
+        return not isinstance(self.training.method, LoraMethod)
 
-    Args:
-        model_config: The student's transformers configuration.
-        num_parameters: Of the student, adapters included.
-        num_trainable: Those among them that are trained.
-        training: How.
-        max_length: Tokens of the longest row.
-        vocab_size: Logits that count.
-        teacher: Who runs beside the student, if one does.
-        num_processes: Processes, each with its own device or a share of the CPU.
-        chunk_tokens: Response tokens whose logits exist at a time.
-        holds_logits: All logits of a forward pass exist at a time, as the student changes them.
-    """
-    shape = ModelShape.of(model_config, vocab_size)
-    if shape is None:
-        return None
-    return MemoryEstimate(
-        MemoryPlan(
-            shape=shape,
-            num_parameters=num_parameters,
-            num_trainable=num_trainable,
-            training=training,
-            max_length=max_length,
-            vocab_size=vocab_size,
-            teacher=teacher,
-            num_processes=num_processes,
-            chunk_tokens=chunk_tokens,
-            holds_logits=holds_logits,
-        )
+    @property
+    def _frozen_itemsize(self) -> int:
+        """Return the bytes of a weight that is not trained, and of a state between two layers."""
+        return 4 if self.trains_all else self.itemsize
+
+    @property
+    def _share(self) -> int:
+        """Return among how many processes weights, gradients and optimizer states are divided."""
+        return self.num_processes if self.training.parallelism == "fsdp2" else 1
+
+    @property
+    def _gradient_bytes(self) -> int:
+        return 4 * self.num_trainable // self._share
+
+    def _weights_in_use(self) -> int:
+        """Return the bytes of weights besides those that are held all the time."""
+        if self._share > 1:
+            layer = sum(inputs * outputs for inputs, outputs in self.shape.linear_sizes)
+            return self.itemsize * (self.shape.embeddings + layer)
+        # Autocast's copies of what is trained, which the backward pass needs too; checkpointing
+        # makes them anew.
+        if self.itemsize == 4 or self.training.gradient_checkpointing:
+            return 0
+        uncopied = self.shape.embeddings if self.trains_all else 0  # the loss casts its own
+        return 2 * max(0, self.num_trainable - uncopied)
+
+    def _activations(self) -> int:
+        """Return the bytes that the backward pass needs of the forward pass."""
+        shape, state = self.shape, self._frozen_itemsize * self.shape.width
+        # Inner gradients of the layer where the backward pass is, and states on both of its sides.
+        passing = 3 * self.itemsize * shape.inner + 2 * state
+        # At the end: the last norm, the response's states for the loss, and their gradients.
+        ends = 6 * state
+        layers = shape.layers * self._layer_bytes_per_token
+        if self.training.gradient_checkpointing:
+            layers = shape.layers * state + self._layer_bytes_per_token
+        return self.rows * self.max_length * (layers + passing + ends)
+
+    @property
+    def _layer_bytes_per_token(self) -> int:
+        """Return the bytes that one layer keeps of one token.
+
+        As in Korthikanti et al., arXiv:2205.05198, section 4.1, but for layers as they are now:
+        norms in float32, a gated feed-forward block, and attention that keeps queries, keys (as
+        many as queries once they are repeated), values and its output in place of its weights.
+        """
+        shape, size = self.shape, self.itemsize
+        # Autocast casts the input of each of five linear layers; in float32 they share two.
+        inputs = shape.width * (5 * 2 if size == 2 else 2 * 4)
+        # Input of each norm; and its result before the scale, when that is learnt.
+        norms = 4 * shape.width * (4 if self.trains_all else 2)
+        attended = self.max_length * (self.rows if self.training.batching == "packed" else 1)
+        # The mask of which token sees which is kept by every layer, as numbers.
+        attention = size * (4 * shape.queries + attended)
+        adapters = 0
+        if isinstance(self.training.method, LoraMethod):
+            adapters = size * self.training.method.r * len(shape.linear_sizes)
+        return inputs + norms + attention + 4 * size * shape.inner + adapters
+
+    def _logits(self) -> int:
+        """Return the bytes of one chunk of logits and of the output layer's part in the loss."""
+        layer = self.vocab_size * self.shape.width if self.trains_all else 0
+        # In bfloat16: the layer's copy in it, and one chunk's part of its gradient.
+        copies = 2 * layer if self.itemsize == 2 else 0
+        if self.holds_logits:
+            # What was capped, the response's part, its gradient and that of all: a Gemma 2 took 16
+            # bytes for each in float32, 15 in bfloat16.
+            return 4 * 4 * self.rows * self.max_length * self.vocab_size + copies
+        return self._chunk_bytes + 4 * layer + 2 * copies
+
+    @property
+    def _chunk_bytes(self) -> int:
+        """Return the bytes of one chunk of logits: float32, and what they were made in."""
+        tokens = min(self.chunk_tokens, self.rows * self.max_length)
+        return tokens * self.vocab_size * (4 if self.itemsize == 4 else 4 + 2)
+
+
+# They go together: none leaves rows out or needs more devices.
+_TOGETHER = (
+    "training.gradient_checkpointing to true",
+    "training.micro_batch_size to 1",
+    "training.dtype to bfloat16",
+    "training.method.kind to lora",
+)
+
+
+def _advice(estimate: MemoryEstimate, room: int, *, on_cpu: bool) -> str:
+    """Return the first change with which it fits, several where no single one is enough."""
+    for what, changed in [*_changes(estimate), *([] if on_cpu else _splits(estimate))]:
+        if changed.total <= room:
+            return f"Set {what}: about {bytes_text(changed.total)}."
+    names: list[str] = []
+    smallest = estimate
+    for what in _TOGETHER:
+        changed = dict(_changes(smallest)).get(what, smallest)
+        if changed.total < smallest.total:
+            names.append(what)
+            smallest = changed
+        if smallest.total <= room:
+            together = ", ".join(names[:-1]) + " and " + names[-1]
+            return f"Set {together}: about {bytes_text(smallest.total)}."
+    for tokens in range(estimate.max_length - 16, 15, -16):
+        changed = dataclasses.replace(estimate, max_length=tokens)
+        if changed.total <= room:
+            return (
+                f"Set training.max_length to {tokens}, which leaves longer rows out: about "
+                f"{bytes_text(changed.total)}."
+            )
+    return (
+        "Choose a smaller student: with every setting that saves memory this one would still take "
+        f"about {bytes_text(smallest.total)}."
     )
 
 
-def available_memory(device: Any) -> int:
-    """Return how many bytes this process can hold on ``device``, what it holds already included.
-
-    On a CPU that is what the machine, and the control group where one has a limit, can still give,
-    and this process' own memory, without that of files and libraries.
-
-    Args:
-        device: A torch device or its name.
-    """
-    import psutil
-    import torch
-
-    device = torch.device(device)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device))
-    own = psutil.Process().memory_info()
-    rooms = [psutil.virtual_memory().available, *_group_rooms(_GROUPS_OF_PROCESS, _GROUPS)]
-    return int(min(rooms) + own.rss - getattr(own, "shared", 0))
-
-
-def _group_rooms(of_process: Path, groups: Path) -> Iterator[int]:
-    """Yield what each control group of this process can still give, where it has a limit."""
-    if not of_process.is_file():  # no Linux
-        return
-    for line in of_process.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = groups / controllers
-        folder = root / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            if group.is_relative_to(root):
-                yield from _group_room(group)
+def _changes(estimate: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
+    """Yield single changes and what comes of each, those that cost least first."""
+    if not estimate.training.gradient_checkpointing:
+        changed = estimate.with_training(gradient_checkpointing=True)
+        yield "training.gradient_checkpointing to true", changed
+    for rows in range(estimate.rows - 1, 0, -1):
+        changed = estimate.with_training(micro_batch_size=rows)
+        if changed.rows == rows:  # the batch can be made of it
+            yield f"training.micro_batch_size to {rows}", changed
+    if estimate.itemsize == 4:
+        yield "training.dtype to bfloat16", estimate.with_training(dtype="bfloat16")
+    if estimate.trains_all:
+        method, shape = LoraMethod(), estimate.shape
+        adapters = shape.layers * method.r * sum(map(sum, shape.linear_sizes))
+        yield (
+            "training.method.kind to lora",
+            dataclasses.replace(
+                estimate.with_training(method=method),
+                num_parameters=estimate.num_parameters + adapters,
+                num_trainable=adapters,
+            ),
+        )
 
 
-def _group_room(group: Path) -> Iterator[int]:
-    """Yield the room of one control group; its page cache is given up when memory is wanted."""
-    names = (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    )
-    for limit, usage, cache in names:
-        with contextlib.suppress(OSError, ValueError, KeyError):  # no limit: 'max', or no file
-            counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / usage).read_text()) - int(counts[cache])
-            yield max(0, int((group / limit).read_text()) - used)
-
-
-@dataclasses.dataclass
-class PeakMemory:
-    """The most memory that was held over a time."""
-
-    bytes: int = 0
-
-
-@contextlib.contextmanager
-def peak_memory(device: Any) -> Iterator[PeakMemory]:
-    """Yield a record of the most memory held inside, which is filled in at the end.
-
-    Tensors of this process on a GPU; on a CPU all of this process' resident memory, looked at every
-    few milliseconds.
-    """
-    import torch
-
-    device, peak = torch.device(device), PeakMemory()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        try:
-            yield peak
-        finally:
-            peak.bytes = torch.cuda.max_memory_allocated(device)
-        return
-    is_over, before = threading.Event(), process_peak_bytes()
-    sampler = threading.Thread(target=_sample, args=(peak, is_over), daemon=True)
-    sampler.start()
-    try:
-        yield peak
-    finally:
-        is_over.set()
-        sampler.join()
-        # What the system remembers is exact, but not of this time unless it was never more before.
-        after = process_peak_bytes()
-        if before is not None and after is not None and after > before:
-            peak.bytes = after
-
-
-def _sample(peak: PeakMemory, is_over: threading.Event) -> None:
-    import psutil
-
-    process = psutil.Process()
-    while True:
-        peak.bytes = max(peak.bytes, process.memory_info().rss)
-        if is_over.wait(_SAMPLING_S):
-            return
+def _splits(estimate: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
+    for count in range(max(2, estimate.num_processes), _MOST_PROCESSES + 1):
+        if estimate.training.batch_size % count == 0:
+            split = estimate.with_training(parallelism="fsdp2", num_processes=count)
+            what = f"training.parallelism to fsdp2 and training.num_processes to {count}"
+            yield f"{what}, on as many GPUs", dataclasses.replace(split, num_processes=count)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from distillery.models.hardware import available_memory, peak_memory
 from distillery.models.local import LocalModel
 from distillery.objectives.losses import default_chunk_tokens
-from distillery.training.memory import TeacherSize, available_memory, estimate_memory, peak_memory
+from distillery.training.memory import MemoryEstimate, ModelShape, TeacherSize
 from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
@@ -83,12 +84,19 @@ def check_memory(
     Raises:
         TrainingError: More than the device has; it says what to change.
     """
+    shape = ModelShape.of(model.config, vocab_size)
+    if shape is None:
+        kind = model.config.model_type
+        logger.info(
+            "the memory of a %s model is not known beforehand; two trial steps decide", kind
+        )
+        return {}
     parameters = list(model.parameters())
-    estimate = estimate_memory(
-        model.config,
-        sum(p.numel() for p in parameters),
-        sum(p.numel() for p in parameters if p.requires_grad),
-        training,
+    estimate = MemoryEstimate(
+        shape=shape,
+        num_parameters=sum(p.numel() for p in parameters),
+        num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        training=training,
         max_length=max(max(lengths(rows), default=0) for rows in splits.values()),
         vocab_size=vocab_size,
         teacher=TeacherSize.of(teacher.model) if teacher else None,
@@ -96,10 +104,6 @@ def check_memory(
         chunk_tokens=default_chunk_tokens(vocab_size, arguments.device),
         holds_logits=holds_logits,
     )
-    if estimate is None:
-        kind = model.config.model_type
-        logger.info("memory of a %s model cannot be told beforehand; two trial steps decide", kind)
-        return {}
     logger.info("training takes about %s", estimate.sentence)
     estimate.check(available_memory(arguments.device), str(arguments.device))
     return {"memory_estimate_bytes": estimate.parts | {"peak": estimate.total}}

@@ -88,7 +88,7 @@ ROWS = [[7, 8, 9, 10, 11], [30, 31, 32], [50], [60, 61, 62, 63, 64, 65, 66], [7,
 def _loss_and_gradients(model: Any, batch: dict[str, Any]) -> tuple[Any, list[Any]]:
     split = SplitModel(model)
     labels = batch["labels"][:, 1:]
-    losses = response_losses(
+    losses: Any = response_losses(
         response_states(model, batch, batch["labels"]),
         split.head,
         labels[labels != IGNORED],

@@ -1,11 +1,11 @@
 """Whether a training fits is known before it starts, and what to change where it does not."""
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,8 @@ from transformers import (
     MambaModel,
 )
 
-from distillery.training import memory
 from distillery.training.adapters import held_dtype
-from distillery.training.memory import (
-    MemoryEstimate,
-    TeacherSize,
-    available_memory,
-    estimate_memory,
-    peak_memory,
-)
-from distillery.training.memory_plan import ModelShape
+from distillery.training.memory import MemoryEstimate, ModelShape, TeacherSize
 from schemas.errors import TrainingError
 from schemas.training import LoraMethod, TrainingSpec
 from schemas.units import bytes_text
@@ -62,38 +54,17 @@ def _estimate(
     num_processes: int = 1,
     holds_logits: bool = False,
 ) -> MemoryEstimate:
-    estimate = _estimate_if_told(
-        training,
-        config,
-        max_length,
-        vocab_size,
-        teacher=teacher,
-        num_processes=num_processes,
-        holds_logits=holds_logits,
-    )
-    assert estimate is not None
-    return estimate
-
-
-def _estimate_if_told(
-    training: TrainingSpec,
-    config: Any,
-    max_length: int = 1024,
-    vocab_size: int = 128_256,
-    *,
-    teacher: TeacherSize | None = None,
-    num_processes: int = 1,
-    holds_logits: bool = False,
-) -> MemoryEstimate | None:
+    shape = ModelShape.of(config, vocab_size)
+    assert shape is not None
     num_parameters = num_trainable = NUM_PARAMETERS
     if isinstance(training.method, LoraMethod):
         num_trainable = 11_272_192  # rank 16 at seven layers of each block
         num_parameters += num_trainable
-    return estimate_memory(
-        config,
-        num_parameters,
-        num_trainable,
-        training,
+    return MemoryEstimate(
+        shape=shape,
+        num_parameters=num_parameters,
+        num_trainable=num_trainable,
+        training=training,
         max_length=max_length,
         vocab_size=vocab_size,
         teacher=teacher,
@@ -295,7 +266,7 @@ def test_feed_forward_blocks_of_several_sizes_count_as_the_largest() -> None:
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "blt"])
 def test_a_model_whose_layers_are_not_told_has_no_estimate(kind: str) -> None:
-    assert _estimate_if_told(TrainingSpec(), AutoConfig.for_model(kind)) is None
+    assert ModelShape.of(AutoConfig.for_model(kind), 0) is None
 
 
 def test_a_teacher_whose_layers_are_not_told_counts_its_weights() -> None:
@@ -320,8 +291,8 @@ def test_more_of_anything_never_takes_less(
     batch_size: int, max_length: int, vocab_size: int, holds_logits: bool, **named: Any
 ) -> None:
     def total(training: TrainingSpec, max_length: int, vocab_size: int) -> int:
-        sizes = {"max_length": max_length, "vocab_size": vocab_size}
-        return _estimate(training, holds_logits=holds_logits, **sizes).total
+        estimate = _estimate(training, max_length=max_length, holds_logits=holds_logits)
+        return dataclasses.replace(estimate, vocab_size=vocab_size).total
 
     training = TrainingSpec(batch_size=batch_size, **named)
     base = total(training, max_length, vocab_size)
@@ -338,7 +309,8 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 from distillery.training.adapters import held_dtype, with_adapters
 from distillery.objectives.losses import default_chunk_tokens, response_losses
-from distillery.training.memory import estimate_memory, peak_memory
+from distillery.models.hardware import peak_memory
+from distillery.training.memory import MemoryEstimate, ModelShape
 from distillery.models.output_layer import SplitModel, response_states
 from schemas.training import TrainingSpec
 
@@ -393,10 +365,11 @@ with peak_memory("cpu") as peak:
     real = config(256, 6, vocab_size)
     model, trainable, holds_logits = steps(real, batch_of(rows, tokens))
 assert holds_logits == (kind == "gemma2")
-estimate = estimate_memory(
-    real, sum(p.numel() for p in model.parameters()), trainable, training, max_length=tokens,
-    vocab_size=vocab_size, teacher=None, num_processes=1,
-    chunk_tokens=default_chunk_tokens(vocab_size, torch.device("cpu")), holds_logits=holds_logits,
+estimate = MemoryEstimate(
+    shape=ModelShape.of(real, vocab_size), num_trainable=trainable, training=training,
+    num_parameters=sum(p.numel() for p in model.parameters()), max_length=tokens,
+    vocab_size=vocab_size, teacher=None, num_processes=1, holds_logits=holds_logits,
+    chunk_tokens=default_chunk_tokens(vocab_size, torch.device("cpu")),
 )
 print(json.dumps([peak.bytes - before, estimate.total]))
 """
@@ -541,64 +514,3 @@ def test_processes_on_a_cpu_share_its_memory() -> None:
     estimate.check(estimate.total, "cuda:0")
     with pytest.raises(TrainingError, match=r"but cpu has .* for each of 2 processes\."):
         estimate.check(2 * estimate.total - 2, "cpu")
-
-
-# -- what there is --------------------------------------------------------------------------------
-
-
-def test_a_cpu_has_what_the_machine_can_give_and_the_process_holds() -> None:
-    import psutil
-
-    total = psutil.virtual_memory().total
-    assert 0 < available_memory("cpu") <= total
-    assert available_memory(torch.device("cpu")) == pytest.approx(
-        available_memory("cpu"), abs=total / 2
-    )
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_tightest_control_group_limits_a_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
-    root = tmp_path / "memory" if version == 1 else tmp_path
-    limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
-    usage = "memory.usage_in_bytes" if version == 1 else "memory.current"
-    cache = "total_inactive_file" if version == 1 else "inactive_file"
-    for folder, most in (
-        (root, str(2**62) if version == 1 else "max"),
-        (root / "pod", str(1000 * 2**20)),
-        (root / "pod" / "job", str(5000 * 2**20)),
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / limit).write_text(f"{most}\n")
-        (folder / usage).write_text(f"{800 * 2**20}\n")
-        (folder / "memory.stat").write_text(f"anon 1\n{cache} {300 * 2**20}\n")
-    lines = tmp_path / "of_process"
-    lines.write_text("7:cpu:/pod/job\n4:memory:/pod/job\n" if version == 1 else "0::/pod/job\n")
-    monkeypatch.setattr(memory, "_GROUPS_OF_PROCESS", lines)
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
-    import psutil
-
-    own = psutil.Process().memory_info()
-    held = own.rss - own.shared
-    assert available_memory("cpu") == pytest.approx(held + 500 * 2**20, abs=20 * 2**20)
-    lines.write_text("0::/elsewhere\n")
-    assert available_memory("cpu") > held + 520 * 2**20
-
-
-def test_the_peak_within_a_block_is_seen_although_it_was_higher_before() -> None:
-    import psutil
-
-    torch.ones(300 * 2**18).sum()  # 300 MiB, given back
-    before = psutil.Process().memory_info().rss
-    with peak_memory("cpu") as peak:
-        held = torch.ones(100 * 2**18)
-        time.sleep(0.05)
-        del held
-    assert 90 * 2**20 < peak.bytes - before < 200 * 2**20
-
-
-def test_the_peak_is_told_of_a_block_that_fails() -> None:
-    with pytest.raises(RuntimeError, match="halfway"), peak_memory("cpu") as peak:
-        raise RuntimeError("halfway")
-    assert peak.bytes > 2**20

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from distillery.models.hardware import available_memory
 from distillery.models.local import LocalModel
 from distillery.storage.stage import StageResult
 from distillery.training import loop, preflight
+from distillery.training.adapters import write_merged
 from distillery.training.trainer import StudentTrainer
 from schemas.errors import TrainingError
 from schemas.student import PretrainedStudent
@@ -117,7 +119,6 @@ def test_merged_weights_are_rounded_once(
     bench: Bench, student: PretrainedStudent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapters: dict[str, Any] = {}
-    write_merged = loop.write_merged
 
     def spy(model: Any, *args: Any, **named: Any) -> int:
         weights = model.state_dict()
@@ -215,7 +216,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     from transformers import PreTrainedModel
 
     told: list[str] = []
-    load, move, check = LocalModel.load, PreTrainedModel.to, preflight.available_memory
+    load, move, check = LocalModel.load, PreTrainedModel.to, available_memory
     teachers: list[Any] = []
 
     def spy_load(*args: Any, **named: Any) -> LocalModel:
@@ -233,7 +234,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         told.append("checked")
         return check(device)
 
-    monkeypatch.setattr(loop.LocalModel, "load", spy_load)
+    monkeypatch.setattr(LocalModel, "load", spy_load)
     monkeypatch.setattr(PreTrainedModel, "to", spy_move)
     monkeypatch.setattr(preflight, "available_memory", spy_check)
     yield told
@@ -252,7 +253,7 @@ def test_a_teacher_goes_to_the_device_once_it_is_known_to_fit(
 def test_a_teacher_that_does_not_fit_is_never_moved_to_the_device(
     school: School, events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = preflight.available_memory
+    check = vars(preflight)["available_memory"]
     monkeypatch.setattr(preflight, "available_memory", lambda device: check(device) and 100_000)
     with pytest.raises(TrainingError, match=r"teacher|KiB"):
         school.teach(ONLINE)

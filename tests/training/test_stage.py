@@ -220,11 +220,11 @@ def test_lora_is_merged_into_weights_that_answer_as_with_the_adapter(
     import torch
 
     from distillery.training import loop
+    from distillery.training.adapters import write_merged
 
     student = PretrainedStudent(model=str(make_tiny_model(tmp_path / "tiny")), dtype="float32")
     tokens = torch.arange(20)[None]
     seen: list[Any] = []
-    write_merged = loop.write_merged
 
     def spy(model: Any, *args: Any, **named: Any) -> int:
         with torch.no_grad():
@@ -409,9 +409,9 @@ def test_half_precision_holds_no_more_logits_than_a_chunk(
 ) -> None:
     """A trainer changes what a model hands out; the loss still gets states, not logits."""
     from distillery.objectives import batch_loss
+    from distillery.objectives.losses import response_losses
 
     widths: list[int] = []
-    response_losses = batch_loss.response_losses
 
     def spy(hidden: Any, *args: Any, **named: Any) -> Any:
         widths.append(hidden.shape[-1])

@@ -1,0 +1,68 @@
+"""How much memory a machine has for this process, and how much the process held."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillery.models import hardware
+from distillery.models.hardware import available_memory, peak_memory
+
+
+def test_a_cpu_has_what_the_machine_can_give_and_the_process_holds() -> None:
+    import psutil
+
+    total = psutil.virtual_memory().total
+    assert 0 < available_memory("cpu") <= total
+    assert available_memory(torch.device("cpu")) == pytest.approx(
+        available_memory("cpu"), abs=total / 2
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_tightest_control_group_limits_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
+    usage = "memory.usage_in_bytes" if version == 1 else "memory.current"
+    cache = "total_inactive_file" if version == 1 else "inactive_file"
+    for folder, most in (
+        (root, str(2**62) if version == 1 else "max"),
+        (root / "pod", str(1000 * 2**20)),
+        (root / "pod" / "job", str(5000 * 2**20)),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / usage).write_text(f"{800 * 2**20}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{cache} {300 * 2**20}\n")
+    lines = tmp_path / "of_process"
+    lines.write_text("7:cpu:/pod/job\n4:memory:/pod/job\n" if version == 1 else "0::/pod/job\n")
+    monkeypatch.setattr(hardware, "_GROUPS_OF_PROCESS", lines)
+    monkeypatch.setattr(hardware, "_GROUPS", tmp_path)
+    import psutil
+
+    own = psutil.Process().memory_info()
+    held = own.rss - own.shared
+    assert available_memory("cpu") == pytest.approx(held + 500 * 2**20, abs=20 * 2**20)
+    lines.write_text("0::/elsewhere\n")
+    assert available_memory("cpu") > held + 520 * 2**20
+
+
+def test_the_peak_within_a_block_is_seen_although_it_was_higher_before() -> None:
+    import psutil
+
+    torch.ones(300 * 2**18).sum()  # 300 MiB, given back
+    before = psutil.Process().memory_info().rss
+    with peak_memory("cpu") as peak:
+        held = torch.ones(100 * 2**18)
+        time.sleep(0.05)
+        del held
+    assert 90 * 2**20 < peak.bytes - before < 200 * 2**20
+
+
+def test_the_peak_is_told_of_a_block_that_fails() -> None:
+    with pytest.raises(RuntimeError, match="halfway"), peak_memory("cpu") as peak:
+        raise RuntimeError("halfway")
+    assert peak.bytes > 2**20
