@@ -18,19 +18,24 @@ from schemas.errors import TrainingError
 from schemas.student import PretrainedStudent
 from schemas.training import FullMethod, LoraMethod, TrainingSpec
 from tests.fixtures_models import make_tiny_model
-from tests.training.launch.test_processes import _train_by
-from tests.training.test_soft_training import School, soft, with_
-from tests.training.test_stage import LORA, SCRATCH, Bench, Killed, _die_at, _rows, _same
+from tests.fixtures_training import (
+    LORA,
+    SCRATCH,
+    Bench,
+    Killed,
+    School,
+    die_at,
+    rows_to_learn,
+    same_weights,
+    soft_targets,
+    soft_training,
+    train_by,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HALF_LORA = LORA.model_copy(update={"dtype": "bfloat16"})
 SHORT = HALF_LORA.model_copy(update={"epochs": 1.0, "evaluations": 1})
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "store", _rows())
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def test_a_killed_lora_in_half_precision_goes_on_with_the_very_same_losses(
     bench: Bench, student: PretrainedStudent, tmp_path: Path
 ) -> None:
     with pytest.raises(Killed):
-        bench.train(student, HALF_LORA, on_progress=_die_at(5))
+        bench.train(student, HALF_LORA, on_progress=die_at(5))
     folder = Path(bench.store.path(bench.folder(student, HALF_LORA))) / "checkpoints"
     weights = load_file(folder / "checkpoint-4" / "adapter_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
@@ -88,11 +93,11 @@ def test_a_killed_lora_in_half_precision_goes_on_with_the_very_same_losses(
     other = Bench(tmp_path / "other", bench.rows)
     untouched = other.train(student, HALF_LORA)
     assert result.manifest.facts["curve"] == untouched.manifest.facts["curve"]
-    assert _same(bench.weights(result), other.weights(untouched))
+    assert same_weights(bench.weights(result), other.weights(untouched))
 
 
 def test_the_best_of_a_lora_in_half_precision_is_kept(tmp_path: Path) -> None:
-    misled = Bench(tmp_path / "store", _rows(misleading=True))
+    misled = Bench(tmp_path / "store", rows_to_learn(misleading=True))
     student = PretrainedStudent(model=str(make_tiny_model(tmp_path / "tiny")), dtype="float32")
     # So high a rate at last that what was learnt is lost again.
     high = {"learning_rate": 0.5, "warmup_fraction": 0.9, "schedule": "constant"}
@@ -157,8 +162,8 @@ def test_a_new_student_with_tied_embeddings_learns_alike_however_a_step_is_carri
     tmp_path: Path, way: dict[str, Any]
 ) -> None:
     tied = SCRATCH.model_copy(update={"tie_embeddings": True})
-    plain = Bench(tmp_path / "plain", _rows()).train(tied, SHORT)
-    other = Bench(tmp_path / "other", _rows()).train(tied, SHORT.model_copy(update=way))
+    plain = Bench(tmp_path / "plain", rows_to_learn()).train(tied, SHORT)
+    other = Bench(tmp_path / "other", rows_to_learn()).train(tied, SHORT.model_copy(update=way))
     assert _losses(other) == pytest.approx(_losses(plain), rel=2e-3)
 
 
@@ -240,7 +245,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield told
 
 
-ONLINE = with_(soft_targets=soft(source="online"), epochs=1, evaluations=1)
+ONLINE = soft_training(soft_targets=soft_targets(source="online"), epochs=1, evaluations=1)
 
 
 def test_a_teacher_goes_to_the_device_once_it_is_known_to_fit(
@@ -270,8 +275,8 @@ def test_split_weights_learn_in_half_precision_what_whole_ones_learn_and_go_on_a
     other = Bench(tmp_path / "other", bench.rows)
     expected = other.train(student, whole)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        _train_by("train_to_step_4", patch)
-        bench.train(student, split, on_progress=_die_at(4))
+        train_by("train_to_step_4", patch)
+        bench.train(student, split, on_progress=die_at(4))
     result = bench.train(student, split)
     assert result.manifest.facts["resumed_from_step"] == 2
     assert _losses(result) == pytest.approx(_losses(expected), rel=1e-5)

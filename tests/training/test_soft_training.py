@@ -1,29 +1,29 @@
 """A student learns from its teacher's probabilities: stored, or made beside it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from distillery.models.local import LocalModel
-from distillery.models.students import IGNORED, tokenize_row
-from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.stage import StageResult
 from distillery.training import training_stage
 from schemas.errors import TrainingError
 from schemas.execution import StageName
-from schemas.refs import DatasetRef
 from schemas.soft_targets import SoftTargetSpec
-from schemas.student import FromScratchStudent
-from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
-from tests.training.test_stage import INLINE, Bench, Killed, _die_at, _rows, _same
+from tests.fixtures_training import (
+    SOFT,
+    Killed,
+    School,
+    die_at,
+    same_weights,
+    soft_targets,
+    soft_training,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-VOCABULARY = 300
 
 
 @pytest.fixture(scope="module")
@@ -31,75 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_tiny_model(tmp_path_factory.mktemp("teacher") / "tiny"))
 
 
-class School(Bench):
-    """Rows, a teacher and a student that shares its tokenizer."""
-
-    def __init__(self, root: Path, folder: str, num_train: int = 24) -> None:
-        super().__init__(root, _rows(num_train))
-        self.teacher = TransformersTeacher(model=folder, dtype="float32", device="cpu")
-        self.student = FromScratchStudent(
-            num_layers=1,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=2,
-            max_length=64,
-            tokenizer=folder,
-            initializer_std=0.2,
-        )
-
-    def score(self, training: TrainingSpec) -> DatasetRef:
-        args = (self.training_rows, self.teacher, training, self.spec, INLINE)
-        return score_soft_targets(*args).dataset("soft_targets")
-
-    def teach(self, training: TrainingSpec, **named: Any) -> StageResult:
-        named = {"teacher": self.teacher} | named
-        if training.needs_soft_targets:
-            named = {"soft_targets": self.score(training)} | named
-        return self.train(self.student, training, **named)
-
-    def divergence(self, result: StageResult) -> tuple[float, float]:
-        """Return mean KL(teacher || student) over response tokens, and how often argmaxes agree."""
-        model, tokenizer = self.load(result)
-        teacher = LocalModel.load(self.teacher.model, device="cpu").model
-        nats: list[float] = []
-        agree: list[bool] = []
-        for row in self.rows:
-            if row["split"] != "train":
-                continue
-            tokens = tokenize_row(tokenizer, json.loads(row["messages"]), row["response"])
-            ids = torch.tensor([tokens.input_ids])
-            at = [n - 1 for n, label in enumerate(tokens.labels) if label != IGNORED]
-            with torch.no_grad():
-                log_p = teacher(ids).logits[0, at].log_softmax(-1)
-                log_q = model(ids).logits[0, at].log_softmax(-1)
-            nats += (log_p.exp() * (log_p - log_q)).sum(-1).tolist()
-            agree += (log_p.argmax(-1) == log_q.argmax(-1)).tolist()
-        return sum(nats) / len(nats), sum(agree) / len(agree)
-
-
 @pytest.fixture
 def school(tmp_path: Path, folder: str) -> School:
     return School(tmp_path / "store", folder)
-
-
-def soft(**settings: Any) -> SoftTargetSpec:
-    return SoftTargetSpec(**({"k": VOCABULARY} | settings))
-
-
-BASE = TrainingSpec(
-    objective="soft_targets",
-    soft_targets=soft(),
-    learning_rate=1e-2,
-    batch_size=8,
-    epochs=2,
-    evaluations=3,
-    max_length=64,
-    device="cpu",
-)
-
-
-def with_(**changes: Any) -> TrainingSpec:
-    return BASE.model_copy(update=changes)
 
 
 def curve(result: StageResult) -> list[dict[str, float]]:
@@ -112,7 +46,9 @@ def losses(result: StageResult) -> list[float]:
 
 
 def test_the_loss_that_is_logged_is_the_weighted_sum_of_its_parts(school: School) -> None:
-    training = with_(soft_targets=soft(hard_weight=0.25, soft_weight=2, k=5), learning_rate=1e-12)
+    training = soft_training(
+        soft_targets=soft_targets(hard_weight=0.25, soft_weight=2, k=5), learning_rate=1e-12
+    )
     for entry in curve(school.teach(training)):
         expected = 0.25 * entry["hard_loss"] + 2 * entry["soft_loss"]
         assert entry["loss"] == pytest.approx(expected, rel=1e-5)
@@ -124,8 +60,8 @@ def test_a_student_that_overfits_one_batch_agrees_with_its_teacher(
     tmp_path: Path, folder: str, source: str
 ) -> None:
     school = School(tmp_path / "store", folder, num_train=8)
-    spec = soft(source=source, hard_weight=0, soft_weight=1)
-    training = with_(soft_targets=spec, epochs=150, patience=None, evaluations=1)
+    spec = soft_targets(source=source, hard_weight=0, soft_weight=1)
+    training = soft_training(soft_targets=spec, epochs=150, patience=None, evaluations=1)
     result = school.teach(training)
     nats, agreement = school.divergence(result)
     assert curve(result)[0]["soft_loss"] > 1
@@ -139,7 +75,11 @@ def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teache
     school: School, temperature: float
 ) -> None:
     both = [
-        school.teach(with_(soft_targets=soft(source=source, distillation_temperature=temperature)))
+        school.teach(
+            soft_training(
+                soft_targets=soft_targets(source=source, distillation_temperature=temperature)
+            )
+        )
         for source in ("offline", "online")
     ]
     assert losses(both[0]) == pytest.approx(losses(both[1]), rel=2e-3)
@@ -149,9 +89,11 @@ def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teache
 
 @pytest.mark.slow
 def test_draws_teach_about_what_all_probabilities_teach(school: School) -> None:
-    many = soft(selection="sampled", hard_weight=0)
-    drawn = curve(school.teach(with_(soft_targets=many, learning_rate=1e-12)))
-    whole = curve(school.teach(with_(soft_targets=soft(hard_weight=0), learning_rate=1e-12)))
+    many = soft_targets(selection="sampled", hard_weight=0)
+    drawn = curve(school.teach(soft_training(soft_targets=many, learning_rate=1e-12)))
+    whole = curve(
+        school.teach(soft_training(soft_targets=soft_targets(hard_weight=0), learning_rate=1e-12))
+    )
     for one, two in zip(drawn, whole, strict=True):
         assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=0.1)
 
@@ -171,7 +113,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
     tmp_path: Path, folder: str, source: str, ways: tuple[dict[str, Any], ...]
 ) -> None:
-    training = with_(soft_targets=soft(source=source), epochs=1)
+    training = soft_training(soft_targets=soft_targets(source=source), epochs=1)
     one = School(tmp_path / "one", folder).teach(training)
     for n, way in enumerate(ways):
         two = School(tmp_path / str(n), folder).teach(training.model_copy(update=way))
@@ -183,8 +125,8 @@ def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
 
 @pytest.mark.slow
 def test_half_precision_learns_nearly_the_same(school: School) -> None:
-    half = losses(school.teach(with_(dtype="bfloat16")))
-    whole = losses(school.teach(BASE))
+    half = losses(school.teach(soft_training(dtype="bfloat16")))
+    whole = losses(school.teach(SOFT))
     assert half == pytest.approx(whole, rel=0.02)
     assert half != whole
 
@@ -193,33 +135,33 @@ def test_a_killed_soft_training_goes_on_with_the_very_same_losses(
     school: School, tmp_path: Path, folder: str
 ) -> None:
     with pytest.raises(Killed):
-        school.teach(BASE, on_progress=_die_at(5))
-    result = school.teach(BASE)
+        school.teach(SOFT, on_progress=die_at(5))
+    result = school.teach(SOFT)
     assert result.manifest.facts["resumed_from_step"] == 4
     other = School(tmp_path / "other", folder)
-    untouched = other.teach(BASE)
+    untouched = other.teach(SOFT)
     assert result.manifest.facts["curve"] == untouched.manifest.facts["curve"]
-    assert _same(school.weights(result), other.weights(untouched))
+    assert same_weights(school.weights(result), other.weights(untouched))
 
 
 def test_a_row_without_soft_targets_is_named(school: School, tmp_path: Path, folder: str) -> None:
     fewer = School(tmp_path / "fewer", folder, num_train=5)
-    targets = fewer.score(BASE)
+    targets = fewer.score(SOFT)
     moved = targets.model_copy(update={"uri": "moved"})
     school.store.upload("moved", Path(fewer.store.path(targets.uri)))
     with pytest.raises(TrainingError, match=r"row '5' has no soft targets: .*force=\[score_soft"):
-        school.teach(BASE, soft_targets=moved)
+        school.teach(SOFT, soft_targets=moved)
 
 
 def test_soft_targets_of_other_settings_are_refused_by_name(school: School) -> None:
-    made = school.score(BASE)
+    made = school.score(SOFT)
     for settings, named in (
         ({"distillation_temperature": 3.0}, r"temperature 1, but .* is 3,"),
         ({"k": 7}, r"with k 300, but soft_targets\.k is 7"),
         ({"selection": "sampled"}, r"selection 'top_k', but .* 'sampled'"),
     ):
         with pytest.raises(TrainingError, match=named):
-            school.teach(with_(soft_targets=soft(**settings)), soft_targets=made)
+            school.teach(soft_training(soft_targets=soft_targets(**settings)), soft_targets=made)
 
 
 def test_soft_targets_of_another_tokenizer_are_refused_by_name(
@@ -231,10 +173,10 @@ def test_soft_targets_of_another_tokenizer_are_refused_by_name(
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(other)
-    targets = school.score(BASE)
+    targets = school.score(SOFT)
     school.student = school.student.model_copy(update={"tokenizer": str(other)})
     with pytest.raises(TrainingError, match=r"made with the tokenizer \w+, the student has"):
-        school.teach(BASE, soft_targets=targets)
+        school.teach(SOFT, soft_targets=targets)
 
 
 @pytest.mark.parametrize("source", ["offline", "online"])
@@ -247,7 +189,7 @@ def test_a_chat_template_that_writes_responses_otherwise_is_refused_with_the_row
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
     tokenizer.save_pretrained(other)
-    training = with_(soft_targets=soft(source=source))
+    training = soft_training(soft_targets=soft_targets(source=source))
     targets = school.score(training) if source == "offline" else None
     school.student = school.student.model_copy(update={"tokenizer": str(other)})
     with pytest.raises(TrainingError, match=r"row '0': .* chat template make \d+ tokens of the re"):
@@ -262,12 +204,16 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
         args = (name, ref, school.prompts, school.student, training, made, school.teacher)
         return training_stage(*args).fingerprint
 
-    hard = with_(objective="hard_targets")
+    hard = soft_training(objective="hard_targets")
     assert fingerprint(hard) == fingerprint(hard.with_hard_targets(), None)
-    assert fingerprint(BASE) != fingerprint(hard)
-    assert fingerprint(BASE) != fingerprint(BASE, "2")
-    assert fingerprint(BASE) != fingerprint(with_(soft_targets=soft(divergence="reverse_kl")))
-    assert fingerprint(BASE) == fingerprint(with_(soft_targets=soft(jsd_beta=0.2, skew_alpha=0.3)))
+    assert fingerprint(SOFT) != fingerprint(hard)
+    assert fingerprint(SOFT) != fingerprint(SOFT, "2")
+    assert fingerprint(SOFT) != fingerprint(
+        soft_training(soft_targets=soft_targets(divergence="reverse_kl"))
+    )
+    assert fingerprint(SOFT) == fingerprint(
+        soft_training(soft_targets=soft_targets(jsd_beta=0.2, skew_alpha=0.3))
+    )
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])

@@ -1,161 +1,38 @@
 """A student learns from responses, goes on where it was killed, and stops when it should."""
 
-import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from distillery.data.chat import content_hash, dump_messages
-from distillery.models.students import IGNORED, tokenize_row
-from distillery.storage.stage import Attempt, StageResult
-from distillery.storage.store import Store
-from distillery.training import train_student, training_stage
+from distillery.storage.stage import Attempt
+from distillery.training import training_stage
 from distillery.training.curve import curve_markdown
 from schemas.errors import StoreError, TrainingError
-from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.frames import PromptFrame, TrainingFrame, arrow_schema
-from schemas.refs import DatasetRef
+from schemas.execution import StageName
 from schemas.soft_targets import SoftTargetSpec
-from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
-from schemas.training import LoraMethod, TrainingSpec
+from schemas.student import PretrainedStudent, StudentSpec
+from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
+from tests.fixtures_training import (
+    FAST,
+    LORA,
+    SCRATCH,
+    Bench,
+    Killed,
+    Row,
+    die_at,
+    rows_to_learn,
+    same_weights,
+    turns,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
-INLINE = ExecutionSpec()
-SCRATCH = FromScratchStudent(
-    num_layers=1,
-    hidden_size=16,
-    intermediate_size=32,
-    num_heads=2,
-    vocab_size=320,
-    max_length=64,
-    tokenizer=None,
-)
-FAST = TrainingSpec(
-    learning_rate=1e-2,
-    batch_size=8,
-    epochs=5,
-    evaluations=5,
-    max_length=64,
-    device="cpu",
-)
-# Of different lengths, so that a mean over rows is not the mean over tokens.
-ANSWERS = ("no", "yes, the card was sent", "it is on its way and will come tomorrow")
-Row = dict[str, Any]
-
-
-def _turns(text: str) -> str:
-    return dump_messages([{"role": "user", "content": text}])
-
-
-def _rows(num_train: int = 24, num_validation: int = 7, *, misleading: bool = False) -> list[Row]:
-    """Return rows of three questions; where misleading, validation asks for other answers."""
-    return [
-        {
-            "prompt_id": str(n),
-            "split": "train" if n < num_train else "validation",
-            "messages": _turns(f"question {n % 3}"),
-            "response": ANSWERS[(n + (misleading and n >= num_train)) % 3],
-        }
-        for n in range(num_train + num_validation)
-    ]
-
-
-class Bench:
-    """A store with rows to learn from."""
-
-    def __init__(self, root: Path, rows: list[Row]) -> None:
-        self.spec, self.rows = StoreSpec(root=str(root)), rows
-        self.store = Store(self.spec.root)
-        self.training_rows = self._put("rows", rows, TrainingFrame)
-        prompts = [
-            {
-                "prompt_id": row["prompt_id"],
-                "split": row["split"],
-                "messages": row["messages"],
-                "reference": None,
-                "content_hash": content_hash(json.loads(row["messages"])),
-                "source_row": n,
-            }
-            for n, row in enumerate(rows, start=1)
-        ]
-        self.prompts = self._put("prompts", prompts, PromptFrame)
-
-    def _put(self, name: str, rows: list[Row], contract: Any) -> DatasetRef:
-        schema = arrow_schema(contract)
-        with self.store.row_writer(name, schema) as writer:
-            writer.write(pd.DataFrame(rows, columns=schema.names))
-        return writer.ref(name)
-
-    def train(
-        self, student: StudentSpec = SCRATCH, training: TrainingSpec = FAST, **named: Any
-    ) -> StageResult:
-        return train_student(
-            self.training_rows, self.prompts, student, training, self.spec, INLINE, **named
-        )
-
-    def folder(self, student: StudentSpec = SCRATCH, training: TrainingSpec = FAST) -> str:
-        """Return where the stage keeps its attempts and checkpoints."""
-        name = StageName.TRAIN_STUDENT
-        stage = training_stage(name, self.training_rows, self.prompts, student, training)
-        return f"{name}/{stage.fingerprint}"
-
-    def checkpoints(
-        self, student: StudentSpec = SCRATCH, training: TrainingSpec = FAST
-    ) -> list[str]:
-        names = self.store.list_folders(f"{self.folder(student, training)}/checkpoints")
-        return [name for name in names if name != "tensorboard"]
-
-    def load(self, result: StageResult) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        folder = self.store.path(result.model("model").uri)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        return model.eval(), AutoTokenizer.from_pretrained(folder)
-
-    def weights(self, result: StageResult) -> dict[str, Any]:
-        return dict(self.load(result)[0].state_dict())
-
-    def loss(self, result: StageResult, split: str) -> float:
-        """Return the cross-entropy of the stored model, by hand: nats per response token."""
-        import torch
-
-        model, tokenizer = self.load(result)
-        nats, num_tokens = 0.0, 0
-        for row in self.rows:
-            if row["split"] != split:
-                continue
-            tokens = tokenize_row(tokenizer, json.loads(row["messages"]), row["response"])
-            with torch.no_grad():
-                logits = model(torch.tensor([tokens.input_ids])).logits[0]
-            for position, label in enumerate(tokens.labels):
-                if label != IGNORED:
-                    scores = logits[position - 1]
-                    nats += float(scores.exp().sum().log() - scores[label])
-                    num_tokens += 1
-        return nats / num_tokens
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "store", _rows())
-
-
-@pytest.fixture
-def misled(tmp_path: Path) -> Bench:
-    """Rows on which the validation loss gets worse once the training rows are known by heart."""
-    return Bench(tmp_path / "store", _rows(misleading=True))
-
-
-def _same(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
 def test_training_lowers_both_losses_and_keeps_the_best_weights(bench: Bench) -> None:
@@ -211,9 +88,6 @@ def test_a_pretrained_student_is_fine_tuned_and_kept_in_its_precision(
     assert bench.folder(student, training).split("/")[1] != result.manifest.fingerprint
 
 
-LORA = FAST.model_copy(update={"method": LoraMethod(r=4, alpha=8), "epochs": 2.0})
-
-
 def test_lora_is_merged_into_weights_that_answer_as_with_the_adapter(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,34 +128,22 @@ def _open(student: PretrainedStudent) -> tuple[Any, Any]:
     return open_student(student, (), dtype=torch.float32)
 
 
-class Killed(BaseException):
-    """Stands for whatever ends a process."""
-
-
-def _die_at(step: int) -> Any:
-    def on_progress(now: int, _steps: int, _figures: dict[str, float]) -> None:
-        if now >= step:
-            raise Killed
-
-    return on_progress
-
-
 def test_lora_goes_on_from_its_checkpoint(bench: Bench, tmp_path: Path) -> None:
     student = PretrainedStudent(model=str(make_tiny_model(tmp_path / "tiny")), dtype="float32")
     with pytest.raises(Killed):
-        bench.train(student, LORA, on_progress=_die_at(5))
+        bench.train(student, LORA, on_progress=die_at(5))
     result = bench.train(student, LORA)
     assert result.manifest.facts["resumed_from_step"] == 4
     assert result.manifest.counts["steps"] == 6
     untouched = Bench(tmp_path / "other", bench.rows)
-    assert _same(bench.weights(result), untouched.weights(untouched.train(student, LORA)))
+    assert same_weights(bench.weights(result), untouched.weights(untouched.train(student, LORA)))
 
 
 _TRAIN = """
 import sys
 from pathlib import Path
 import torch
-from tests.training.test_stage import Bench, FAST, _rows
+from tests.fixtures_training import Bench, FAST, rows_to_learn
 
 torch.set_num_threads(1)
 
@@ -290,7 +152,7 @@ def tell(step, steps, figures):
     if step >= 8:
         sys.stdin.read()  # until it is killed
 
-Bench(Path(sys.argv[1]), _rows()).train(on_progress=tell)
+Bench(Path(sys.argv[1]), rows_to_learn()).train(on_progress=tell)
 """
 
 
@@ -324,14 +186,14 @@ def test_a_killed_training_goes_on_and_ends_with_the_very_same_weights(
     untouched = Bench(tmp_path / "other", bench.rows)
     expected = untouched.train()
     assert curve == expected.manifest.facts["curve"]
-    assert _same(bench.weights(result), untouched.weights(expected))
+    assert same_weights(bench.weights(result), untouched.weights(expected))
     assert bench.store.list_folders(f"{other}/checkpoints") == ["checkpoint-9"]
 
 
 def test_a_checkpoint_that_was_not_uploaded_whole_is_not_used(bench: Bench) -> None:
     short = FAST.model_copy(update={"epochs": 1})
     with pytest.raises(Killed):
-        bench.train(training=short, on_progress=_die_at(3))
+        bench.train(training=short, on_progress=die_at(3))
     bench.store.delete(f"{bench.folder(training=short)}/checkpoints/checkpoint-2.json")
     result = bench.train(training=short)
     assert result.manifest.facts["resumed_from_step"] == 1
@@ -342,7 +204,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_name(bench: Bench) -> None
     short = FAST.model_copy(update={"epochs": 1})
     other = short.model_copy(update={"seed": 1})
     with pytest.raises(Killed):
-        bench.train(training=other, on_progress=_die_at(3))
+        bench.train(training=other, on_progress=die_at(3))
     theirs = Path(bench.store.path(bench.folder(training=other)))
     bench.store.upload(bench.folder(training=short), theirs)
     with pytest.raises(
@@ -370,7 +232,7 @@ def _losses_in_event_files(folder: Path) -> dict[int, float]:
 
 def test_the_curve_is_kept_for_tensorboard_over_all_attempts(bench: Bench) -> None:
     with pytest.raises(Killed):
-        bench.train(on_progress=_die_at(8))
+        bench.train(on_progress=die_at(8))
     result = bench.train()
     kept = Path(bench.store.path(result.report("tensorboard").uri))
     curve: Any = result.manifest.facts["curve"]
@@ -389,7 +251,7 @@ def test_trying_two_steps_leaves_the_weights_as_they_are(
     tried = bench.weights(bench.train(training=short))
     monkeypatch.setattr(loop, "run_trial", lambda _: {})
     untried = Bench(Path(bench.spec.root) / "other", bench.rows)
-    assert _same(tried, untried.weights(untried.train(training=short)))
+    assert same_weights(tried, untried.weights(untried.train(training=short)))
 
 
 def test_memory_that_would_not_do_is_refused_before_the_first_step(
@@ -494,7 +356,7 @@ def test_a_training_that_was_over_is_not_trained_again_when_its_upload_failed(
     expected = untouched.train(training=training)
     assert result.manifest.counts == expected.manifest.counts
     assert result.manifest.facts["curve"] == expected.manifest.facts["curve"]
-    assert _same(bench.weights(result), untouched.weights(expected))
+    assert same_weights(bench.weights(result), untouched.weights(expected))
 
 
 def test_training_stops_when_the_validation_loss_stays_worse_for_long_enough(
@@ -516,14 +378,14 @@ def test_patience_counts_over_attempts(misled: Bench, tmp_path: Path) -> None:
     untouched = Bench(tmp_path / "other", bench.rows)
     stops_at = untouched.train(training=LONG).manifest.counts["steps"]
     with pytest.raises(Killed):
-        bench.train(training=LONG, on_progress=_die_at(stops_at - 1))
+        bench.train(training=LONG, on_progress=die_at(stops_at - 1))
     result = bench.train(training=LONG)
     assert int(str(result.manifest.facts["resumed_from_step"])) > 0
     assert result.manifest.counts["steps"] == stops_at
 
 
 def test_without_validation_rows_all_steps_are_taken(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, _rows(num_validation=0))
+    bench = Bench(tmp_path, rows_to_learn(num_validation=0))
     result = bench.train(training=LONG.model_copy(update={"epochs": 1, "learning_rate": 1e-3}))
     assert result.manifest.counts["steps"] == 3
     assert result.manifest.facts["best_validation_loss"] is None
@@ -532,8 +394,8 @@ def test_without_validation_rows_all_steps_are_taken(tmp_path: Path) -> None:
 def test_rows_that_are_too_long_are_left_out_counted_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = _rows()
-    rows[3]["messages"] = _turns("very " * 200 + "long")
+    rows = rows_to_learn()
+    rows[3]["messages"] = turns("very " * 200 + "long")
     rows[-1]["response"] = "and " * 200 + "on"
     bench = Bench(tmp_path, rows)
     result = bench.train(training=FAST.model_copy(update={"epochs": 1, "max_length": 512}))
@@ -553,7 +415,7 @@ def test_a_set_of_which_no_row_fits_is_refused(bench: Bench) -> None:
 
 
 def _long_rows() -> list[Row]:
-    return [row | {"response": f"{row['response']} {'x1 ' * 20}"} for row in _rows()]
+    return [row | {"response": f"{row['response']} {'x1 ' * 20}"} for row in rows_to_learn()]
 
 
 def test_a_gpu_is_refused_where_there_is_none(
@@ -573,7 +435,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpo
     tmp_path: Path, validated: bool
 ) -> None:
     """The first step of a warm-up has a rate of 0, so its checkpoint is good."""
-    bench = Bench(tmp_path, _rows(num_validation=7 if validated else 0))
+    bench = Bench(tmp_path, rows_to_learn(num_validation=7 if validated else 0))
     training = FAST.model_copy(
         update={"learning_rate": 1e30, "warmup_fraction": 0.9, "evaluations": 15}
     )
@@ -605,10 +467,10 @@ def test_the_same_training_gives_the_same_weights_and_another_seed_others(tmp_pa
     short = FAST.model_copy(update={"epochs": 1, "evaluations": 1})
     made = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        bench = Bench(tmp_path / name, _rows())
+        bench = Bench(tmp_path / name, rows_to_learn())
         made.append(bench.weights(bench.train(training=short.model_copy(update={"seed": seed}))))
-    assert _same(made[0], made[1])
-    assert not _same(made[0], made[2])
+    assert same_weights(made[0], made[1])
+    assert not same_weights(made[0], made[2])
 
 
 def test_prompts_matter_only_where_a_tokenizer_is_trained_on_them(

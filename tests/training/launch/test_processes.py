@@ -21,7 +21,16 @@ from schemas.errors import DistilleryError, StoreError, TrainingError
 from schemas.execution import ExecutionSpec
 from schemas.training import TrainingSpec
 from tests.deployments.test_server import LocalServer, server, wait_until
-from tests.training.test_stage import FAST, INLINE, SCRATCH, Bench, Killed, _die_at, _rows
+from tests.fixtures_training import (
+    FAST,
+    INLINE,
+    SCRATCH,
+    Bench,
+    Killed,
+    die_at,
+    rows_to_learn,
+    train_by,
+)
 
 __all__ = ["server"]
 
@@ -44,31 +53,17 @@ def _job(bench: Bench, **training: Any) -> TrainingJob:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "store", _rows())
-
-
-@pytest.fixture
 def scratch(tmp_path: Path) -> Path:
     folder = tmp_path / "scratch"
     folder.mkdir()
     return folder
 
 
-def _train_by(target: str, patch: pytest.MonkeyPatch) -> None:
-    """Let a target of `training_targets` stand for the worker.
-
-    With `train_to_step_4` short trainings are not over before a busy machine tells of their steps.
-    """
-    patch.setattr(processes, "_WORKER", "tests.training_targets")
-    patch.setenv("TARGET", target)
-
-
 def launch(scratch: Path, target: str, on_progress: OnProgress | None = None) -> TrainingOutcome:
     """Run a target of `training_targets` in two processes."""
     with pytest.MonkeyPatch.context() as patch:
-        _train_by(target, patch)
-        job = _job(Bench(scratch.parent / "store", _rows()))
+        train_by(target, patch)
+        job = _job(Bench(scratch.parent / "store", rows_to_learn()))
         return train_in_processes(job, scratch, NUM_PROCESSES, on_progress)
 
 
@@ -103,7 +98,7 @@ def test_outcome_progress_and_log_come_as_from_this_process(
     }
     job = TrainingJob.model_validate(outcome.facts["job"])
     assert job.execution.cpu_threads == 1
-    assert job.rows.num_rows == len(_rows())
+    assert job.rows.num_rows == len(rows_to_learn())
     # Both processes say it; it is one training that says it once.
     assert caplog.record_tuples == [("distillery.training", logging.WARNING, "2 rows are too long")]
 
@@ -136,7 +131,7 @@ def test_a_process_that_cannot_start_is_named_with_what_it_printed(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_WORKER", "tests.training_nowhere")
-    job = _job(Bench(scratch.parent / "store", _rows()))
+    job = _job(Bench(scratch.parent / "store", rows_to_learn()))
     with pytest.raises(TrainingError, match=r"process \d \(of 0 to 1\) ended with exit code 1\."):
         train_in_processes(job, scratch, NUM_PROCESSES, None)
 
@@ -279,7 +274,7 @@ def test_training_together_opens_no_port_to_the_network_and_shares_the_threads(
                 listening.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)
             raise Stopped
 
-    _train_by("train_to_step_4", monkeypatch)
+    train_by("train_to_step_4", monkeypatch)
     job = _job(bench, device="auto", num_processes=2)
     job = job.model_copy(update={"execution": ExecutionSpec(cpu_threads=4)})
     with pytest.raises(Stopped):
@@ -295,8 +290,8 @@ def _losses(result: Any) -> list[float]:
 def _train_to_step_4(bench: Bench, training: TrainingSpec) -> None:
     """Start a training in several processes that dies after its fourth step."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        _train_by("train_to_step_4", patch)
-        bench.train(training=training, on_progress=_die_at(4))
+        train_by("train_to_step_4", patch)
+        bench.train(training=training, on_progress=die_at(4))
 
 
 @pytest.mark.slow
@@ -327,7 +322,7 @@ def test_processes_that_were_over_when_they_failed_train_no_more(
     alone = Bench(tmp_path / "alone", bench.rows)
     expected = alone.train(training=training.model_copy(update={"num_processes": 1}))
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="the store is full"):
-        _train_by("train_and_fail", patch)
+        train_by("train_and_fail", patch)
         bench.train(training=training)
     told: list[int] = []
     result = bench.train(training=training, on_progress=lambda step, *_: told.append(step))
