@@ -130,11 +130,11 @@ class OpenAITeacher(_Teacher):
     request, so a change asks again."""
 
     concurrency: int = runtime_field(64, ge=1, le=4096)
-    """Most requests in flight, over all processes that share the store. The client begins with
-    up to 64, goes up to this, and halves whenever the endpoint objects."""
+    """Most requests in flight, per process. The client begins with up to 64, goes up to this, and
+    halves when the endpoint objects."""
 
     requests_per_minute: float | None = runtime_field(None, gt=0)
-    """The endpoint's limit, shared by all processes on one store. None: learnt from its 429s."""
+    """The endpoint's limit, kept by each process. None: learnt from its 429s."""
 
     tokens_per_minute: float | None = runtime_field(None, gt=0)
     """The endpoint's limit on prompt and completion tokens. None: learnt from its 429s."""
@@ -151,10 +151,6 @@ class OpenAITeacher(_Teacher):
     max_outage_s: float = runtime_field(120.0, gt=0)
     """How long the run waits for an endpoint that has gone away, seconds. One that was never
     there ends the run at once."""
-
-    hedged_fraction: float = runtime_field(0.0, ge=0, le=0.2)
-    """Most requests, as a fraction, that are sent a second time when they take longer than 95 %
-    of the others; the first response counts, both are paid for. 0: none."""
 
     price: PriceSpec | None = runtime_field(None, title="Price")
     """What the tokens cost. None: cost is shown as unknown."""

@@ -46,7 +46,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The first one goes alone until it is answered, and the time-outs that are learnt are long.
     """
-    monkeypatch.setattr("distillery.teacher.http.channel._REFUSED_WITHIN_S", 60.0)
+    monkeypatch.setattr("distillery.teacher.http.gate._REFUSED_WITHIN_S", 60.0)
     monkeypatch.setattr("distillery.teacher.http.limiter._MIN_TIMEOUT_S", 60.0)
 
 

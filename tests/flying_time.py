@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from distillery.teacher.http import channel as channel_module
+from distillery.teacher.http import gate as gate_module
 from distillery.teacher.http.channel import Channel
 
 
@@ -51,6 +52,7 @@ def let_time_fly(
         return []
 
     monkeypatch.setattr(channel_module, "time", clock)
+    monkeypatch.setattr(gate_module, "time", clock)
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", time_of_loop)
     monkeypatch.setattr(selectors.DefaultSelector, "select", select_or_fly)
 
@@ -58,11 +60,11 @@ def let_time_fly(
 def _channel() -> Channel | None:
     """Return the channel whose loop runs in this thread."""
     channels = list(channel_module._opened.channels.values())
-    return next((c for c in channels if c._thread is threading.current_thread()), None)
+    return next((c for c in channels if c._connection.thread is threading.current_thread()), None)
 
 
 def _is_stuck(channel: Channel, hangs: Callable[[str], bool]) -> bool:
     """Return whether all that is on its way, if anything is, hangs."""
-    paused = {*channel._ready, *(item for _, _, item in channel._later)}
-    on_their_way = [item for item in channel._left() if item not in paused]
-    return all(hangs(item.messages[0]["content"]) for item in on_their_way)
+    paused = set(channel._queue.waiting())
+    on_their_way = [item for item in channel._queue.unfinished() if item not in paused]
+    return all(hangs(item.request.messages[0]["content"]) for item in on_their_way)

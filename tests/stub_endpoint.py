@@ -8,6 +8,7 @@ Each request takes the next scripted reply; after the last one `respond` decides
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -25,7 +26,9 @@ class Reply:
 
     status: int = 200
     text: str | None = "fine"
-    finish_reason: str = "stop"
+    finish_reason: str | None = "stop"
+    message_facts: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the message, such as `reasoning`."""
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
     when: Callable[[], bool] | None = None
@@ -33,6 +36,8 @@ class Reply:
     body: str | bytes | None = None
     """Sent as it is instead of a chat completion."""
     error: str = "scripted"
+    error_facts: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the error, such as its code."""
     reset: bool = False
     """Close the connection without an answer."""
     model: str | None = None
@@ -66,10 +71,14 @@ class StubEndpoint:
         respond: Callable[[dict[str, Any]], Reply] | None = None,
         port: int = 0,
         paths: Sequence[str] = ("/v1/chat/completions",),
+        models: Reply | None = None,
     ) -> None:
         self._script = list(script)
         self.port = port
         self.paths = paths
+        self._models = models
+        self.gets: list[str] = []
+        """Paths below `/v1/` that were read; only `models` is there, and only if given."""
         self.default = default
         self._respond = respond
         self.requests: list[dict[str, Any]] = []
@@ -98,6 +107,7 @@ class StubEndpoint:
         app = web.Application(client_max_size=64 * 2**20)
         for path in self.paths:
             app.router.add_post(path, self._handle)
+        app.router.add_get("/v1/{path:models.*}", self._get)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         listener = socket.create_server(("127.0.0.1", self.port))
@@ -111,6 +121,13 @@ class StubEndpoint:
         await asyncio.sleep(0.02)
         await runner.cleanup()
         await asyncio.sleep(0)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        path = request.match_info["path"]
+        self.gets.append(path)
+        if self._models is None or path != "models":
+            return web.Response(status=404)
+        return _response(self._models, {})
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -170,14 +187,20 @@ async def _send_a_part(
     return stream
 
 
+def listing(*models: str, **facts: Any) -> Reply:
+    """Return a list of models, each with further ``facts``."""
+    data = [{"id": model, "object": "model", **facts} for model in models]
+    return Reply(body=json.dumps({"object": "list", "data": data}))
+
+
 def _response(reply: Reply, body: dict[str, Any]) -> web.Response:
     if reply.body is not None:
         content = reply.body.encode() if isinstance(reply.body, str) else reply.body
         return web.Response(status=reply.status, body=content, headers=reply.headers)
     if reply.status != 200:
-        error = {"error": {"message": reply.error}}
+        error = {"error": {"message": reply.error, **reply.error_facts}}
         return web.json_response(error, status=reply.status, headers=reply.headers)
-    message = {"role": "assistant", "content": reply.text}
+    message = {"role": "assistant", "content": reply.text, **reply.message_facts}
     choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason}
     completion = {
         "model": reply.model or body["model"],

@@ -1,6 +1,5 @@
 """Teachers: one protocol, one backend per kind of teacher. Opening one loads nothing yet."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distillery.teacher.protocol import (
@@ -29,23 +28,17 @@ __all__ = [
 ]
 
 
-def open_teacher(
-    spec: TeacherSpec,
-    *,
-    budget: "Budget | None" = None,
-    processes: Callable[[], int] = lambda: 1,
-) -> Teacher:
+def open_teacher(spec: TeacherSpec, *, budget: "Budget | None" = None) -> Teacher:
     """Return the teacher that ``spec`` describes; its weights are loaded when it is first asked.
 
     Args:
         spec: Who answers.
         budget: What an endpoint's responses may cost. None: no cap.
-        processes: Says how many processes ask the same endpoint now; each keeps to its share.
     """
     if isinstance(spec, OpenAITeacher):
         from distillery.teacher.http.openai import EndpointTeacher
 
-        return EndpointTeacher(spec, budget=budget, processes=processes)
+        return EndpointTeacher(spec, budget=budget)
     from distillery.teacher.local import LocalTeacher
 
     return LocalTeacher(spec)

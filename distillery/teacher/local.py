@@ -13,22 +13,20 @@ from typing import Any
 
 from distillery.models.local import Answer, LocalModel
 from distillery.storage.fingerprint import sha256
+from distillery.teacher.attempts import Attempts
 from distillery.teacher.protocol import (
     Activity,
     Message,
     OnResponse,
     Request,
     Response,
-    State,
     Tally,
-    response_state,
+    read_response,
     teacher_identity,
 )
-from distillery.teacher.repair import repair_messages, schema_violation
 from schemas.errors import TeacherError
 from schemas.teacher import TransformersTeacher
 
-_EMPTY_ATTEMPTS = 3  # in all, at a prompt whose sampled response has no text
 # Apart by more than any sample index, so that no attempt draws what another sample draws.
 _SEED_PER_SAMPLE = 1_000_003
 _SEED_PER_ATTEMPT = 7_919 * _SEED_PER_SAMPLE
@@ -50,27 +48,6 @@ def release_models() -> None:
     """Drop the loaded teacher, so that training in this process has the memory."""
     with _loaded.lock:
         _drop()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Try:
-    """One request on its way: what is asked next, and what was spent on it before."""
-
-    request: Request
-    messages: list[Message]
-    """The conversation that is asked; with a repair, longer than the request's."""
-
-    attempts: int = 0
-    """Attempts made so far."""
-
-    read: int = 0
-    """Tokens read in them."""
-
-    written: int = 0
-    """Tokens written in them."""
-
-    broken: Response | None = None
-    """The response that is being repaired."""
 
 
 class LocalTeacher:
@@ -116,9 +93,9 @@ class LocalTeacher:
             retries_before = self._retries  # of callers whose turn was before
             model = self._model()
             for _, alike in itertools.groupby(waiting, key=_alike):
-                tries = [_Try(request, request.messages) for request in alike]
-                while tries:
-                    tries = self._round(model, tries, on_response)
+                left = [Attempts(request) for request in alike]
+                while left:
+                    left = self._round(model, left, on_response)
             return Tally(retries=self._retries - retries_before)
 
     def close(self) -> None:
@@ -140,33 +117,40 @@ class LocalTeacher:
             _loaded.key = key
         return _loaded.model
 
-    def _round(self, model: LocalModel, tries: list[_Try], on_response: OnResponse) -> list[_Try]:
-        """Make one attempt at each of ``tries``, hand over what is done, and return the rest."""
-        again: list[_Try] = []
-        self._retries += sum(attempt.attempts > 0 for attempt in tries)
-        for batch in self._generate(model, tries):
-            outcomes = [_outcome(*answered, model.context_length) for answered in batch]
-            again += [outcome for outcome in outcomes if isinstance(outcome, _Try)]
-            _hand_over([o for o in outcomes if isinstance(o, Response)], on_response)
-        return again
+    def _round(
+        self, model: LocalModel, asked: list[Attempts], on_response: OnResponse
+    ) -> list[Attempts]:
+        """Make one attempt at each, hand over what is final, and return the rest."""
+        left: list[Attempts] = []
+        self._retries += sum(attempts.count > 0 for attempts in asked)
+        for batch in self._generate(model, asked):
+            final = []
+            for attempts, answer, latency_s in batch:
+                response = _outcome(attempts, answer, latency_s, model.context_length)
+                if response is None:
+                    left.append(attempts)
+                else:
+                    final.append(response)
+            _hand_over(final, on_response)
+        return left
 
     def _generate(
-        self, model: LocalModel, tries: list[_Try]
-    ) -> Iterator[list[tuple[_Try, Answer, float]]]:
-        """Yield the answers to tries of the same sampling, batch by batch, with its seconds."""
-        request, attempts = tries[0].request, tries[0].attempts
+        self, model: LocalModel, asked: list[Attempts]
+    ) -> Iterator[list[tuple[Attempts, Answer, float]]]:
+        """Yield the answers to requests of the same sampling, batch by batch, with its seconds."""
+        request = asked[0].request
         sampling = request.sampling
         batches = model.stream(
-            [attempt.messages for attempt in tries],
+            [attempts.messages for attempts in asked],
             max_new_tokens=sampling.max_new_tokens,
             batch_size=self._spec.batch_size,
             sampling_temperature=sampling.sampling_temperature,
             top_p=sampling.top_p,
             seed=sampling.seed
             + _SEED_PER_SAMPLE * request.sample_index
-            + _SEED_PER_ATTEMPT * attempts,
+            + _SEED_PER_ATTEMPT * asked[0].count,
         )
-        left = len(tries)
+        left = len(asked)
         while left:
             start = time.perf_counter()
             self._in_flight = min(left, self._spec.batch_size)
@@ -177,7 +161,7 @@ class LocalTeacher:
                 self._in_flight = 0
             left -= len(batch)
             latency_s = time.perf_counter() - start
-            yield [(tries[index], answer, latency_s) for index, answer in batch.items()]
+            yield [(asked[index], answer, latency_s) for index, answer in batch.items()]
 
     @contextlib.contextmanager
     def _memory_error_explained(self) -> Iterator[None]:
@@ -205,77 +189,30 @@ def _hand_over(responses: list[Response], on_response: OnResponse) -> None:
 
 
 def _outcome(
-    asked: _Try, answer: Answer, latency_s: float, context_length: int | None
-) -> Response | _Try:
-    """Return the final response to a request, or the next attempt at it."""
-    request = asked.request
+    attempts: Attempts, answer: Answer, latency_s: float, context_length: int | None
+) -> Response | None:
+    """Return the final response to a request, or None when it is asked again."""
+    request = attempts.request
     if answer.completion_tokens == 0 and answer.finish_reason == "length":  # no room for one
-        return asked.broken or _refused(
+        if attempts.broken is not None:
+            return attempts.final(attempts.broken)
+        return _refused(
             request,
             f"the prompt has {answer.prompt_tokens} tokens, and the teacher's context of "
             f"{context_length} leaves no room for an answer",
         )
-    response = Response(
-        request=request,
-        state=response_state(answer.text, answer.finish_reason),
-        text=answer.text,
-        finish_reason=answer.finish_reason,
+    attempts.count += 1
+    attempts.spend(answer.prompt_tokens, answer.completion_tokens)
+    response = read_response(
+        request,
+        answer.text,
+        answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
         latency_s=latency_s,
-        attempts=asked.attempts + 1,
-        repaired=asked.broken is not None,
-        billed_prompt_tokens=asked.read + answer.prompt_tokens,
-        billed_completion_tokens=asked.written + answer.completion_tokens,
     )
-    if asked.broken is not None:
-        return _repaired(response, asked.broken)
-    if response.state == "empty" and _may_differ_next_time(response):
-        return _next_try(response, request.messages)
-    violation = _violation(response)
-    if violation is None:
-        return response
-    broken = dataclasses.replace(response, state="malformed", error=violation)
-    return _next_try(response, repair_messages(request, response.text, violation), broken)
-
-
-def _next_try(response: Response, messages: list[Message], broken: Response | None = None) -> _Try:
-    return _Try(
-        response.request,
-        messages,
-        attempts=response.attempts,
-        read=response.billed_prompt_tokens,
-        written=response.billed_completion_tokens,
-        broken=broken,
-    )
-
-
-def _may_differ_next_time(response: Response) -> bool:
-    """Return whether asking again may give another text; greedy decoding repeats itself."""
-    is_sampled = response.request.sampling.sampling_temperature > 0
-    return is_sampled and response.attempts < _EMPTY_ATTEMPTS
-
-
-def _violation(response: Response) -> str | None:
-    """Return what breaks the schema of a whole response; a cut one is `truncated` anyway."""
-    schema = response.request.response_schema
-    if schema is None or response.state != "ok":
-        return None
-    return schema_violation(response.text, schema)
-
-
-def _repaired(response: Response, broken: Response) -> Response:
-    """Return the response to a request for repair; the broken one where that is empty or cut."""
-    if response.state == "ok":
-        violation = _violation(response)
-        state: State = "malformed" if violation else "ok"
-        return dataclasses.replace(response, state=state, error=violation)
-    return dataclasses.replace(
-        broken,
-        attempts=response.attempts,
-        billed_prompt_tokens=response.billed_prompt_tokens,
-        billed_completion_tokens=response.billed_completion_tokens,
-    )
+    # Greedy decoding repeats itself.
+    return attempts.take(response, may_differ=request.sampling.sampling_temperature > 0)
 
 
 def _refused(request: Request, error: str) -> Response:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
 from distillery.storage.fingerprint import model_identity, sha256
+from distillery.task_types.thoughts import split_thoughts
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
@@ -23,6 +24,8 @@ State = Literal["ok", "empty", "truncated", "malformed", "refused", "failed"]
     refused    the endpoint declines this request for good: 400, content filter
     failed     no answer in all attempts; asked again by the next run
 """
+
+_CUT = ("length", "max_tokens")
 
 NO_TEXT: tuple[State, ...] = ("refused", "failed")
 """States of a request that was not answered at all."""
@@ -96,6 +99,11 @@ class Request:
     is_suspect: bool = False
     """Whether it failed in an earlier run, which answered others; no part of the hash."""
 
+    @property
+    def num_chars(self) -> int:
+        """Return the length of its messages."""
+        return sum(len(message["content"]) for message in self.messages)
+
 
 @dataclasses.dataclass(frozen=True)
 class Response:
@@ -108,7 +116,10 @@ class Response:
     """What became of it."""
 
     text: str
-    """The response; empty when refused or failed."""
+    """The response without the thoughts before it; empty when refused or failed."""
+
+    reasoning: str | None = None
+    """The thoughts that the teacher wrote before it; empty when they are not shown."""
 
     finish_reason: str | None = None
     """Why the teacher stopped, in its own word."""
@@ -172,9 +183,6 @@ class Activity:
     retries: int = 0
     """Attempts after the first so far."""
 
-    hedged: int = 0
-    """Requests sent a second time because the first took long, so far."""
-
 
 @dataclasses.dataclass
 class Tally:
@@ -185,9 +193,6 @@ class Tally:
 
     rate_limited: int = 0
     """429s."""
-
-    hedged: int = 0
-    """Requests sent a second time because the first took long."""
 
 
 class Teacher(Protocol):
@@ -251,15 +256,40 @@ def request_body(
     }
 
 
-def response_state(text: str, finish_reason: str | None) -> State:
-    """Return the state of a response that was given.
+def read_response(
+    request: Request,
+    text: str,
+    finish_reason: str | None,
+    *,
+    reasoning: str | None = None,
+    **facts: Any,
+) -> Response:
+    r"""Return the response that a teacher has written, apart from its thoughts.
 
-    >>> response_state("yes", "stop"), response_state(" ", "stop"), response_state("ye", "length")
-    ('ok', 'empty', 'truncated')
+    Args:
+        request: What was asked.
+        text: What was written.
+        finish_reason: Why the teacher stopped, in its own word.
+        reasoning: Thoughts that the teacher shows apart from ``text``.
+        facts: Further fields of the response.
+
+    >>> request = make_request({}, [], Sampling(8, 0.0, 1.0, 0))
+    >>> read = read_response(request, "<think>Money?</think>\n\nrefund", "stop")
+    >>> read.state, read.text, read.reasoning
+    ('ok', 'refund', 'Money?')
+    >>> read_response(request, "<think>Money", "length").state
+    'truncated'
+    >>> read_response(request, " ", "stop").state
+    'empty'
     """
-    if finish_reason == "length":
-        return "truncated"
-    return "ok" if text.strip() else "empty"
+    thoughts: str | None
+    thoughts, text = split_thoughts(text)
+    text = text.strip()
+    state: State = "ok" if text else "empty"
+    if finish_reason in _CUT:
+        state = "truncated"
+    thoughts = reasoning or thoughts or reasoning
+    return Response(request, state, text, thoughts, finish_reason=finish_reason, **facts)
 
 
 def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:

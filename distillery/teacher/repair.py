@@ -7,30 +7,21 @@ _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to f
 
 
 def schema_violation(text: str, schema: ResponseSchema) -> str | None:
-    r"""Return one sentence on what breaks ``schema`` in ``text``, or None when it satisfies it.
-
-    A value in a Markdown fence breaks it: who reads the student's answers as JSON would stumble
-    over the fence, so it is named and not cut away.
+    """Return one sentence on what breaks ``schema`` in ``text``, or None when it satisfies it.
 
     >>> schema = ResponseSchema('{"required":["label"],"type":"object"}', "validate")
     >>> schema_violation('{"label": "refund"}', schema)
     >>> schema_violation('{}', schema)
     "at $: 'label' is a required property"
-    >>> schema_violation('```json\n{"label": "refund"}\n```', schema)
-    'it stands in a ``` fence, which is no part of JSON'
     """
     violation = json_violation(text, schema.json_schema)
-    if violation is None:
-        return None
-    if text.lstrip().startswith("```"):
-        return "it stands in a ``` fence, which is no part of JSON"
-    return violation[1]
+    return None if violation is None else violation[1]
 
 
 def repair_messages(request: Request, text: str, violation: str) -> list[Message]:
     """Return the conversation that asks for a corrected response, once.
 
-    The schema is named in it, as an endpoint that is only checked upon has never seen it.
+    The schema is named in it: an endpoint whose responses are only checked has never seen it.
 
     Args:
         request: What was asked.

@@ -102,9 +102,6 @@ class Totals:
     rate_limited: int = 0
     """429s."""
 
-    hedged: int = 0
-    """Requests sent a second time because the first took long."""
-
     seconds: float | None = None
     """From the first request to the last response. None: nothing was asked."""
 
@@ -156,15 +153,12 @@ class TeacherSession:
         self._asks_suspects_only = True
         self._first_asked: float | None = None
         self._lock = threading.Lock()
-        self._owners: list[Owner] = []
         self._spending_read_at = float("-inf")
         self._ledger = Ledger.open(store)
         try:
             self._spent_before = self._ledger.spent(purpose)
             self._budget = self._read_budget()
-            self._backend = open_teacher(
-                teacher, budget=self._budget, processes=self._num_processes
-            )
+            self._backend = open_teacher(teacher, budget=self._budget)
         except BaseException:
             self._ledger.close()
             raise
@@ -242,7 +236,6 @@ class TeacherSession:
         with self._lock:
             self.totals.retries += tally.retries
             self.totals.rate_limited += tally.rate_limited
-            self.totals.hedged += tally.hedged
 
     def keep(self, response: Response) -> "Future[None]":
         """Commit a response; the future is done when it is safe."""
@@ -273,11 +266,7 @@ class TeacherSession:
     def working(self) -> Iterator[Owner]:
         """Yield an owner of claims, whose beats tell how many processes ask the endpoint."""
         with self._ledger.working(self.endpoint) as owner:
-            self._owners.append(owner)
-            try:
-                yield owner
-            finally:
-                self._owners.remove(owner)
+            yield owner
 
     def read_spending(self) -> None:
         """Take over what others have spent for the same purpose, when there is a cap on it."""
@@ -298,9 +287,6 @@ class TeacherSession:
         if time.monotonic() - self._spending_read_at >= _SPENDING_S:
             with contextlib.suppress(StoreError):  # who commits next meets it, too
                 self.read_spending()
-
-    def _num_processes(self) -> int:
-        return max((owner.processes for owner in list(self._owners)), default=1)
 
     def _read_budget(self) -> Budget:
         spec = self.teacher.budget if isinstance(self.teacher, OpenAITeacher) else BudgetSpec()

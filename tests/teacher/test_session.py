@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 
 from distillery.ledger import Ledger
-from distillery.ledger import claims as claims_module
 from distillery.ledger.tables import claims, owners
 from distillery.teacher.generation import generate_chunk, open_session, plan_chunks, prompt_requests
 from distillery.teacher.session import Progress
@@ -34,7 +33,6 @@ from tests.fixtures_generation import (
 )
 from tests.flying_time import let_time_fly
 from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
-from tests.waiting import wait_until
 
 __all__ = ["patient", "quick_retries"]
 
@@ -291,28 +289,6 @@ def test_what_another_machine_asks_is_waited_for_until_it_is_heard_of_no_more(
         assert contents(stub) == {"q0": 1, "q1": 1, "q2": 1}
         assert stub.requests[-1]["messages"][0]["content"] == "q0"
     assert result.manifest.counts == {"ok": 3, "from_ledger": 0, "asked": 3}
-
-
-def test_another_process_that_comes_or_goes_changes_the_share_within_a_chunk(
-    store: StoreSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims_module, "BEAT_S", 0.02)
-    prompts = train_prompts(store, 2000)
-    (chunk,) = plan_chunks(prompts, 2000, store)
-    with (
-        StubEndpoint(default=Reply(delay_s=0.2)) as stub,  # the chunk takes 50 s, if it may
-        open_session(prompts, endpoint(stub, concurrency=8), TASK, store) as session,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        running = pool.submit(generate_chunk, chunk, session, TASK)
-        wait_until(lambda: session.activity().limit == 8)
-        write_owner(store, "theirs", endpoint=session.endpoint)
-        wait_until(lambda: session.activity().limit == 4)
-        change_owners(store, sa.delete(owners))
-        wait_until(lambda: session.activity().limit == 8)
-        assert not running.done()
-        stub.default = Reply(status=401)
-        assert isinstance(running.exception(60), TeacherError)
 
 
 # -- figures -------------------------------------------------------------------------------------

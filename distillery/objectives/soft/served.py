@@ -13,7 +13,6 @@ from distillery.objectives.soft.vllm_api import (
     Addresses,
     CannotShow,
     Probabilities,
-    RefusedRequest,
     Tokens,
     TooMuch,
     completions_body,
@@ -24,8 +23,8 @@ from distillery.objectives.soft.vllm_api import (
 )
 from distillery.objectives.soft.vllm_client import VllmClient
 from distillery.storage.fingerprint import canonical_json
-from distillery.teacher.http.chat_api import PassingFault
 from distillery.teacher.http.endpoint import Endpoint
+from distillery.teacher.http.replies import PassingFault, RefusedRequest
 from distillery.teacher.protocol import teacher_identity
 from schemas.errors import RecipeError, TeacherError, TrainingError
 from schemas.soft_targets import SoftTargetSpec

@@ -4,12 +4,9 @@
     POST {root}/detokenize      token ids -> text
     POST {base}/completions     token ids -> `prompt_logprobs` at each of them
 
-    400, 413, 422               RefusedRequest: another cut of the rows may pass
     out of memory               TooMuch: fewer rows may pass
-    429                         RateLimited: waits, costs no attempt
-    408, 409, 425, 5xx          PassingFault: asked again
     no such route or parameter  CannotShow: soft targets are impossible here
-    401, 402, 403, 404, 3xx     FatalReply: the run ends
+    otherwise                   as `teacher/http/replies.py` says
 
 Source: vLLM 0.32, `entrypoints/serve/tokenize/protocol.py`,
 `entrypoints/openai/completion/protocol.py`, `v1/worker/gpu_model_runner.py`.
@@ -24,14 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillery.data.chat import Message
-from distillery.teacher.http.chat_api import (
-    FatalReply,
-    PassingFault,
-    RateLimited,
-    retry_after_s,
-    server_message,
-)
 from distillery.teacher.http.endpoint import Endpoint
+from distillery.teacher.http.replies import PassingFault, Reply, check_status, error_of
 from schemas.teacher import OpenAITeacher
 
 LEAST_REST = 2.0**-23
@@ -41,19 +32,12 @@ BYTES_PER_ENTRY = 80
 """Of one token's entry in the JSON; measured: 66 with ids of 3 digits, 74 with 6."""
 
 _NO_SUCH_ROUTE = (404, 405, 501)
-_REFUSED = (400, 413, 422)
-_PASSING = (408, 409, 425)
-_RATE_LIMITED = 429
 _OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|\boom\b|cannot allocate memory", re.IGNORECASE)
 _TOO_MANY = re.compile(r"logprobs of (\d+), which is greater than max allowed: (\d+)")
 # More than rounding adds to a sum of probabilities.
 _MOST_MASS = 1.001
 # Fields of a chat request that decide how its messages become tokens.
 _RENDERING = ("add_special_tokens", "chat_template", "chat_template_kwargs", "tools")
-
-
-class RefusedRequest(Exception):
-    """The server will not do this request, however often it is asked."""
 
 
 class TooMuch(PassingFault):
@@ -131,33 +115,25 @@ def completions_body(spec: OpenAITeacher, prompts: list[list[int]], k: int) -> d
     }
 
 
-def check_reply(path: str, status: int, retry_after: str | None, content: bytes) -> None:
+def check_reply(path: str, reply: Reply) -> None:
     """Return when a reply of ``path`` is what was asked for.
 
     Raises:
-        RefusedRequest, TooMuch, RateLimited, PassingFault, CannotShow, FatalReply: It is not; see
+        TooMuch, CannotShow, RefusedRequest, RateLimited, PassingFault, FatalReply: It is not; see
             the table above.
     """
-    if status == 200:
-        return
-    text = content.decode("utf-8", "replace")
-    message = f"status {status}: {server_message(text)}"
+    status, text = reply.status, reply.text if reply.status != 200 else ""
+    message = f"status {status}: {error_of(text).message}"
     if status >= 500 and _OUT_OF_MEMORY.search(text):
         raise TooMuch(message, status=status)
     if status in _NO_SUCH_ROUTE and not _names_an_error(text):
         raise CannotShow(
-            f"has no {path} ({message!r}), so it is no vLLM server or hides it. Serve the teacher "
-            "with vLLM, its root reachable, or set training.objective to hard_targets."
+            f"has no {path} ({message!r}), so it is not a vLLM server or hides it. Serve the "
+            "teacher with vLLM, its root reachable, or set training.objective to hard_targets."
         )
     if status == 400 and (limit := _TOO_MANY.search(text)):
         raise _above_the_limit(k=int(limit[1]), most=int(limit[2]))
-    if status in _REFUSED:
-        raise RefusedRequest(message)
-    if status == _RATE_LIMITED:
-        raise RateLimited(message, retry_after_s(retry_after))
-    if status in _PASSING or status >= 500:
-        raise PassingFault(message, status=status)
-    raise FatalReply(message, status)
+    check_status(reply)
 
 
 def _names_an_error(text: str) -> bool:
@@ -306,5 +282,5 @@ def log_rest(log_probs_NK: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _unreadable(wanted: str, content: bytes) -> PassingFault:
-    said = server_message(content[:2000].decode("utf-8", "replace"))
+    said = error_of(content[:2000].decode("utf-8", "replace")).message
     return PassingFault(f"a body without {wanted}: {said}", status=200)

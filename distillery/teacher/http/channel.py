@@ -12,221 +12,113 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import heapq
-import io
-import itertools
-import json
 import logging
 import os
-import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-import aiohttp
-
 from distillery.teacher.budget import Budget
-from distillery.teacher.http.chat_api import (
-    OVERLOADED,
-    Completion,
+from distillery.teacher.http.chat_api import read_reply, request_json
+from distillery.teacher.http.connection import Connection, backoff_s
+from distillery.teacher.http.endpoint import Endpoint
+from distillery.teacher.http.gate import Gate
+from distillery.teacher.http.oddities import Oddities
+from distillery.teacher.http.queue import Batch, Item, Queue
+from distillery.teacher.http.replies import (
     FatalReply,
     PassingFault,
     RateLimited,
-    read_reply,
-    request_json,
+    RefusedRequest,
+    Unreachable,
+    used_up_s,
 )
-from distillery.teacher.http.endpoint import Endpoint
-from distillery.teacher.http.limiter import Bucket, Latencies, Pace, Window
-from distillery.teacher.http.outage import Outage
-from distillery.teacher.protocol import Activity, Message, OnResponse, Request, Response, Tally
-from distillery.teacher.repair import repair_messages, schema_violation
-from schemas.errors import BudgetError
-from schemas.teacher import OpenAITeacher
+from distillery.teacher.protocol import Activity, OnResponse, Request, Response, Tally
+from schemas.errors import BudgetError, TeacherError
 
 logger = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_S = 10.0
-_MAX_BACKOFF_S = 30.0
-_MOST_ASKED_EMPTY = 3
-# How long the first request goes alone.
-_REFUSED_WITHIN_S = 0.2
 # So many requests refused before any is answered: the settings are at fault, not the prompts.
 _REFUSED_AT_FIRST = 8
 # Room for what a body holds beside the text; one that goes on beyond it never ends.
 _BODY_BYTES, _BYTES_PER_TOKEN = 4 * 2**20, 256
-_WHOLE_BYTES = 2**20
 _CHARS_PER_TOKEN = 4.0
-_MEMORY = 0.05
-_HEDGE_AFTER = 0.95
-
-
-class _UnreachableError(PassingFault):
-    """No connection to the endpoint could be made."""
-
-
-class _SlowError(PassingFault):
-    """No response in time."""
-
-
-@dataclasses.dataclass(eq=False)
-class _Batch:
-    """What one caller waits for."""
-
-    on_response: OnResponse
-    budget: Budget
-    num_left: int
-    tally: Tally = dataclasses.field(default_factory=Tally)
-    done: threading.Event = dataclasses.field(default_factory=threading.Event)
-    error: BaseException | None = None
-    tasks: set["asyncio.Task[None]"] = dataclasses.field(default_factory=set)
-    items: list["_Item"] = dataclasses.field(default_factory=list)
-    num_held: int = 0
-
-
-@dataclasses.dataclass(eq=False)
-class _Item:
-    """One request on its way."""
-
-    request: Request
-    batch: _Batch
-    messages: list[Message]
-    num_chars: int
-    sent: int = 0
-    failures: int = 0
-    num_empty: int = 0
-    repaired: bool = False
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    hedge_tokens: int = 0
-    reserved: float = 0.0
-    last: str = ""
-    is_done: bool = False
 
 
 class Channel:
     """Asks one endpoint for all callers of this process. Open one with :func:`open_channel`."""
 
     def __init__(self, endpoint: Endpoint, *, backoff_s: float) -> None:
-        spec = endpoint.spec
-        now = time.monotonic()
-        self._endpoint, self._spec, self._backoff_s = endpoint, spec, backoff_s
-        self._window = Window(spec.concurrency)
-        per_minute = spec.requests_per_minute
-        self._pace = Pace(per_minute / 60 if per_minute else None, now)
-        self._tokens = _token_bucket(spec, 1, now)
-        self._latencies = Latencies(spec.timeout_s)
-        self._outage = Outage(spec.max_outage_s, 2 * backoff_s)
-        self._limited_since: float | None = None
-        self._mean_tokens: float | None = None
-        self._ready: collections.deque[_Item] = collections.deque()
-        self._later: list[tuple[float, int, _Item]] = []
-        self._numbers = itertools.count()
-        self._batches: set[_Batch] = set()
-        self._in_flight = self._num_sent = self._num_hedged = self._num_429 = self._num_retries = 0
-        self._heard = self._answered = False
-        self._first_sent_at = float("inf")
-        self._held: list[tuple[_Item, Response]] = []
-        self._models: set[str] = set()
+        self._endpoint, self._spec, self._backoff_s = endpoint, endpoint.spec, backoff_s
+        self._gate = Gate(endpoint.spec, backoff_s=backoff_s)
+        self._queue = Queue()
+        self._oddities = Oddities(endpoint)
+        self._num_retries = 0
+        self._answered = False
         self._timer: asyncio.TimerHandle | None = None
         self._ended_by: Exception | None = None
-        self._watched: list[Callable[[], int]] = []
-        self._started = threading.Event()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main()), name="teacher-endpoint", daemon=True
-        )
-        self._thread.start()
-        self._started.wait()
+        self._connection = Connection(endpoint, name="teacher-endpoint")
+        # Whoever still waits would wait for ever.
+        self._connection.before_end = lambda: self._end(endpoint.closed())
 
     # -- for callers, from any thread --------------------------------------------------------
 
     @property
     def activity(self) -> Activity:
         """Return what it is doing at this moment."""
-        pace = self._pace.rate_per_s
+        pace = self._gate.pace.rate_per_s
         return Activity(
-            in_flight=self._in_flight,
-            limit=self._limit(),
+            in_flight=self._gate.in_flight,
+            limit=self._limit,
             requests_per_minute=pace * 60 if pace else None,
-            rate_limited=self._num_429,
+            rate_limited=self._gate.num_429,
             retries=self._num_retries,
-            hedged=self._num_hedged,
         )
 
     def run(self, requests: Sequence[Request], on_response: OnResponse, budget: Budget) -> Tally:
         """Bring all requests to an end and return how much trouble they were."""
         if not requests:
             return Tally()
-        batch = _Batch(on_response, budget, len(requests))
-        batch.items = [_Item(r, batch, r.messages, _num_chars(r.messages)) for r in requests]
-        self._loop.call_soon_threadsafe(self._submit, batch)
+        batch, loop = Batch(requests, on_response, budget), self._connection.loop
+        loop.call_soon_threadsafe(self._submit, batch)
         try:
             batch.done.wait()
         finally:
             if not batch.done.is_set():
-                self._loop.call_soon_threadsafe(self._fail, batch, asyncio.CancelledError())
+                loop.call_soon_threadsafe(self._fail, batch, asyncio.CancelledError())
         if batch.error is not None:
             raise batch.error
         return batch.tally
 
-    @contextlib.contextmanager
-    def sharing(self, processes: Callable[[], int]) -> Iterator[None]:
-        """Keep to the share of one of so many processes, as long as the block lasts."""
-        self._watched = [*self._watched, processes]
-        try:
-            yield
-        finally:
-            self._watched = [count for count in self._watched if count is not processes]
-
     def close(self) -> None:
         """End the loop and close the connections."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
+        self._connection.close()
 
-    # -- in the loop -------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------
 
-    async def _main(self) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            headers=self._endpoint.headers,
-            proxy=self._endpoint.proxy,
-        ) as self._session:
-            self._started.set()
-            await self._stopping.wait()
-            tasks = [task for batch in self._batches for task in batch.tasks]
-            self._end(self._endpoint.closed())  # whoever still waits would wait for ever
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _submit(self, batch: _Batch) -> None:
+    def _submit(self, batch: Batch) -> None:
         if self._ended_by is not None:
             self._fail(batch, self._ended_by)
             return
-        self._batches.add(batch)
-        self._ready.extend(batch.items)
+        self._queue.add(batch)
         self._pump()
 
     def _pump(self) -> None:
         """Send what may be sent now, and come back when more may be."""
         now = time.monotonic()
-        self._share(now)
         wait_s = float("inf")
-        while True:
-            # While nothing is answered the others come first: the fault may be this request's.
-            add = self._ready.append if self._outage.is_open else self._ready.appendleft
-            while self._later and self._later[0][0] <= now:
-                add(heapq.heappop(self._later)[2])
-            while self._ready and self._ready[0].batch.error is not None:
-                self._ready.popleft()
-            if not self._ready or self._in_flight >= self._limit():
+        # While nothing is answered the others come first: the fault may be this request's.
+        while item := self._queue.first(now, others_first=self._gate.outage.is_open):
+            if self._gate.in_flight >= self._limit:
                 break
-            item = self._ready[0]
-            if (wait_s := self._wait_s(item, now)) > 0 or not self._enter_budget(item):
+            expected = self._expected_tokens(item)
+            if (wait_s := self._gate.wait_s(expected, now)) > 0 or not self._enter_budget(item):
                 break
-            self._ready.popleft()
-            self._send(item, now)
-        if self._later:
-            wait_s = min(wait_s or float("inf"), max(0.0, self._later[0][0] - now))
+            wait_s = float("inf")
+            self._send(self._queue.take_first(), expected, now)
+        if self._queue.next_due < float("inf"):
+            wait_s = min(wait_s or float("inf"), max(0.0, self._queue.next_due - now))
         self._wake_in(wait_s)
 
     def _wake_in(self, wait_s: float) -> None:
@@ -234,259 +126,191 @@ class Channel:
             self._timer.cancel()
             self._timer = None
         if 0 < wait_s < float("inf"):
-            self._timer = self._loop.call_later(wait_s, self._pump)
+            self._timer = self._connection.loop.call_later(wait_s, self._pump)
 
+    @property
     def _limit(self) -> int:
-        """Return how many requests may be in flight: one until the endpoint is heard of.
+        """Return how many requests may be in flight: one while only the endpoint's faults come."""
+        num_held = sum(len(batch.held) for batch in list(self._queue.batches))
+        is_doubtful = num_held >= _REFUSED_AT_FIRST or self._oddities.thoughts_only
+        return 1 if is_doubtful else self._gate.limit
 
-        A wrong key is refused at once: an endpoint that takes its time is at work, and need not
-        be waited for. One also while nothing but refusals has come: they come before any answer.
-        """
-        share = max(1, self._spec.concurrency // self._pace.processes)
-        is_at_work = time.monotonic() - self._first_sent_at >= _REFUSED_WITHIN_S
-        is_known = (self._heard or is_at_work) and len(self._held) < _REFUSED_AT_FIRST
-        return min(self._window.size, share) if is_known else 1
+    def _expected_tokens(self, item: Item) -> float:
+        request = item.request
+        return self._gate.expected_tokens(request.num_chars, request.sampling.max_new_tokens)
 
-    def _share(self, now: float) -> None:
-        """Keep to this process's part of the told limits."""
-        processes = max((count() for count in self._watched), default=1)
-        if processes != self._pace.processes:
-            self._pace.share(processes, now)
-            self._tokens = _token_bucket(self._spec, processes, now)
-
-    def _wait_s(self, item: _Item, now: float) -> float:
-        """Return the seconds until ``item`` may be sent."""
-        wait_s = max(
-            self._outage.wait_s(in_flight=self._in_flight, now=now), self._pace.wait_s(now)
-        )
-        if self._tokens is not None:
-            wait_s = max(wait_s, self._tokens.wait_s(self._expected_tokens(item), now))
-        return wait_s
-
-    def _expected_tokens(self, item: _Item) -> float:
-        if self._mean_tokens is not None:
-            return self._mean_tokens
-        return item.num_chars / _CHARS_PER_TOKEN + item.request.sampling.max_new_tokens
-
-    def _enter_budget(self, item: _Item) -> bool:
+    def _enter_budget(self, item: Item) -> bool:
         """Return whether the budget lets ``item`` in; end its batch when nothing can change that.
 
         What is in flight may cost less than expected, so the end is told when it is answered.
         """
-        batch, sampling = item.batch, item.request.sampling
-        if batch.budget.enter(prompt_chars=item.num_chars, max_new_tokens=sampling.max_new_tokens):
+        budget, request = item.batch.budget, item.request
+        if budget.enter(
+            prompt_chars=request.num_chars, max_new_tokens=request.sampling.max_new_tokens
+        ):
             return True
-        if batch.budget.num_in_flight == 0:
+        if budget.num_in_flight == 0:
             self._fail(
-                batch,
+                item.batch,
                 BudgetError(
-                    f"{batch.budget.sentence()} are spent, and the next request could pass that. "
+                    f"{budget.sentence()} are spent, and the next request could pass that. "
                     "Responses so far are kept. Raise the cap and run again: only the missing ones "
                     "are asked."
                 ),
             )
-            self._loop.call_soon(self._pump)
+            self._connection.loop.call_soon(self._pump)
         return False
 
-    def _send(self, item: _Item, now: float) -> None:
-        self._in_flight += 1
-        self._num_sent += 1
-        if self._num_sent == 1:
-            self._first_sent_at = now
-            self._loop.call_later(1.01 * _REFUSED_WITHIN_S, self._pump)
-        self._pace.take(now)
-        if self._tokens is not None:
-            item.reserved = self._expected_tokens(item)
-            self._tokens.take(item.reserved, now)
-        if item.sent:
+    def _send(self, item: Item, expected: float, now: float) -> None:
+        if (look_again_s := self._gate.enter(expected, now)) is not None:
+            self._connection.loop.call_later(look_again_s, self._pump)
+        if item.attempts.count:
             self._num_retries += 1
             item.batch.tally.retries += 1
-        item.sent += 1
-        self._start(self._attempt(item, now), item.batch)
+        item.attempts.count += 1
+        self._start(self._attempt(item, expected, now), item.batch)
 
-    def _start(self, work: Coroutine[Any, Any, None], batch: _Batch) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], batch: Batch) -> None:
         """Have ``work`` done for ``batch``, and ended with it."""
-        task = self._loop.create_task(work)
+        task = self._connection.loop.create_task(work)
         batch.tasks.add(task)
         task.add_done_callback(batch.tasks.discard)
 
-    async def _attempt(self, item: _Item, sent_at: float) -> None:
+    # -- one attempt -------------------------------------------------------------------------
+
+    async def _attempt(self, item: Item, expected: float, sent_at: float) -> None:
         """Send ``item`` once and deal with what follows."""
-        billed = (0, 0)
-        was_full = self._in_flight >= self._limit()
+        spent_before = (item.attempts.read, item.attempts.written)
         try:
-            completion, latency_s = await self._ask(item)
-            billed = self._bill(item, completion)
-            self._note_answer(completion, latency_s, was_full=was_full)
-            await self._settle(item, completion, latency_s)
+            await self._try(item)
         except RateLimited as error:
             self._note_rate_limit(item, error, sent_at)
         except FatalReply as error:
-            self._end(self._endpoint.fatal(error.status, self._endpoint.redact(str(error))))
+            self._end(self._endpoint.fatal(error))
         except PassingFault as error:
+            item.attempts.spend(*error.tokens)
             await self._note_fault(item, error, sent_at)
         except asyncio.CancelledError:
             raise
+        except TeacherError as error:
+            self._end(error)
         except BaseException as error:  # the receiver's: nothing more is to be asked for it
             self._fail(item.batch, error)
         finally:
-            self._in_flight -= 1
-            if self._tokens is not None:
-                self._tokens.take(sum(billed) - item.reserved, time.monotonic())
-            item.batch.budget.leave(*billed)
+            read = item.attempts.read - spent_before[0]
+            written = item.attempts.written - spent_before[1]
+            self._gate.leave(expected=expected, tokens=read + written)
+            item.batch.budget.leave(read, written)
             self._pump()
 
-    # -- one exchange ------------------------------------------------------------------------
+    async def _try(self, item: Item) -> None:
+        try:
+            response = await self._ask(item)
+        except RefusedRequest as error:
+            await self._note_refusal(item, error)
+        else:
+            await self._settle(item, response)
 
-    async def _ask(self, item: _Item) -> tuple[Completion, float]:
-        """Return the completion of one attempt and the seconds that it took."""
-        last = item.failures + 1 >= self._spec.max_attempts
-        timeout_s = self._latencies.timeout_s(attempt=item.failures + 1, last=last)
-        body = request_json(self._spec, item.request, item.messages)
+    async def _ask(self, item: Item) -> Response:
+        """Return the response that one attempt brings."""
+        was_full = self._gate.in_flight >= self._limit
+        request, messages = item.request, item.attempts.messages
         start = time.perf_counter()
-        exchange = self._hedged if self._spec.hedged_fraction else self._exchange
-        status, retry_after, content = await exchange(item, body, timeout_s)
-        completion = self._endpoint.without_key(read_reply(status, retry_after, content))
-        return completion, time.perf_counter() - start
-
-    async def _exchange(
-        self, item: _Item, body: dict[str, Any], timeout_s: float
-    ) -> tuple[int, str | None, bytes]:
-        """Return status, Retry-After and body of one HTTP exchange."""
-        timeout = aiohttp.ClientTimeout(
-            total=timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, timeout_s)
+        reply = await self._connection.exchange(
+            self._endpoint.url,
+            request_json(self._spec, request, messages),
+            timeout_s=self._gate.timeout_s(item.failures),
+            most_bytes=_BODY_BYTES + _BYTES_PER_TOKEN * request.sampling.max_new_tokens,
         )
-        most = _BODY_BYTES + _BYTES_PER_TOKEN * item.request.sampling.max_new_tokens
-        try:
-            async with self._session.post(
-                self._endpoint.url, data=_payload(body), allow_redirects=False, timeout=timeout
-            ) as reply:
-                content = await _read(reply, most)
-                return (
-                    reply.status,
-                    reply.headers.get("Retry-After"),
-                    self._endpoint.clean(content),
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise _UnreachableError(self._endpoint.redact(str(error))) from None
-        except TimeoutError:
-            if timeout_s >= self._spec.timeout_s:
-                self._window.shrink(sent_at=time.monotonic() - timeout_s, now=time.monotonic())
-            raise _SlowError(f"no response within {timeout_s:.3g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            said = self._endpoint.redact(str(error)) or type(error).__name__
-            raise PassingFault(f"connection lost ({said})") from None
+        latency_s = time.perf_counter() - start
+        response = self._endpoint.without_key(read_reply(reply, request))
+        item.num_unexplained += response.finish_reason is None
+        self._oddities.check(response, num_unexplained=item.num_unexplained)
+        self._gate.note_answer(used_up_s(reply.headers))
+        read, written = _tokens(response, request.num_chars)
+        item.attempts.spend(read, written)
+        if response.state != "refused":
+            self._gate.note_response(latency_s, read + written, was_full=was_full)
+        return dataclasses.replace(response, latency_s=latency_s)
 
-    async def _hedged(
-        self, item: _Item, body: dict[str, Any], timeout_s: float
-    ) -> tuple[int, str | None, bytes]:
-        """Return the earlier of two exchanges, the second begun when the first takes long."""
-        exchanges = {asyncio.ensure_future(self._exchange(item, body, timeout_s))}
-        try:
-            usual_s = self._latencies.quantile_s(_HEDGE_AFTER)
-            done, _ = await asyncio.wait(exchanges, timeout=usual_s)
-            most = self._spec.hedged_fraction * self._num_sent
-            if not done and self._num_hedged + 1 <= most:
-                self._num_hedged += 1
-                item.batch.tally.hedged += 1
-                # The loser is paid for too, and never says for how much.
-                item.hedge_tokens = round(self._expected_tokens(item))
-                exchanges.add(asyncio.ensure_future(self._exchange(item, body, timeout_s)))
-            while True:
-                done, waiting = await asyncio.wait(exchanges, return_when=asyncio.FIRST_COMPLETED)
-                good = next((task for task in done if task.exception() is None), None)
-                if good is not None or not waiting:
-                    return (good or done.pop()).result()
-                exchanges = waiting
-        finally:
-            for task in exchanges:
-                task.cancel()
+    async def _settle(self, item: Item, response: Response) -> None:
+        """Hand over the response, or ask again where that is worth while."""
+        if not self._answered:
+            self._answered = True
+            for batch in list(self._queue.batches):
+                self._release_held(batch)
+        final = item.attempts.take(response)
+        if final is None:
+            self._queue.put_first(item)
+        else:
+            await self._finish(item, final)
 
-    # -- what an attempt teaches -------------------------------------------------------------
+    async def _note_refusal(self, item: Item, error: RefusedRequest) -> None:
+        """Hand over the refusal, or keep it back until something is answered.
 
-    def _bill(self, item: _Item, completion: Completion) -> tuple[int, int]:
-        """Return the tokens of a reply; estimated where the endpoint does not count them."""
-        if completion.state == "refused" and completion.prompt_tokens is None:
-            return 0, 0
-        prompt, answer = completion.prompt_tokens, completion.completion_tokens
-        if prompt is None:
-            prompt = round(_num_chars(item.messages) / _CHARS_PER_TOKEN)
-        if answer is None:
-            answer = round(len(completion.text) / _CHARS_PER_TOKEN)
-        old = self._mean_tokens if self._mean_tokens is not None else float(prompt + answer)
-        self._mean_tokens = old + _MEMORY * (prompt + answer - old)
-        prompt, item.hedge_tokens = prompt + item.hedge_tokens, 0
-        item.prompt_tokens += prompt
-        item.completion_tokens += answer
-        return prompt, answer
+        A parameter that the endpoint does not take makes it refuse every request; were these
+        kept, no later run would ask again. They cost nothing.
+        """
+        self._gate.note_answer(None)
+        said = self._endpoint.redact(str(error))
+        sent = request_json(self._spec, item.request, [])
+        if not self._answered and error.is_about_settings(sent):
+            raise FatalReply(said, 400, error.error.param)
+        response = Response(item.request, "refused", "", error=said)
+        final = item.attempts.take(response) or response
+        if self._answered or error.is_about_prompt:
+            await self._finish(item, final)
+            return
+        item.batch.held.append((item, final))
+        num_held = sum(len(batch.held) for batch in self._queue.batches)
+        if num_held >= _REFUSED_AT_FIRST and self._gate.in_flight == 1:  # this one
+            self._end(self._endpoint.refuses_all(num_held, said))
+        self._release_last(item.batch)
 
-    def _note_answer(self, completion: Completion, latency_s: float, *, was_full: bool) -> None:
-        self._heard = True
-        self._limited_since = None
-        self._pace.accepted()
-        self._outage.answered()
-        if completion.state != "refused":
-            self._latencies.add(latency_s)
-            if was_full:
-                self._window.grow()
-        model = completion.model
-        if model is not None and model not in self._models:
-            self._models.add(model)
-            if not model.endswith(self._spec.model) and not model.startswith(self._spec.model):
-                logger.warning(
-                    "endpoint '%s' answers as model %r, not as teacher.model=%r; the responses "
-                    "are kept under the latter",
-                    self._endpoint,
-                    model,
-                    self._spec.model,
-                )
-
-    def _note_rate_limit(self, item: _Item, error: RateLimited, sent_at: float) -> None:
-        """Wait as the endpoint asks; the request goes back to the front, no attempt is spent."""
+    def _note_rate_limit(self, item: Item, error: RateLimited, sent_at: float) -> None:
+        """Wait as the endpoint asks, all or this request alone; no attempt is spent."""
         now = time.monotonic()
-        self._heard = True
-        self._num_429 += 1
         item.batch.tally.rate_limited += 1
-        self._pace.refused(error.retry_after_s, sent_at=sent_at, now=now)
-        self._window.shrink(sent_at=sent_at, now=now)
-        self._ready.appendleft(item)
-        self._limited_since = self._limited_since or sent_at
-        wait_s = max(error.retry_after_s or 0.0, now - self._limited_since)
+        all_wait, wait_s = self._gate.note_limit(error, sent_at, now)
         if wait_s > self._spec.max_outage_s:
             self._end(self._endpoint.asks_to_wait(wait_s, self._endpoint.redact(str(error))))
+        item.num_limited += 1
+        if all_wait:
+            self._queue.put_first(item)
+            return
+        pause_s = error.retry_after_s
+        if pause_s is None:
+            pause_s = backoff_s(self._backoff_s, item.num_limited)
+        self._queue.put_later(item, now + pause_s)
 
-    async def _note_fault(self, item: _Item, error: PassingFault, sent_at: float) -> None:
+    async def _note_fault(self, item: Item, error: PassingFault, sent_at: float) -> None:
         """Have the request sent again after a pause, or give it up."""
-        now = time.monotonic()
-        item.last = self._endpoint.redact(str(error))
-        logger.debug("attempt %d at %s: %s", item.sent, item.request.request_hash[:12], item.last)
+        now, outage = time.monotonic(), self._gate.outage
+        item.last_fault = self._endpoint.redact(str(error))
+        logger.debug("attempt at %s: %s", item.request.request_hash[:12], item.last_fault)
         # Of an endpoint that is there, a failure of what has failed before tells nothing new.
-        if error.status is None or not all(i.request.is_suspect for i in self._left()):
-            self._outage.failed(sent_at=sent_at, now=now)
-        if error.status is not None:
-            self._heard = True
-            self._pace.accepted()
-        if error.status in OVERLOADED:
-            self._window.shrink(sent_at=sent_at, now=now)
+        unfinished = self._queue.unfinished()
+        if error.status is None or not all(other.request.is_suspect for other in unfinished):
+            outage.failed(sent_at=sent_at, now=now)
+        self._gate.note_fault(error, sent_at, now)
+        is_heard = self._gate.is_heard
         # An endpoint that is away says nothing about the request.
-        if not (isinstance(error, _UnreachableError) and self._heard):
+        if not (isinstance(error, Unreachable) and is_heard):
             item.failures += 1
-        is_over = self._outage.is_over(now) or (
-            not self._heard and self._outage.failures >= self._spec.max_attempts
+        is_over = outage.is_over(now) or (
+            not is_heard and outage.failures >= self._spec.max_attempts
         )
-        if is_over and not isinstance(error, _UnreachableError) and self._blames_what_is_left():
-            self._outage.reset()
-            for other in self._take_waiting():
+        if is_over and not isinstance(error, Unreachable) and self._blames_what_is_left():
+            outage.reset()
+            for other in self._queue.take_all():
                 self._start(self._give_up(other), other.batch)
             await self._give_up(item)
-        elif is_over and not self._heard:
-            self._end(self._endpoint.never_there(self._outage.failures, item.last))
+        elif is_over and not is_heard:
+            self._end(self._endpoint.never_there(outage.failures, item.last_fault))
         elif is_over:
-            self._end(self._endpoint.gone(item.last))
-        elif item.failures < self._spec.max_attempts or not self._heard:
-            pause_s = self._backoff_s * 2 ** min(max(0, item.failures - 1), 16)
-            due = now + random.uniform(0, min(_MAX_BACKOFF_S, pause_s))
-            heapq.heappush(self._later, (due, next(self._numbers), item))
+            self._end(self._endpoint.gone(item.last_fault))
+        elif item.failures < self._spec.max_attempts or not is_heard:
+            self._queue.put_later(item, now + backoff_s(self._backoff_s, item.failures))
         else:
             await self._give_up(item)
 
@@ -496,89 +320,24 @@ class Channel:
         Then there is no other request to tell a broken endpoint from broken requests by.
         """
         return all(
-            item.request.is_suspect or (self._answered and item.failures) for item in self._left()
+            item.request.is_suspect or (self._answered and item.failures)
+            for item in self._queue.unfinished()
         )
-
-    def _left(self) -> Iterator[_Item]:
-        """Yield the requests that have come to no end yet."""
-        return (item for batch in self._batches for item in batch.items if not item.is_done)
-
-    def _take_waiting(self) -> list[_Item]:
-        """Empty the queues and return what was in them."""
-        waiting = [*self._ready, *(item for _, _, item in self._later)]
-        self._ready.clear()
-        self._later.clear()
-        return [item for item in waiting if item.batch.error is None]
-
-    async def _give_up(self, item: _Item) -> None:
-        try:
-            await self._finish(item, _failed(item))
-        except Exception as failure:
-            self._fail(item.batch, failure)
 
     # -- the end of a request ----------------------------------------------------------------
 
-    async def _settle(self, item: _Item, completion: Completion, latency_s: float) -> None:
-        """Hand over the response, or ask again where that is worth while."""
-        state, error = completion.state, completion.error
-        if state == "empty":
-            item.num_empty += 1
-            if item.num_empty < _MOST_ASKED_EMPTY:
-                self._ready.appendleft(item)
-                return
-        schema = item.request.response_schema
-        if state == "ok" and schema is not None:
-            violation = schema_violation(completion.text, schema)
-            if violation is not None and not item.repaired:
-                item.repaired = True
-                item.messages = repair_messages(item.request, completion.text, violation)
-                self._ready.appendleft(item)
-                return
-            if violation is not None:
-                state, error = "malformed", violation
-        response = Response(
-            request=item.request,
-            state=state,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            model_reported=completion.model,
-            latency_s=latency_s,
-            attempts=item.sent,
-            repaired=item.repaired,
-            billed_prompt_tokens=item.prompt_tokens,
-            billed_completion_tokens=item.completion_tokens,
-            error=error and self._endpoint.redact(error),
-        )
-        if state == "refused" and not self._answered:
-            await self._hold(item, response)
-            return
-        self._answered = True
-        await self._release_held(self._held)
-        await self._finish(item, response)
+    async def _give_up(self, item: Item) -> None:
+        fault = item.last_fault or "not asked: what failed with it in an earlier run got no answer"
+        await self._hand_over(item, item.attempts.failed(fault))
 
-    async def _hold(self, item: _Item, response: Response) -> None:
-        """Keep a refusal back until something is answered.
-
-        A parameter that the endpoint does not know makes it refuse every request; were these
-        kept, no later run would ask again. They cost nothing.
-        """
-        self._held.append((item, response))
-        item.batch.num_held += 1
-        if len(self._held) >= _REFUSED_AT_FIRST and self._in_flight == 1:  # this one
-            self._end(self._endpoint.refuses_all(len(self._held), response.error))
-        elif item.batch.num_held == item.batch.num_left:
-            await self._release_held([pair for pair in self._held if pair[0].batch is item.batch])
-
-    async def _release_held(self, pairs: Iterable[tuple[_Item, Response]]) -> None:
-        pairs = list(pairs)
-        self._held = [pair for pair in self._held if pair not in pairs]
-        for item, response in pairs:
-            item.batch.num_held -= 1
+    async def _hand_over(self, item: Item, response: Response) -> None:
+        """Finish a request; an error of the receiver ends its batch."""
+        try:
             await self._finish(item, response)
+        except Exception as failure:
+            self._fail(item.batch, failure)
 
-    async def _finish(self, item: _Item, response: Response) -> None:
+    async def _finish(self, item: Item, response: Response) -> None:
         """Hand over a response, wait until it is kept, and count its request as done."""
         batch = item.batch
         # Shielded: a response that is being kept is kept, also when the run has to end.
@@ -586,78 +345,44 @@ class Channel:
         item.is_done = True
         batch.num_left -= 1
         if batch.num_left == 0:
-            self._batches.discard(batch)
+            self._queue.batches.discard(batch)
             batch.done.set()
-        elif batch.num_held == batch.num_left:
-            await self._release_held([pair for pair in self._held if pair[0].batch is batch])
+        else:
+            self._release_last(batch)
 
-    def _fail(self, batch: _Batch, error: BaseException) -> None:
-        """End one batch with an error; what it has in flight is given up."""
-        if batch.done.is_set():
-            return
-        batch.error = error
-        self._batches.discard(batch)
-        self._held = [pair for pair in self._held if pair[0].batch is not batch]
-        self._later = [entry for entry in self._later if entry[2].batch is not batch]
-        heapq.heapify(self._later)
-        mine = asyncio.current_task(self._loop)
-        for task in batch.tasks - {mine}:
-            task.cancel()
-        batch.done.set()
+    def _release_last(self, batch: Batch) -> None:
+        """Hand over the refusals of a batch once it has nothing else left."""
+        if len(batch.held) == batch.num_left:
+            self._release_held(batch)
+
+    def _release_held(self, batch: Batch) -> None:
+        held, batch.held = batch.held, []
+        for item, response in held:
+            self._start(self._hand_over(item, response), batch)
+
+    def _fail(self, batch: Batch, error: BaseException) -> None:
+        """End one batch with an error."""
+        if not batch.done.is_set():
+            self._queue.batches.discard(batch)
+            batch.end(error)
 
     def _end(self, error: Exception) -> None:
         """End all batches, and those to come: no request can meet anything else."""
         self._ended_by = error
-        for batch in list(self._batches):
+        for batch in list(self._queue.batches):
             self._fail(batch, error)
 
 
-def _payload(body: dict[str, Any]) -> aiohttp.Payload:
-    """Return the body as JSON; one of megabytes is sent in pieces, as aiohttp wants it."""
-    content = json.dumps(body).encode()
-    if len(content) < _WHOLE_BYTES:
-        return aiohttp.BytesPayload(content, content_type="application/json")
-    return aiohttp.BytesIOPayload(io.BytesIO(content), content_type="application/json")
-
-
-async def _read(reply: aiohttp.ClientResponse, most: int) -> bytes:
-    """Return the body.
-
-    Raises:
-        PassingFault: It is longer than ``most`` bytes, so it may never end.
-    """
-    parts, size = [], 0
-    async for part in reply.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > most:
-            raise PassingFault(f"a body of more than {most:,} bytes", status=reply.status)
-    return b"".join(parts)
-
-
-def _failed(item: _Item) -> Response:
-    return Response(
-        request=item.request,
-        state="failed",
-        text="",
-        attempts=item.sent,
-        repaired=item.repaired,
-        billed_prompt_tokens=item.prompt_tokens,
-        billed_completion_tokens=item.completion_tokens,
-        error=item.last or "not asked: what failed with it in an earlier run got no answer",
+def _tokens(response: Response, num_chars: int) -> tuple[int, int]:
+    """Return the tokens of a response; estimated where the endpoint does not count them."""
+    read, written = response.prompt_tokens, response.completion_tokens
+    if response.state == "refused" and read is None:
+        return 0, 0
+    num_written = len(response.text) + len(response.reasoning or "")
+    return (
+        round(num_chars / _CHARS_PER_TOKEN) if read is None else read,
+        round(num_written / _CHARS_PER_TOKEN) if written is None else written,
     )
-
-
-def _num_chars(messages: list[Message]) -> int:
-    return sum(len(message["content"]) for message in messages)
-
-
-def _token_bucket(spec: OpenAITeacher, processes: int, now: float) -> Bucket | None:
-    """Return the bucket of the told tokens per minute; None when none is told."""
-    if spec.tokens_per_minute is None:
-        return None
-    rate = spec.tokens_per_minute / 60 / processes
-    return Bucket(rate, rate, rate, now)
 
 
 @dataclasses.dataclass
@@ -673,15 +398,8 @@ _opened = _Opened()
 
 # What a channel does not read: runs that differ in it alone share their endpoint's limits.
 _OF_THE_REQUEST = {
-    "max_new_tokens",
-    "sampling_temperature",
-    "top_p",
-    "seed",
-    "samples",
-    "structured_output",
-    "price",
-    "budget",
-    "declared",
+    *("max_new_tokens", "sampling_temperature", "top_p", "seed", "samples", "structured_output"),
+    *("price", "budget", "declared"),
 }
 
 

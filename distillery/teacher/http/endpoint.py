@@ -2,15 +2,18 @@
 
 import dataclasses
 import urllib.request
+from typing import Any
 
 import yarl
 
-from distillery.teacher.http.chat_api import Completion
 from distillery.teacher.http.keys import read_key, redact
+from distillery.teacher.http.replies import FatalReply
+from distillery.teacher.protocol import Response
 from schemas.errors import RecipeError, TeacherError
 from schemas.teacher import OpenAITeacher
 
 _FEWEST_SECRET_CHARS = 16
+_TEXTS = ("text", "reasoning", "finish_reason", "model_reported", "error")
 
 
 class Endpoint:
@@ -23,7 +26,8 @@ class Endpoint:
             RecipeError: The address is none, or the key is not where the recipe says.
         """
         self.spec = spec
-        self.url = _chat_url(spec.base_url)
+        self._base = _base_url(spec.base_url)
+        self.url = self.route("chat/completions")
         self.key = read_key(spec)
         # Local servers are given any word, such as 'ollama': no secret, and part of responses.
         self._secret = self.key if self.key and len(self.key) >= _FEWEST_SECRET_CHARS else None
@@ -34,6 +38,10 @@ class Endpoint:
     def __str__(self) -> str:
         """Return the address without user, password and query."""
         return f"{self.url.origin()}{self.url.path}"
+
+    def route(self, path: str) -> yarl.URL:
+        """Return the address of ``path`` below teacher.base_url; its query is kept."""
+        return self._base.with_path(f"{self._base.path.rstrip('/')}/{path}", keep_query=True)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -54,23 +62,23 @@ class Endpoint:
         """Return a body without the key, which servers like to quote."""
         return content.replace(self._secret.encode(), b"[key]") if self._secret else content
 
-    def without_key(self, completion: Completion) -> Completion:
-        """Return a completion without the key, also where JSON has written it otherwise."""
+    def without_key(self, response: Response) -> Response:
+        """Return a response without the key, also where JSON has written it otherwise."""
         if not self._secret:
-            return completion
-        model, reason = completion.model, completion.finish_reason
+            return response
         return dataclasses.replace(
-            completion,
-            text=redact(completion.text, self._secret),
-            model=model and redact(model, self._secret),
-            finish_reason=reason and redact(reason, self._secret),
+            response,
+            **{name: self._hide(getattr(response, name)) for name in _TEXTS},
         )
+
+    def _hide(self, text: str | None) -> Any:
+        return text and redact(text, self._secret)
 
     def redact(self, text: str) -> str:
         """Return text from outside without the key."""
         return redact(text, self.key)
 
-    def fatal(self, status: int, message: str) -> TeacherError:
+    def fatal(self, error: FatalReply) -> TeacherError:
         """Return the error for a reply that no further attempt can change."""
         spec = self.spec
         key = (
@@ -86,9 +94,16 @@ class Endpoint:
         }
         if self.key is None:
             advice[401] = "Set teacher.api_key_env to the name of a variable that holds the key."
+        said = self.redact(str(error))
+        about = f", about {error.param!r}" if error.param else ""
         return TeacherError(
-            f"endpoint '{self}' answered with {message!r}, which no further attempt can change. "
-            f"Responses so far are kept. {advice.get(status, 'Correct teacher.base_url.')}"
+            f"endpoint '{self}' answered with {said!r}{about}, which no further attempt can "
+            "change. Responses so far are kept. "
+            + (
+                _correct_setting(error.param, said)
+                if error.param
+                else advice.get(error.status, "Correct teacher.base_url.")
+            )
         )
 
     def refuses_all(self, count: int, last: str | None) -> TeacherError:
@@ -96,6 +111,17 @@ class Endpoint:
         return TeacherError(
             f"endpoint '{self}' refused the first {count} requests, the last with {last!r}. "
             "Nothing was kept. Correct the teacher section of the recipe and run again."
+        )
+
+    def only_thinks(self, count: int, last: Response) -> TeacherError:
+        """Return the error for an endpoint whose responses are thoughts and nothing else."""
+        limit = last.request.sampling.max_new_tokens
+        return TeacherError(
+            f"endpoint '{self}' spent the first {count} responses on reasoning and wrote no text "
+            f"(the last has {last.completion_tokens or 'unknown'} tokens, finish_reason "
+            f"{last.finish_reason!r}), so every row would be paid for in vain. Nothing was kept. "
+            f"Raise teacher.max_new_tokens (now {limit}), or turn the reasoning down in "
+            "teacher.extra_body."
         )
 
     def never_there(self, attempts: int, last: str) -> TeacherError:
@@ -130,8 +156,24 @@ class Endpoint:
         )
 
 
-def _chat_url(base_url: str) -> yarl.URL:
-    """Return the address that requests go to."""
+def _correct_setting(param: str, said: str) -> str:
+    """Return what to change about a field of the request that the endpoint does not take."""
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+    if other.get(param, "none such") in said.replace(f"'{param}'", ""):
+        return f"Set teacher.max_tokens_field to {other[param]}."
+    if param in other:
+        return "Lower teacher.max_new_tokens, or correct teacher.max_tokens_field."
+    if param == "temperature":
+        return "Set teacher.sampling_temperature to a value that it takes."
+    if param.startswith("response_format"):
+        return "Correct task.answer_format.json_schema, or set teacher.structured_output lower."
+    if param == "model":
+        return "Correct teacher.model."
+    return f"Set teacher.extra_body.{param} to what it takes; null leaves the field out."
+
+
+def _base_url(base_url: str) -> yarl.URL:
+    """Return teacher.base_url, parsed."""
     try:
         url = yarl.URL(base_url)
     except ValueError:
@@ -143,4 +185,4 @@ def _chat_url(base_url: str) -> yarl.URL:
             "teacher.base_url holds a user or a password, which would end up in recipes and "
             "manifests. Put the key into a variable and name that in teacher.api_key_env."
         )
-    return url.with_path(url.path.rstrip("/") + "/chat/completions", keep_query=True)
+    return url

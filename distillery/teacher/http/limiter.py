@@ -1,8 +1,7 @@
 """How fast an endpoint may be asked: told, or learnt from its refusals and its latency.
 
-Three limits hold at once. The window bounds the requests in flight, the pace bounds requests per
-second, the token pace bounds tokens per second. All follow one rule: what the endpoint bears is
-found by asking for a little more until it objects.
+The window bounds the requests in flight, the pace bounds requests per second, a bucket bounds
+tokens per second. What the endpoint bears is found by asking for a little more until it objects.
 
 Times are `time.monotonic()` seconds, given by the caller, so that tests need not wait.
 """
@@ -24,10 +23,14 @@ _MARGIN = 0.98
 _GROWTH = 0.004  # of the learnt pace, times the square of the seconds since
 _FEW_PER_S = 5.0
 _BURST_S = 1.0
+# One 429 among many answers is about its own request; so many of the last ones are a limit.
+_RECENT = 20
+_LIMIT_FRACTION = 0.5
+_FEWEST_SHORT = 8
 
-_MIN_LATENCIES = 50
+_MIN_LATENCIES = 48
 _LATENCIES = 512
-_REFRESH = 32
+_REFRESH = 16
 _TIMEOUT_FACTOR = 4.0
 _MIN_TIMEOUT_S = 2.0
 
@@ -108,6 +111,9 @@ class Pace:
     at all; after it, the estimate, raised slowly at first and faster the longer nothing is
     refused. Refusals count for half a request: an endpoint that refuses a part of all requests,
     however few there are, would else be followed down to nothing.
+
+    Until half of the last replies are 429s, each delays its own request alone: servers with many
+    workers, and gateways before several of them, refuse one now and then.
     """
 
     def __init__(self, told_per_s: float | None, now: float) -> None:
@@ -121,7 +127,7 @@ class Pace:
         self._pauses = 0
         self._learnt = 0.0
         self._learnt_at = now
-        self.processes = 1
+        self._recent: collections.deque[bool] = collections.deque(maxlen=_RECENT)
         if told_per_s is not None:
             self._set_rate(told_per_s, now, level=max(1.0, told_per_s * _BURST_S))
 
@@ -143,23 +149,27 @@ class Pace:
         if self._bucket is not None:
             self._bucket.take(1.0, now)
 
+    def hold(self, wait_s: float, now: float) -> None:
+        """Send nothing for so long: the endpoint has said that there is nothing left until then."""
+        self._resume_at = max(self._resume_at, now + wait_s)
+
     def accepted(self) -> None:
         """Note that the endpoint let a request in, whatever became of it."""
+        self._recent.append(False)
         self._let_out += 1
         self._pauses = 0
 
-    def share(self, processes: int, now: float) -> None:
-        """Keep to a part of what was told, as so many processes ask the endpoint."""
-        if processes == self.processes:
-            return
-        self.processes = processes
-        if self._told is not None:
-            self._set_rate(self._told / processes, now)
-
-    def refused(self, retry_after_s: float | None, *, sent_at: float, now: float) -> None:
-        """Note a 429. Those sent before the pause that another one began belong to that one."""
-        if sent_at < self._paused_at:
-            return
+    def refused(self, retry_after_s: float | None, *, sent_at: float, now: float) -> bool:
+        """Note a 429 and return whether all have to wait; if not, it is about one request."""
+        self._recent.append(True)
+        is_hint = retry_after_s is not None and retry_after_s < _MIN_PAUSE_S
+        is_clear = sum(self._recent) >= _LIMIT_FRACTION * len(self._recent) and (
+            not is_hint or len(self._recent) >= _FEWEST_SHORT
+        )
+        if not (self._marks or is_clear):
+            return False
+        if sent_at < self._paused_at:  # it belongs to the 429 that began the pause
+            return True
         self._paused_at = now
         if retry_after_s is None:
             retry_after_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**self._pauses)
@@ -173,20 +183,19 @@ class Pace:
         elapsed_s, sent = now - self._marks[0][0], self._let_out - self._marks[0][1]
         if elapsed_s >= _LEARN_S and sent >= _LEARN_REQUESTS:
             self._set_rate(sent / elapsed_s * _MARGIN, now, level=0.0)
+        return True
 
-    def _set_rate(self, rate: float, now: float, *, level: float | None = None) -> None:
+    def _set_rate(self, rate: float, now: float, *, level: float) -> None:
         """Keep to ``rate`` from now on; what a pause saves up may be sent at its end."""
         if self._told is not None:
-            rate = min(rate, self._told / self.processes)
+            rate = min(rate, self._told)
         capacity = max(1.0, rate * max(_BURST_S, self._resume_at - now))
-        if level is None:
-            level = self._bucket.level if self._bucket else 0.0
         self._bucket = Bucket(rate, capacity, min(level, capacity), now)
         self._learnt, self._learnt_at = rate, now
 
     def _grow(self, bucket: Bucket, now: float) -> None:
         """Ask for a little more: limits are raised, and other clients leave."""
-        most = self._told / self.processes if self._told is not None else float("inf")
+        most = self._told if self._told is not None else float("inf")
         waited_s = max(0.0, now - max(self._learnt_at, self._resume_at))
         # Where a second holds a request or two, an objection costs as much as seconds of growth.
         waited_s *= min(1.0, self._learnt / _FEW_PER_S)
@@ -208,21 +217,15 @@ class Latencies:
     def __init__(self, longest_s: float) -> None:
         self._longest_s = longest_s
         self._seen: collections.deque[float] = collections.deque(maxlen=_LATENCIES)
-        self._since_sorted = 0
-        self._sorted: list[float] = []
+        self._num_seen = 0
+        self._usual_s: float | None = None
 
     def add(self, latency_s: float) -> None:
         """Note how long a response took."""
         self._seen.append(latency_s)
-        self._since_sorted += 1
-
-    def quantile_s(self, fraction: float) -> float | None:
-        """Return a quantile of the recent latencies; None while too few are known."""
-        if len(self._seen) < _MIN_LATENCIES:
-            return None
-        if not self._sorted or self._since_sorted >= _REFRESH:
-            self._sorted, self._since_sorted = sorted(self._seen), 0
-        return self._sorted[min(len(self._sorted) - 1, int(fraction * len(self._sorted)))]
+        self._num_seen += 1
+        if self._num_seen >= _MIN_LATENCIES and self._num_seen % _REFRESH == 0:
+            self._usual_s = sorted(self._seen)[int(0.99 * len(self._seen))]
 
     def timeout_s(self, *, attempt: int, last: bool) -> float:
         """Return how long to wait: well beyond what is usual, longer at each attempt.
@@ -230,8 +233,7 @@ class Latencies:
         The last attempt waits as long as the recipe allows, so that a prompt whose response
         really takes long is not given up for the others' sake.
         """
-        usual_s = self.quantile_s(0.99)
-        if usual_s is None or last:
+        if self._usual_s is None or last:
             return self._longest_s
-        wait_s: float = max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * usual_s) * 2 ** (attempt - 1)
+        wait_s: float = max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * self._usual_s) * 2 ** (attempt - 1)
         return min(self._longest_s, wait_s)

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from distillery.teacher.budget import Budget
@@ -20,7 +20,6 @@ class EndpointTeacher:
         spec: OpenAITeacher,
         *,
         budget: Budget | None = None,
-        processes: Callable[[], int] = lambda: 1,
         backoff_s: float = 0.5,
     ) -> None:
         """Describe the teacher; nothing is sent yet.
@@ -28,10 +27,9 @@ class EndpointTeacher:
         Args:
             spec: Which endpoint.
             budget: What its responses may cost.
-            processes: Says how many processes ask it now; each keeps to its share of the limits.
             backoff_s: Bounds the first pause before a request is sent again; each next is doubled.
         """
-        self._spec, self._processes, self._backoff_s = spec, processes, backoff_s
+        self._spec, self._backoff_s = spec, backoff_s
         self._budget = budget or Budget(spec.budget, spec.price, num_tokens=0, cost=0.0)
         self._opened = contextlib.ExitStack()
         self._lock = threading.Lock()
@@ -77,5 +75,4 @@ class EndpointTeacher:
                 endpoint = Endpoint(self._spec)
                 opened = open_channel(endpoint, backoff_s=self._backoff_s)
                 self._channel = self._opened.enter_context(opened)
-                self._opened.enter_context(self._channel.sharing(self._processes))
             return self._channel

@@ -262,7 +262,9 @@ def test_row_out_of_attempts_is_handed_over_as_failed_and_the_others_go_on() -> 
 def test_slot_of_a_failing_row_goes_to_another_while_it_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distillery.teacher.http.channel.random.uniform", lambda least, most: most)
+    monkeypatch.setattr(
+        "distillery.teacher.http.connection.random.uniform", lambda least, most: most
+    )
     order: list[str] = []
 
     def respond(body: dict[str, Any]) -> Reply:
@@ -488,16 +490,6 @@ def test_batches_of_several_threads_share_one_channel_and_its_limit(patient: Non
         assert stub.max_in_flight == 5
 
 
-def test_limits_are_shared_with_the_other_processes() -> None:
-    all_at_once = Reply(delay_s=0.02, when=lambda: stub.max_in_flight >= 2)
-    with StubEndpoint(default=all_at_once) as stub:
-        spec = spec_for(stub, concurrency=8)
-        teacher = EndpointTeacher(spec, processes=lambda: 4)
-        teacher.answer(requests_for(spec, 24), lambda _: kept())
-        teacher.close()
-        assert stub.max_in_flight == 2
-
-
 def test_told_requests_per_minute_are_kept() -> None:
     with StubEndpoint() as stub:
         spec = spec_for(stub, requests_per_minute=1200)  # 20 per second, and 20 saved up
@@ -512,45 +504,6 @@ def test_told_tokens_per_minute_are_kept() -> None:
         start = time.monotonic()
         assert len(ask(spec, 50)) == 50
         assert time.monotonic() - start > 1.3
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.2])
-def test_slow_request_is_hedged_only_when_asked_for_and_counted(
-    patient: None, fraction: float
-) -> None:
-    def respond(body: dict[str, Any]) -> Reply:
-        content = body["messages"][0]["content"]
-        times_asked[content] += 1
-        is_slow = content == "q150" and times_asked[content] == 1
-        # Until all others are there; where it may be asked again, longer than the test has.
-        return Reply(when=lambda: not is_slow or (not fraction and len(responses) == 159))
-
-    times_asked: Counter[str] = Counter()
-    responses: list[Response] = []
-    with StubEndpoint(respond=respond) as stub:
-        spec = spec_for(stub, hedged_fraction=fraction)
-        tally = answer(spec, requests_for(spec, 160), responses.append)
-        assert len(responses) == 160
-        # A first response may come before the second request is on its way.
-        assert stub.num_requests - 160 <= tally.hedged
-    assert times_asked["q150"] == (2 if fraction else 1)
-    assert bool(tally.hedged) == bool(fraction)
-    assert tally.retries == 0
-
-
-def test_no_more_requests_are_hedged_than_asked_for(patient: None) -> None:
-    def respond(body: dict[str, Any]) -> Reply:
-        content = body["messages"][0]["content"]
-        times_asked[content] += 1
-        is_usual = int(content[1:]) < 60
-        return Reply() if is_usual else Reply(delay_s=0.1, when=lambda: 2 in times_asked.values())
-
-    times_asked: Counter[str] = Counter()
-    with StubEndpoint(respond=respond) as stub:
-        spec = spec_for(stub, concurrency=16, hedged_fraction=0.02)
-        tally = answer(spec, requests_for(spec, 160), lambda _: None)
-        assert stub.num_requests - 160 <= tally.hedged
-    assert 1 <= tally.hedged <= 0.02 * 160
 
 
 def test_unset_key_variable_is_named_before_anything_is_sent(

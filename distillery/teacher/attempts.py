@@ -1,0 +1,82 @@
+"""The attempts at one request: which response is final, and what is asked where none is."""
+
+import dataclasses
+
+from distillery.teacher.protocol import Message, Request, Response
+from distillery.teacher.repair import repair_messages, schema_violation
+
+_MOST_ASKED_EMPTY = 3
+
+
+@dataclasses.dataclass(eq=False)
+class Attempts:
+    """One request on its way to its final response."""
+
+    request: Request
+
+    count: int = 0
+    """Attempts so far."""
+
+    read: int = 0
+    """Tokens read in them."""
+
+    written: int = 0
+    """Tokens written in them."""
+
+    num_empty: int = 0
+    """Those without text."""
+
+    broken: Response | None = None
+    """The response that is being repaired."""
+
+    @property
+    def messages(self) -> list[Message]:
+        """Return the conversation to ask; with a repair it is longer than the request's."""
+        if self.broken is None:
+            return self.request.messages
+        return repair_messages(self.request, self.broken.text, self.broken.error or "")
+
+    def spend(self, read: int, written: int) -> None:
+        """Note the tokens of an attempt, whatever becomes of it."""
+        self.read += read
+        self.written += written
+
+    def take(self, response: Response, *, may_differ: bool = True) -> Response | None:
+        """Return the final response, or None when :attr:`messages` have to be asked (again).
+
+        Without text it is asked for three times in all. One that breaks its schema is repaired
+        once; where the repair brings nothing whole, the broken one is what there is.
+
+        Args:
+            response: What the last attempt brought.
+            may_differ: Whether another attempt may bring another text.
+        """
+        if self.broken is not None and response.state != "ok":
+            return self.final(self.broken)
+        if response.state == "empty":
+            self.num_empty += 1
+            if may_differ and self.num_empty < _MOST_ASKED_EMPTY:
+                return None
+        schema = self.request.response_schema
+        if response.state == "ok" and schema is not None:
+            violation = schema_violation(response.text, schema)
+            if violation is not None:
+                response = dataclasses.replace(response, state="malformed", error=violation)
+                if self.broken is None:
+                    self.broken = response
+                    return None
+        return self.final(response)
+
+    def final(self, response: Response) -> Response:
+        """Return ``response`` with what all attempts took."""
+        return dataclasses.replace(
+            response,
+            attempts=self.count,
+            repaired=self.broken is not None and response is not self.broken,
+            billed_prompt_tokens=self.read,
+            billed_completion_tokens=self.written,
+        )
+
+    def failed(self, error: str) -> Response:
+        """Return the response to a request that got none in all its attempts."""
+        return self.final(Response(self.request, "failed", "", error=error))

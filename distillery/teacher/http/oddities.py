@@ -1,0 +1,84 @@
+"""What is odd about an endpoint's responses: each kind is warned of once, or ends the run."""
+
+import logging
+
+from distillery.teacher.http.endpoint import Endpoint
+from distillery.teacher.http.replies import PassingFault
+from distillery.teacher.protocol import Response
+
+logger = logging.getLogger(__name__)
+
+# Endpoints that never say why a response ends are found out by so many.
+_MOST_UNEXPLAINED = 3
+_MOST_THOUGHTS_ONLY = 3
+
+
+class Oddities:
+    """Watches the responses of one endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._models: set[str] = set()
+        self._explains = False
+        self._never_explains = False
+        self._warned_of_ends = False
+        self._has_text = False
+        self.thoughts_only = 0
+        """Responses so far that hold thoughts and no text, unless any had text."""
+
+    def check(self, response: Response, *, num_unexplained: int) -> None:
+        """Return when ``response`` can be taken as it is.
+
+        Args:
+            response: What has arrived.
+            num_unexplained: How many responses to this request came without a finish_reason.
+
+        Raises:
+            PassingFault: It may be cut off, and another may not be.
+            TeacherError: The endpoint thinks, and never comes to a response.
+        """
+        self._check_model(response.model_reported)
+        self._check_thoughts(response)
+        if response.text:
+            self._check_end(response, num_unexplained)
+
+    def _check_model(self, model: str | None) -> None:
+        asked = self._endpoint.spec.model
+        if model is None or model in self._models:
+            return
+        self._models.add(model)
+        if not model.endswith(asked) and not model.startswith(asked):
+            logger.warning(
+                "endpoint '%s' answers as model %r, not as teacher.model=%r; the responses are "
+                "kept under the latter",
+                self._endpoint,
+                model,
+                asked,
+            )
+
+    def _check_thoughts(self, response: Response) -> None:
+        self._has_text |= bool(response.text)
+        if self._has_text or response.reasoning is None:
+            self.thoughts_only = 0
+            return
+        self.thoughts_only += 1
+        if self.thoughts_only >= _MOST_THOUGHTS_ONLY:
+            raise self._endpoint.only_thinks(self.thoughts_only, response)
+
+    def _check_end(self, response: Response, num_unexplained: int) -> None:
+        if response.finish_reason is not None:
+            self._explains = True
+            return
+        if not self._warned_of_ends:
+            self._warned_of_ends = True
+            logger.warning(
+                "endpoint '%s' gave a response without a finish_reason, so it may be cut off; such "
+                "a request is asked again, up to %d times in all",
+                self._endpoint,
+                _MOST_UNEXPLAINED,
+            )
+        most = min(_MOST_UNEXPLAINED, self._endpoint.spec.max_attempts)
+        self._never_explains |= num_unexplained >= most and not self._explains
+        if not self._never_explains and num_unexplained < most:
+            spent = (response.prompt_tokens or 0, response.completion_tokens or 0)
+            raise PassingFault("a response without a finish_reason", status=200, tokens=spent)
