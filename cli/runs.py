@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from rich.markup import escape
 
 from cli.console import console, show_only_our_log, silence_prefect
-from cli.server import TemporaryServer
+from cli.server import TemporaryServer, without_collections
 from flows.environment import api_url, prefect_home
 from schemas.recipe import GenerationRecipe, Recipe, RecipeT, TeacherTrainingRecipe, load_recipe
 
@@ -123,9 +123,10 @@ def _run(recipe: "BaseModel", load_flow: Callable[[], "Flow[..., R]"]) -> R:
     if api_url() is None:
         logger.info("starting a temporary Prefect server (about 10 s the first time)")
         server = TemporaryServer(prefect_home())
-    flow = load_flow()
+    with without_collections():
+        flow = load_flow()
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     silence_prefect()
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # Nobody watches a temporary server for heartbeats, and their thread costs each flow a second.
     settings = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if server else {}

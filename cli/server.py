@@ -6,6 +6,8 @@ It ends with the process that started it, also when that is killed: its standard
 """
 
 import atexit
+import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from schemas.errors import StageError
@@ -82,10 +85,20 @@ class TemporaryServer:
 def _serve(port: int) -> None:
     """Serve until standard input closes."""
     threading.Thread(target=_end_with_input, daemon=True).start()
-    import uvicorn
+    with without_collections():
+        import uvicorn
+        from prefect.server.api.server import create_app
 
-    app = "prefect.server.api.server:create_app"
-    uvicorn.run(app, factory=True, host=_HOST, port=port, log_level="error", lifespan="on")
+    uvicorn.run(create_app, factory=True, host=_HOST, port=port, log_level="error", lifespan="on")
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Import without garbage collections, of which there are hundreds and none finds anything."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def _end_with_input() -> None:
