@@ -16,10 +16,11 @@ from distillery.data.loading import load_prompts
 from distillery.data.release import release_dataset
 from distillery.data.validation import validate_prompts
 from distillery.filters.stage import filter_responses
+from distillery.models.hardware import cpu_threads
 from distillery.models.local import Answer, LocalModel, Message
-from distillery.models.students import cpu_threads, export_model
 from distillery.objectives.choice import choose_objective
 from distillery.objectives.soft import score_soft_targets
+from distillery.storage.export import export_model
 from distillery.storage.stage import StageResult, find_stage
 from distillery.storage.store import Store
 from distillery.task_types.classification import score_answer
@@ -137,10 +138,7 @@ class School:
 
     @functools.cached_property
     def _teacher_answers(self) -> list[Answer]:
-        teacher = self._teacher
-        return self._answers(
-            LocalModel.load(teacher.model, dtype=teacher.dtype, device=teacher.device)
-        )
+        return self._answers(LocalModel.of(self._teacher, device=self._teacher.device))
 
     def _answers_of(self, trained: StageResult) -> list[Answer]:
         student, store = self._recipe.student, Store(self._store.root)

@@ -270,13 +270,14 @@ def _trl(folder: Path, clock: _Clock) -> None:
     from transformers import TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from distillery.models.students import open_student, quiet_transformers
+    from distillery.models.loading import quiet_transformers
+    from distillery.models.students import open_student
     from distillery.training.batches import RowOrder
 
     quiet_transformers()
     training = _training("hard")
     set_seed(training.seed)
-    model, tokenizer = open_student(_student(folder), (), dtype=torch.float32)
+    model, chat_format = open_student(_student(folder), (), dtype=torch.float32)
 
     class InOurOrder(SFTTrainer):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
@@ -308,23 +309,24 @@ def _trl(folder: Path, clock: _Clock) -> None:
             disable_tqdm=True,
             use_cpu=True,
         )
-        rows = Dataset.from_list(_tokenized(folder, tokenizer))
+        rows = Dataset.from_list(_tokenized(folder, chat_format))
         trainer = InOurOrder(
-            model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Clocked()]
+            model,
+            arguments,
+            train_dataset=rows,
+            processing_class=chat_format.tokenizer,
+            callbacks=[Clocked()],
         )
         clock.follow(trainer.train)
 
 
-def _tokenized(folder: Path, tokenizer: Any) -> list[dict[str, list[int]]]:
+def _tokenized(folder: Path, chat_format: Any) -> list[dict[str, list[int]]]:
     """Return the rows as tokens and labels, the same that ours learns from."""
     from distillery.data.chat import load_messages
-    from distillery.models.students import tokenize_row
     from distillery.storage.store import Store
 
     rows = Store(str(folder / "store")).dataset(Prepared.read(folder).rows).to_table().to_pylist()
-    tokenized = [
-        tokenize_row(tokenizer, load_messages(row["messages"]), row["response"]) for row in rows
-    ]
+    tokenized = [chat_format.row(load_messages(row["messages"]), row["response"]) for row in rows]
     return [dataclasses.asdict(tokens) for tokens in tokenized]
 
 

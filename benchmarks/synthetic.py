@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distillery.data.chat import load_messages
-from distillery.models.students import IGNORED, load_tokenizer, tokenize_row
+from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import template_hash, tokenizer_hash
 from distillery.objectives.soft import ScoredRow, SoftTargetMeta, write_targets
 from distillery.storage.stage import Attempt, Stage
@@ -68,7 +68,8 @@ def _distinct(
 
 def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> DatasetRef:
     """Return random soft targets for the responses of ``rows``, as a teacher's are kept."""
-    opened = load_tokenizer(tokenizer)
+    chat_format = ModelFiles(tokenizer).chat_format()
+    opened = chat_format.tokenizer
     meta = SoftTargetMeta(
         teacher="{}",
         tokenizer_hash=tokenizer_hash(opened),
@@ -81,8 +82,8 @@ def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> D
 
     def scored() -> Iterator[ScoredRow]:
         for number, row in enumerate(store.dataset(rows).to_table().to_pylist()):
-            tokens = tokenize_row(opened, load_messages(row["messages"]), row["response"])
-            response_ids = [label for label in tokens.labels if label != IGNORED]
+            tokens = chat_format.row(load_messages(row["messages"]), row["response"])
+            response_ids = tokens.response_ids
             numbers = random_targets(
                 len(response_ids), vocab_size=len(opened), k=k, spread="zipf", seed=number
             )

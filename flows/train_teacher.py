@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from distillery.models.students import export_model
 from distillery.preflight.recipe import check_teacher_recipe
+from distillery.storage.export import export_model
 from distillery.training import training_stage
 from flows.train_student import train_student
 from schemas.data import DataSpec

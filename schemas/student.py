@@ -2,14 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from schemas.base import Branch
+from schemas.base import Branch, runtime_field
 from schemas.teacher import Dtype
 
 
 class _Student(Branch):
     """The model that learns."""
+
+    chat_template: str | None = runtime_field(None)
+    """File with a Jinja chat template, in place of the tokenizer's own or where it has none (base
+    models). It is saved with the student. Fingerprints hold what is in the file, not its name."""
+
+    chat_template_kwargs: dict[str, JsonValue] = Field({}, title="Chat template kwargs")
+    """Settings of the chat template, such as `{enable_thinking: false}`. Training, scoring and
+    evaluation use them, and they are written into the template that is saved with the student."""
 
 
 class PretrainedStudent(_Student):
@@ -90,6 +98,16 @@ class FromScratchStudent(_Student):
             raise ValueError(
                 f"hidden_size={self.hidden_size} over num_heads={self.num_heads} is not an even "
                 "whole number, which rotary embeddings need. Change one of them."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _template_is_the_tokenizers(self) -> "FromScratchStudent":
+        if self.tokenizer is None and (self.chat_template or self.chat_template_kwargs):
+            raise ValueError(
+                "student.chat_template and chat_template_kwargs are for a tokenizer that exists, "
+                "but a new one is trained, with a template of its own. Leave them out, or set "
+                "student.tokenizer."
             )
         return self
 

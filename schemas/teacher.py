@@ -69,6 +69,10 @@ class TransformersTeacher(_Teacher):
     dtype: Dtype = "bfloat16"
     """Precision of the weights while answering; part of the teacher's identity."""
 
+    chat_template_kwargs: dict[str, JsonValue] = Field({}, title="Chat template kwargs")
+    """Settings of the chat template, such as `{enable_thinking: false}`; part of the teacher's
+    identity. Those of a served teacher go into `extra_body`."""
+
     batch_size: int = runtime_field(64, ge=1)
     """Prompts per forward pass; lower it when memory runs out."""
 

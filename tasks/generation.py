@@ -8,7 +8,7 @@ from prefect import task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from distillery.models.students import cpu_threads
+from distillery.models.hardware import cpu_threads
 from distillery.storage.stage import Stage, StageResult
 from distillery.teacher import generation as library
 from distillery.teacher.local import release_models

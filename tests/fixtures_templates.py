@@ -15,11 +15,20 @@ class TemplateShape:
 
     template: str
     end: str
-    """The end-of-sequence token, as the template writes it after a response."""
+    """The token that ends a response, as the template writes it."""
 
     pad: str
     others: tuple[str, ...] = ()
     """Special tokens besides; the first is the beginning-of-sequence token, where one is used."""
+
+    eos: str | None = None
+    """The tokenizer's end-of-sequence token. None: `end`."""
+
+    prompt_end: str = ""
+    """Of the published shapes: how a prompt ends."""
+
+    target: str = ""
+    """Of the published shapes: what a model has to write to respond `refund`."""
 
 
 SHAPES = {
@@ -104,6 +113,143 @@ REASONING_KEPT = TemplateShape(
     others=("<|system|>", "<|user|>", "<|assistant|>"),
 )
 
+_TURN = "<|im_start|>{{ m['role'] }}\n"
+_PLAIN_TURN = _TURN + "{{ m['content'] }}<|im_end|>\n"
+_CHATML_TOKENS = ("<|im_start|>",)
+
+PUBLISHED = {
+    # The last answer stands behind an empty thought, earlier ones do not.
+    "qwen 3": TemplateShape(
+        _LOOP + _TURN + "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m['content'] }}<|im_end|>\n" + _END + "<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+        "{% endif %}{% endif %}",
+        end="<|im_end|>",
+        pad="<|endoftext|>",
+        others=_CHATML_TOKENS,
+        prompt_end="<|im_start|>assistant\n",
+        target="<think>\n\n</think>\n\nrefund<|im_end|>",
+    ),
+    # The same, but the generation prompt opens the thought.
+    "qwen 3.5": TemplateShape(
+        _LOOP + _TURN + "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ m['content'] | trim }}<|im_end|>\n" + _END + "<|im_start|>assistant\n"
+        "<think>\n{% if enable_thinking is defined and not enable_thinking %}\n</think>\n\n"
+        "{% endif %}{% endif %}",
+        end="<|im_end|>",
+        pad="<|endoftext|>",
+        others=_CHATML_TOKENS,
+        prompt_end="<|im_start|>assistant\n<think>\n",
+        target="\n</think>\n\nrefund<|im_end|>",
+    ),
+    # The generation prompt opens a thought, and no finished turn has one.
+    "qwq": TemplateShape(
+        _LOOP
+        + _TURN
+        + "{{ m['content'].split('</think>')[-1] }}<|im_end|>\n"
+        + _END
+        + "<|im_start|>assistant\n<think>\n{% endif %}",
+        end="<|im_end|>",
+        pad="<|endoftext|>",
+        others=_CHATML_TOKENS,
+        prompt_end="<|im_start|>assistant\n<think>\n",
+        target="\n</think>\n\nrefund<|im_end|>",
+    ),
+    # The same without line breaks around a turn; a system turn has no mark of its own.
+    "r1 distill": TemplateShape(
+        "{{ bos_token }}" + _LOOP + "{% if m['role'] == 'system' %}{{ m['content'] }}"
+        "{% elif m['role'] == 'user' %}<|User|>{{ m['content'] }}"
+        "{% else %}<|Assistant|>{{ m['content'].split('</think>')[-1] }}{{ eos_token }}{% endif %}"
+        + _END
+        + "<|Assistant|><think>\n{% endif %}",
+        end="<|end_of_sentence|>",
+        pad="<|end_of_sentence|>",
+        others=("<|begin_of_sentence|>", "<|User|>", "<|Assistant|>"),
+        prompt_end="<|Assistant|><think>\n",
+        target="\n</think>\n\nrefund<|end_of_sentence|>",
+    ),
+    "olmo 3 think": TemplateShape(
+        _LOOP + _TURN + "{{ m['content'] }}{% if loop.last %}{{ eos_token }}{% else %}<|im_end|>\n"
+        "{% endif %}" + _END + "<|im_start|>assistant\n<think>{% endif %}",
+        end="<|im_end|>",
+        pad="<|pad|>",
+        others=_CHATML_TOKENS,
+        eos="<|endoftext|>",
+        prompt_end="<|im_start|>assistant\n<think>",
+        target="</think>\n\nrefund<|endoftext|>",
+    ),
+    # Channels; the end of a conversation is another token than that of a turn.
+    "gpt-oss": TemplateShape(
+        "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
+        + _LOOP
+        + "{% if m['role'] == 'assistant' %}<|start|>assistant<|channel|>final<|message|>"
+        "{{ m['content'] }}{{ '<|return|>' if loop.last else '<|end|>' }}{% else %}"
+        "<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}<|end|>{% endif %}"
+        + _END
+        + "<|start|>assistant{% endif %}",
+        end="<|return|>",
+        pad="<|endoftext|>",
+        others=("<|startoftext|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>"),
+        prompt_end="<|start|>assistant",
+        target="<|channel|>final<|message|>refund<|return|>",
+    ),
+    # The tokenizer's end is one that no turn ends with.
+    "gemma 3": TemplateShape(
+        SHAPES["model turns"].template,
+        end="<end_of_turn>",
+        pad="<pad>",
+        others=("<bos>", "<start_of_turn>"),
+        eos="<eos>",
+        prompt_end="<start_of_turn>model\n",
+        target="refund<end_of_turn>",
+    ),
+    # The end of the turn, and that of the document after it.
+    "phi 4 mini": TemplateShape(
+        _LOOP + "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}",
+        end="<|end|>",
+        pad="<|endoftext|>",
+        others=("<|system|>", "<|user|>", "<|assistant|>"),
+        eos="<|endoftext|>",
+        prompt_end="<|assistant|>",
+        target="refund<|end|>",
+    ),
+    # The base model of a chat model: its tokenizer ends documents, its template ends turns.
+    "qwen 2.5 base": TemplateShape(
+        _LOOP + _PLAIN_TURN + _END + "<|im_start|>assistant\n{% endif %}",
+        end="<|im_end|>",
+        pad="<|endoftext|>",
+        others=_CHATML_TOKENS,
+        eos="<|endoftext|>",
+        prompt_end="<|im_start|>assistant\n",
+        target="refund<|im_end|>",
+    ),
+    # Turns take turns, and no system turn is among them.
+    "mistral 0.3": TemplateShape(
+        "{{ bos_token }}" + _LOOP + "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate user/assistant/user/assistant') }}{% endif %}"
+        "{% if m['role'] == 'user' %}[INST] {{ m['content'] }}[/INST]"
+        "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}",
+        end="</s>",
+        pad="</s>",
+        others=("<s>",),
+        prompt_end="[/INST]",
+        target=" refund</s>",
+    ),
+    "granite 3": TemplateShape(
+        _LOOP
+        + "<|start_of_role|>{{ m['role'] }}<|end_of_role|>{{ m['content'] }}<|end_of_text|>\n"
+        + _END
+        + "<|start_of_role|>assistant<|end_of_role|>{% endif %}",
+        end="<|end_of_text|>",
+        pad="<|end_of_text|>",
+        others=("<|start_of_role|>", "<|end_of_role|>"),
+        prompt_end="<|start_of_role|>assistant<|end_of_role|>",
+        target="refund<|end_of_text|>",
+    ),
+}
+"""Imitations of what published models do with a turn, as far as it differs between them."""
+
 
 @functools.cache
 def make_tokenizer(shape: TemplateShape, normalizer: str | None = None) -> Any:
@@ -116,7 +262,8 @@ def make_tokenizer(shape: TemplateShape, normalizer: str | None = None) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = list(dict.fromkeys((shape.pad, shape.end, *shape.others)))
+    eos = shape.eos or shape.end
+    special = list(dict.fromkeys((shape.pad, shape.end, eos, *shape.others)))
     bpe = Tokenizer(models.BPE())
     if normalizer is not None:
         bpe.normalizer = getattr(normalizers, normalizer)()
@@ -132,9 +279,9 @@ def make_tokenizer(shape: TemplateShape, normalizer: str | None = None) -> Any:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=shape.others[0],
-        eos_token=shape.end,
+        eos_token=eos,
         pad_token=shape.pad,
-        extra_special_tokens=list(shape.others[1:]),
+        extra_special_tokens=[token for token in special if token not in (eos, shape.pad)],
     )
     tokenizer.chat_template = shape.template
     return tokenizer

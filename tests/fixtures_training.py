@@ -10,7 +10,7 @@ import torch
 
 from distillery.data.chat import content_hash, dump_messages
 from distillery.models.local import LocalModel
-from distillery.models.students import IGNORED, tokenize_row
+from distillery.models.chat_format import IGNORED, ChatFormat
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
@@ -130,7 +130,7 @@ class Bench:
         for row in self.rows:
             if row["split"] != split:
                 continue
-            tokens = tokenize_row(tokenizer, json.loads(row["messages"]), row["response"])
+            tokens = ChatFormat(tokenizer).row(json.loads(row["messages"]), row["response"])
             with torch.no_grad():
                 logits = model(torch.tensor([tokens.input_ids])).logits[0]
             for position, label in enumerate(tokens.labels):
@@ -176,7 +176,7 @@ class School(Bench):
         for row in self.rows:
             if row["split"] != "train":
                 continue
-            tokens = tokenize_row(tokenizer, json.loads(row["messages"]), row["response"])
+            tokens = ChatFormat(tokenizer).row(json.loads(row["messages"]), row["response"])
             ids = torch.tensor([tokens.input_ids])
             at = [n - 1 for n, label in enumerate(tokens.labels) if label != IGNORED]
             with torch.no_grad():

@@ -27,9 +27,13 @@ from distillery.evaluation.performance import (
     measure_performance,
     rows_to_time,
 )
-from distillery.models.hardware import accelerator_peak_bytes, hardware_record, process_peak_bytes
+from distillery.models.hardware import (
+    accelerator_peak_bytes,
+    cpu_threads,
+    hardware_record,
+    process_peak_bytes,
+)
 from distillery.models.local import LocalModel
-from distillery.models.students import cpu_threads
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.task_types.classification import refuse_unsupported_task, score_answer
 from distillery.teacher import ResponseSchema, make_request, teacher_identity

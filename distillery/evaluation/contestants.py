@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from distillery.evaluation.performance import Conversation
+from distillery.models.loading import ModelFiles
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.storage.store import Store
@@ -61,35 +61,23 @@ class Contest:
             return self.student_model.fingerprint
         return str(baseline_identity(self.student, self.baseline))
 
-    def load(self, role: ModelRole, store: Store, files: ExitStack) -> LocalModel:
-        """Return a local model; ``files`` keeps a download until all is measured.
+    def load(self, role: ModelRole, store: Store, downloads: ExitStack) -> LocalModel:
+        """Return a local model; ``downloads`` keeps a download until all is measured.
 
         All go to the teacher's device: figures of different devices are no comparison.
         """
         device = "auto" if isinstance(self.teacher, OpenAITeacher) else self.teacher.device
         if role == "teacher":
             assert not isinstance(self.teacher, OpenAITeacher)
-            return _load_spec(self.teacher, device)
+            return LocalModel.of(self.teacher, device=device)
         ref = self.student_model if role == "student" else self.baseline
         if ref is None:
             assert isinstance(self.student, PretrainedStudent)
-            return _load_spec(self.student, device)
+            return LocalModel.of(self.student, device=device)
         trusted = isinstance(self.student, PretrainedStudent) and self.student.trust_remote_code
-        folder = files.enter_context(store.local_copy(ref))
-        return LocalModel.load(
-            folder, dtype=self.student.dtype, device=device, trust_remote_code=trusted
-        )
-
-
-def _load_spec(spec: Any, device: str) -> LocalModel:
-    """Return the model that a teacher's or student's spec names."""
-    return LocalModel.load(
-        spec.model,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        device=device,
-        trust_remote_code=spec.trust_remote_code,
-    )
+        folder = downloads.enter_context(store.local_copy(ref))
+        files = ModelFiles(str(folder), trust_remote_code=trusted)
+        return LocalModel.load(files, dtype=self.student.dtype, device=device)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The machine that a model runs on: what it is, and how much memory a process held on it."""
+"""The machine that a model runs on: what it is, and how much of it a process takes."""
 
 import contextlib
 import dataclasses
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
+
+from schemas.errors import RecipeError
+from schemas.execution import ExecutionSpec
 
 _SAMPLING_S = 0.005
 _GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -32,6 +35,47 @@ def hardware_record() -> dict[str, JsonValue]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("torch", "transformers")},
     }
+
+
+def resolve_device(device: str) -> str:
+    """Return ``device`` with 'auto' resolved.
+
+    Raises:
+        RecipeError: It is not there.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if num_gpus else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise RecipeError(
+            f"device {device!r} is not one that torch knows. Write auto, cpu, cuda or cuda:1."
+        ) from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
+        raise RecipeError(
+            f"device {device!r} asked for, but torch sees {num_gpus} GPUs here. Set device to auto "
+            "or cpu, or run where a GPU is."
+        )
+    return device
+
+
+@contextlib.contextmanager
+def cpu_threads(execution: ExecutionSpec) -> Iterator[None]:
+    """Hold torch to `execution.cpu_threads` threads inside."""
+    if execution.cpu_threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(execution.cpu_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def process_peak_bytes() -> int | None:

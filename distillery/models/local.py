@@ -1,17 +1,20 @@
 """A causal language model loaded here: teacher, baseline and student answer through the same code.
 
 So that models can be compared, all decode alike: what a model's own ``generation_config.json``
-says about sampling or penalties is not used, only its end-of-sequence tokens are.
+says about sampling or penalties is not used, only the tokens at which it stops are.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from schemas.errors import RecipeError
+from distillery.models.chat_format import ChatFormat
+from distillery.models.hardware import resolve_device
+from distillery.models.loading import ModelFiles
+from schemas.student import PretrainedStudent
+from schemas.teacher import TransformersTeacher
 
 Message = dict[str, str]
 
@@ -21,7 +24,7 @@ class Answer:
     """What a model answered to one conversation."""
 
     text: str
-    """Decoded without special tokens, stripped."""
+    """What it responds: without thoughts and special tokens, stripped."""
 
     finish_reason: Literal["stop", "length"]
     """stop: it ended by itself. length: it was cut, or its prompt left no room to answer."""
@@ -30,79 +33,53 @@ class Answer:
     """Tokens of the rendered conversation."""
 
     completion_tokens: int
-    """Tokens generated, the end-of-sequence token included."""
+    """Tokens generated, thoughts and the end included."""
 
 
 class LocalModel:
-    """A causal LM and its tokenizer, ready to answer. Make one with :meth:`load`."""
+    """A causal LM and its chat format, ready to answer. Make one with :meth:`load`."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
-        """Take over a transformers model and tokenizer; ``name`` is for messages only."""
+    def __init__(self, model: Any, chat_format: ChatFormat) -> None:
+        """Take over a transformers model and its chat format."""
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self._name = name
+        self.chat_format = chat_format
         self._config = model.config.get_text_config(decoder=True)
-        self._eos_ids = _eos_ids(model, tokenizer)
-        self._pad_id = tokenizer.pad_token_id
-        if self._pad_id is None:
-            self._pad_id = self._eos_ids[0] if self._eos_ids else 0
 
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path | ModelFiles,
         *,
-        revision: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
-        trust_remote_code: bool = False,
     ) -> Self:
-        """Return the model of a local folder or of the hub, on its device, ready to answer.
+        """Return a model on its device, ready to answer.
 
         Args:
-            model: Folder that ``save_pretrained`` wrote, or hub id.
-            revision: Commit hash of a hub model.
+            model: Folder that ``save_pretrained`` wrote, or files.
             dtype: Precision of the weights: float32, bfloat16 or float16.
             device: auto (the GPU when there is one, otherwise the CPU), cpu, cuda or cuda:1.
-            trust_remote_code: Run code from the model's repository.
 
         Raises:
-            RecipeError: The device is not there, the model cannot be loaded, weights are missing
-                (they would be random), or the tokenizer has no chat template.
+            RecipeError: The device is not there, the model cannot be loaded, weights are missing,
+                or the tokenizer has no chat template.
         """
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        target = _resolve_device(device)
-        name = str(model)
-        source = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-        shared: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        with _quiet_transformers():
-            try:
-                loaded, info = AutoModelForCausalLM.from_pretrained(
-                    source,
-                    dtype=getattr(torch, dtype),
-                    use_safetensors=True,
-                    output_loading_info=True,
-                    **shared,
-                )
-                tokenizer = AutoTokenizer.from_pretrained(source, **shared)
-            except (OSError, ValueError) as error:
-                raise RecipeError(
-                    f"model {name!r} cannot be loaded: {error}. Name a folder that "
-                    "save_pretrained wrote (with safetensors), or a hub id with its revision."
-                ) from error
-        if absent := sorted(info["missing_keys"]) or sorted(map(str, info["mismatched_keys"])):
-            raise RecipeError(
-                f"model {name!r} lacks {len(absent)} weights, such as {absent[0]!r}; they would be "
-                "random. Name a complete causal language model."
-            )
-        if not tokenizer.chat_template:
-            raise RecipeError(
-                f"the tokenizer of {name!r} has no chat template, so messages cannot become text. "
-                "Name an instruction-tuned model, or set chat_template and save the tokenizer."
-            )
-        return cls(loaded.to(target), tokenizer, name=name)
+        target = resolve_device(device)
+        if not isinstance(model, ModelFiles):
+            model = ModelFiles(str(model))
+        return cls(model.weights(getattr(torch, dtype)).to(target), model.chat_format())
+
+    @classmethod
+    def of(cls, spec: PretrainedStudent | TransformersTeacher, *, device: str) -> Self:
+        """Return the model that a section of the recipe names. See :meth:`load`."""
+        return cls.load(ModelFiles.of(spec), dtype=spec.dtype, device=device)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Return the tokenizer of the chat format."""
+        return self.chat_format.tokenizer
 
     @property
     def num_parameters(self) -> int:
@@ -190,7 +167,7 @@ class LocalModel:
         Raises:
             RecipeError: The chat template refuses the messages.
         """
-        prompts = self._tokenize(conversations)
+        prompts = [self.chat_format.prompt_ids(messages) for messages in conversations]
         for batch, limit in self._batches(prompts, max_new_tokens, batch_size):
             if limit < 1:
                 yield {i: Answer("", "length", len(prompts[i]), 0) for i in batch}
@@ -201,30 +178,6 @@ class LocalModel:
                 i: self._answer(len(prompts[i]), new_ids)
                 for i, new_ids in zip(batch, generated, strict=True)
             }
-
-    def _tokenize(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
-        """Return the token ids of the rendered conversations."""
-        import jinja2
-
-        rendered = []
-        for conversation in conversations:
-            try:
-                rendered.append(
-                    self.tokenizer.apply_chat_template(
-                        conversation, tokenize=False, add_generation_prompt=True
-                    )
-                )
-            except jinja2.TemplateError as error:
-                roles = [message.get("role") for message in conversation]
-                raise RecipeError(
-                    f"the chat template of {self._name!r} refuses messages with roles {roles}: "
-                    f"{error}. Change the messages (some models know no system role)."
-                ) from error
-        if not rendered:
-            return []
-        with _quiet_transformers():
-            ids: list[list[int]] = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return ids
 
     def _batches(
         self, prompts: list[list[int]], max_new_tokens: int, batch_size: int
@@ -250,33 +203,32 @@ class LocalModel:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        width = max(map(len, prompts))
-        ids_BT = torch.tensor([[self._pad_id] * (width - len(p)) + p for p in prompts])
+        width, pad_id = max(map(len, prompts)), self.tokenizer.pad_token_id or 0
+        end_ids = sorted(self.chat_format.end_ids)
+        ids_BT = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])
         mask_BT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         self.model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=limit,
-            eos_token_id=self._eos_ids or None,
-            pad_token_id=self._pad_id,
+            eos_token_id=end_ids or None,
+            pad_token_id=pad_id,
         )
         device = self.model.device
         processors = LogitsProcessorList()
         if sampler is not None:
             processors.append(_GumbelSampler(prompts, *sampler, device=device))
-        with torch.inference_mode(), _quiet_transformers():
+        with torch.inference_mode():
             sequences_BT = self.model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),
                 logits_processor=processors,
             )
-        return [_through_eos(row, self._eos_ids) for row in sequences_BT[:, width:].tolist()]
+        return [_through_end(row, end_ids) for row in sequences_BT[:, width:].tolist()]
 
     def _answer(self, prompt_tokens: int, new_ids: list[int]) -> Answer:
-        text = self.tokenizer.decode(
-            new_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        stopped = bool(new_ids) and new_ids[-1] in self._eos_ids
-        return Answer(text.strip(), "stop" if stopped else "length", prompt_tokens, len(new_ids))
+        stopped = bool(new_ids) and new_ids[-1] in self.chat_format.end_ids
+        text = self.chat_format.read(new_ids)
+        return Answer(text, "stop" if stopped else "length", prompt_tokens, len(new_ids))
 
 
 class _GumbelSampler:
@@ -314,58 +266,11 @@ class _GumbelSampler:
         return scores_BV
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return every token id that ends an answer.
+def _through_end(ids: list[int], end_ids: list[int]) -> list[int]:
+    """Return ``ids`` up to and with the first end; all of them when there is none.
 
-    Chat models often name one in the tokenizer and more in ``generation_config.json``.
-    """
-    named = model.generation_config.eos_token_id if model.generation_config else None
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    return sorted(int(token) for token in found)
-
-
-def _through_eos(ids: list[int], eos_ids: list[int]) -> list[int]:
-    """Return ``ids`` up to and with the first end of sequence; all of them when there is none.
-
-    >>> _through_eos([7, 8, 2, 0, 0], [2])
+    >>> _through_end([7, 8, 2, 0, 0], [2])
     [7, 8, 2]
     """
-    end = next((place for place, token in enumerate(ids) if token in eos_ids), len(ids))
+    end = next((place for place, token in enumerate(ids) if token in end_ids), len(ids))
     return ids[: end + 1]
-
-
-def _resolve_device(device: str) -> str:
-    """Return ``device`` with 'auto' resolved, or raise when it is not there."""
-    import torch
-
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return "cuda" if num_gpus else "cpu"
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise RecipeError(
-            f"device {device!r} is not one that torch knows. Write auto, cpu, cuda or cuda:1."
-        ) from None
-    if wanted.type == "cuda" and (wanted.index or 0) >= num_gpus:
-        raise RecipeError(
-            f"device {device!r} asked for, but torch sees {num_gpus} GPUs here. Set device to auto "
-            "or cpu, or run where a GPU is."
-        )
-    return device
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hold back the progress bars and advice of transformers; our own progress is shown above."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from distillery.models.chat_format import IGNORED
 from distillery.models.head import Head
-from distillery.models.students import IGNORED
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from distillery.storage.fingerprint import sha256
+from schemas.errors import RecipeError
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -30,3 +31,28 @@ def vocabulary_size(tokenizer: Any) -> int:
     """
     ids: dict[str, int] = tokenizer.get_vocab()
     return 1 + max(ids.values())
+
+
+def known_vocabulary(tokenizer: Any, num_embeddings: int, *, role: str) -> int:
+    """Return the range of token ids that a model both reads and writes.
+
+    A special token that only others use (Gemma 3's for images) may lie beyond its embedding.
+
+    Args:
+        tokenizer: Its tokenizer, with a pad token.
+        num_embeddings: Rows of its embedding.
+        role: Whose it is, for the message.
+
+    Raises:
+        RecipeError: The tokenizer makes tokens that the model does not know.
+    """
+    added, needed = tokenizer.added_tokens_decoder, {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    for token, number in tokenizer.get_vocab().items():
+        is_idle = number in added and added[number].special and number not in needed
+        if number >= num_embeddings and not is_idle:
+            raise RecipeError(
+                f"the {role} knows {num_embeddings} tokens, but its tokenizer has "
+                f"{vocabulary_size(tokenizer)}, such as {token!r} ({number}), which it could "
+                "neither read nor write. Choose a model and a tokenizer that belong together."
+            )
+    return min(vocabulary_size(tokenizer), num_embeddings)

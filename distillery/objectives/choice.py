@@ -4,7 +4,8 @@ import logging
 from typing import Any, NamedTuple
 
 from distillery.data.chat import Message
-from distillery.models.students import IGNORED, load_tokenizer, tokenize_row
+from distillery.models.chat_format import ChatFormat
+from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import tokenizer_hash
 from schemas.errors import RecipeError
 from schemas.student import FromScratchStudent, StudentSpec
@@ -69,17 +70,15 @@ def _obstacle(teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
             "the student gets a new tokenizer, so its tokens are not the teacher's. Set "
             "student.tokenizer to the folder of the teacher's."
         )
-    tokenizer = _student_tokenizer(student)
-    if spec.k > (num_tokens := len(tokenizer.get_vocab())):
+    ours = ModelFiles.of(student).chat_format()
+    if spec.k > (num_tokens := len(ours.tokenizer.get_vocab())):
         raise RecipeError(
             f"training.soft_targets.k={spec.k} is more than the {num_tokens} tokens of the "
             "student's vocabulary. Lower it."
         )
     if not isinstance(teacher, OpenAITeacher):
-        theirs = load_tokenizer(
-            teacher.model, teacher.revision, trust_remote_code=teacher.trust_remote_code
-        )
-        return _other_vocabulary(theirs, tokenizer) or _other_tokens(theirs, tokenizer)
+        theirs = ModelFiles.of(teacher).chat_format()
+        return _other_vocabulary(theirs.tokenizer, ours.tokenizer) or _other_tokens(theirs, ours)
     if spec.source == "online":
         return (
             "soft_targets.source 'online' runs the teacher beside the student, and an endpoint "
@@ -92,15 +91,6 @@ def _obstacle(teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
     except RecipeError as error:
         return str(error)
     return None
-
-
-def _student_tokenizer(student: StudentSpec) -> Any:
-    if isinstance(student, FromScratchStudent):
-        assert student.tokenizer is not None
-        return load_tokenizer(student.tokenizer)
-    return load_tokenizer(
-        student.model, student.revision, trust_remote_code=student.trust_remote_code
-    )
 
 
 def _other_vocabulary(teacher: Any, student: Any) -> str | None:
@@ -116,22 +106,20 @@ def _other_vocabulary(teacher: Any, student: Any) -> str | None:
     )
 
 
-def _other_tokens(teacher: Any, student: Any) -> str | None:
-    """Return how two tokenizers of one vocabulary write a response otherwise; None when alike."""
-    if tokenizer_hash(teacher) != tokenizer_hash(student):
+def _other_tokens(teacher: ChatFormat, student: ChatFormat) -> str | None:
+    """Return how two formats of one vocabulary write a response otherwise; None when alike."""
+    if tokenizer_hash(teacher.tokenizer) != tokenizer_hash(student.tokenizer):
         return (
             "the student's tokenizer splits text in another way than the teacher's, though their "
             "vocabularies are the same. Choose models that share a tokenizer."
         )
-    written = [
-        [label for label in tokenize_row(each, _PROBE, _ANSWER).labels if label != IGNORED]
-        for each in (teacher, student)
-    ]
+    written = [each.row(_PROBE, _ANSWER).response_ids for each in (teacher, student)]
     if written[0] == written[1]:
         return None
     return (
         f"the student's chat template writes the response {_ANSWER!r} as "
-        f"{student.decode(written[1])!r}, the teacher's as {teacher.decode(written[0])!r}, so "
+        f"{student.tokenizer.decode(written[1])!r}, the teacher's as "
+        f"{teacher.tokenizer.decode(written[0])!r}, so "
         "probabilities cannot be compared token by token. Give the student the teacher's chat "
         "template."
     )

@@ -2,19 +2,21 @@
 
 import re
 
-# How published models mark thoughts: Qwen3, DeepSeek-R1, SmolLM3; Magistral; Seed-OSS; Command A;
-# gpt-oss, whose final channel follows the others.
-_MARKS = {
+THOUGHT_MARKS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
     "<seed:think>": "</seed:think>",
     "[THINK]": "[/THINK]",
     "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel>thought": "<channel|>",
     "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
 }
-_opening = re.compile("|".join(map(re.escape, _MARKS)))
-_closing = re.compile("|".join(map(re.escape, _MARKS.values())))
+"""How published models begin and end their thoughts: Qwen3, DeepSeek-R1, SmolLM3; Magistral;
+Seed-OSS; Command A; Gemma 4; gpt-oss, whose final channel follows the others."""
+
+_opening = re.compile("|".join(map(re.escape, THOUGHT_MARKS)))
+_closing = re.compile("|".join(map(re.escape, THOUGHT_MARKS.values())))
 _gap = re.compile(r"\s*")
 _END_OF_CHANNEL = "<|end|><|start|>assistant"
 
@@ -37,13 +39,13 @@ def split_thoughts(text: str) -> tuple[str, str]:
     thoughts: list[str] = []
     position = 0  # where the response begins, as far as is known
     while opened := _opening.match(text, _end_of_gap(text, position)):
-        end = text.find(_MARKS[opened.group()], opened.end())
+        end = text.find(THOUGHT_MARKS[opened.group()], opened.end())
         if end < 0:
             thoughts.append(text[opened.end() :])
             position = len(text)
         else:
             thoughts.append(text[opened.end() : end])
-            position = end + len(_MARKS[opened.group()])
+            position = end + len(THOUGHT_MARKS[opened.group()])
     if not position and (closed := _closing.search(text)):
         if _opening.search(text, 0, closed.start()):
             return "", text

@@ -107,13 +107,7 @@ class LocalTeacher:
         key = sha256({"identity": self.identity, "device": spec.device})
         if _loaded.key != key or _loaded.model is None:
             _drop()  # first, as two may not fit
-            _loaded.model = LocalModel.load(
-                spec.model,
-                revision=spec.revision,
-                dtype=spec.dtype,
-                device=spec.device,
-                trust_remote_code=spec.trust_remote_code,
-            )
+            _loaded.model = LocalModel.of(spec, device=spec.device)
             _loaded.key = key
         return _loaded.model
 

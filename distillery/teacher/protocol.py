@@ -310,7 +310,12 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
             **({"extra_body": spec.extra_body} if spec.extra_body else {}),
         }
     weights = _model_identity(spec.model, spec.revision, _folder_state(spec.model))
-    return {"kind": spec.kind, "weights": weights, "dtype": spec.dtype}
+    return {
+        "kind": spec.kind,
+        "weights": weights,
+        "dtype": spec.dtype,
+        **({"template": spec.chat_template_kwargs} if spec.chat_template_kwargs else {}),
+    }
 
 
 @functools.lru_cache(maxsize=32)

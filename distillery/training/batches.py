@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from distillery.models.students import IGNORED
+from distillery.models.chat_format import IGNORED
 from distillery.storage.fingerprint import sha256
 from schemas.training import TrainingSpec
 

@@ -13,10 +13,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState, T
 from transformers import set_seed as set_seeds
 
 from distillery.data.chat import load_messages
+from distillery.models.chat_format import ChatFormat
+from distillery.models.loading import quiet_transformers
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel
-from distillery.models.students import open_student, quiet_transformers
-from distillery.models.vocabulary import vocabulary_size
+from distillery.models.students import open_student
+from distillery.models.vocabulary import known_vocabulary
 from distillery.objectives.batch_loss import BatchLoss
 from distillery.storage.checkpoints import download_checkpoints, upload_checkpoint
 from distillery.storage.store import Store
@@ -27,7 +29,6 @@ from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
 from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer, training_arguments
-from schemas.errors import TrainingError
 from schemas.teacher import TransformersTeacher
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,11 @@ class _Training:
         arguments = training_arguments(training, self._scratch / "checkpoints")
         self._is_first = arguments.process_index == 0
         with self._timed("open"):
-            model, tokenizer = self._open_model(held_dtype(training))
+            model, chat_format = self._open_model(held_dtype(training))
+            tokenizer = chat_format.tokenizer
             self._teacher = self._open_teacher()
         with self._timed("tokenize"), arguments.distributed_state.main_process_first():
-            self._rows = TokenRows(self._job, tokenizer, self._teacher, self._scratch)
+            self._rows = TokenRows(self._job, chat_format, self._teacher, self._scratch)
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
         self._collate = collator(training, tokenizer.pad_token_id, k=self._k)
         with self._timed("preflight"):
@@ -95,10 +97,10 @@ class _Training:
         yield
         self._timings_s[part] = round(time.perf_counter() - start, 3)
 
-    def _open_model(self, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Return the student with adapters if wanted, and its tokenizer."""
+    def _open_model(self, dtype: torch.dtype) -> tuple[Any, ChatFormat]:
+        """Return the student with adapters if wanted, and its chat format."""
         set_seeds(self._training.seed)
-        model, tokenizer = open_student(self._job.student, self._corpus(), dtype=dtype)
+        model, chat_format = open_student(self._job.student, self._corpus(), dtype=dtype)
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
         if context and context < self._training.max_length:
             self._training = self._training.model_copy(update={"max_length": context})
@@ -106,7 +108,7 @@ class _Training:
         model = with_adapters(model, self._training)
         self._split_student = SplitModel(model)
         self._use_cache = model.config.use_cache
-        return model, tokenizer
+        return model, chat_format
 
     def _open_teacher(self) -> LocalModel | None:
         """Return the teacher that runs beside the student, if one does; it waits on the CPU."""
@@ -114,13 +116,7 @@ class _Training:
         if spec is None:
             return None
         assert isinstance(spec, TransformersTeacher)  # choose_objective has seen to it
-        teacher = LocalModel.load(
-            spec.model,
-            revision=spec.revision,
-            dtype=spec.dtype,
-            device="cpu",
-            trust_remote_code=spec.trust_remote_code,
-        )
+        teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
         return teacher
 
@@ -250,17 +246,11 @@ def _layout(trainer: StudentTrainer) -> str:
 
 def _shared_vocabulary(tokenizer: Any, model: Any, teacher: LocalModel | None) -> int:
     """Return how many logits count: those of the tokenizer's own tokens, not of any padding."""
-    num_tokens = vocabulary_size(tokenizer)
-    models = [("student", model)] + ([("teacher", teacher.model)] if teacher else [])
-    for role, each in models:
-        num_logits = each.get_output_embeddings().weight.shape[0]
-        if num_logits < num_tokens:
-            raise TrainingError(
-                f"the {role}'s output layer has {num_logits} logits for a tokenizer of "
-                f"{num_tokens} tokens, so some could never be written. Choose a model and a "
-                "tokenizer that belong together."
-            )
-    return num_tokens
+    models = {"student": model} | ({"teacher": teacher.model} if teacher else {})
+    return min(
+        known_vocabulary(tokenizer, each.get_output_embeddings().weight.shape[0], role=role)
+        for role, each in models.items()
+    )
 
 
 def _curve(history: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from distillery.data.chat import load_messages
+from distillery.models.chat_format import ChatFormat, TokenizedRow
 from distillery.models.local import LocalModel
-from distillery.models.students import IGNORED, TokenizedRow, tokenize_row
 from distillery.models.vocabulary import vocabulary_size
 from distillery.objectives.soft.targets import ScoredRow, check_meta, read_meta, read_targets
 from distillery.storage.store import Store
@@ -30,13 +30,13 @@ class TokenRows:
     """
 
     def __init__(
-        self, job: TrainingJob, tokenizer: Any, teacher: LocalModel | None, folder: Path
+        self, job: TrainingJob, chat_format: ChatFormat, teacher: LocalModel | None, folder: Path
     ) -> None:
         """Tokenize the rows of ``job`` into ``folder``, unless another process has done so.
 
         Args:
             job: Its rows, soft targets and `max_length`.
-            tokenizer: The student's.
+            chat_format: The student's.
             teacher: Who runs beside the student.
             folder: Scratch of all processes.
 
@@ -44,13 +44,13 @@ class TokenRows:
             TrainingError: A row cannot be rendered, its soft targets are missing or were made of
                 other tokens, or no row is left.
         """
-        self._job, self._tokenizer, self._teacher = job, tokenizer, teacher
+        self._job, self._chat_format, self._teacher = job, chat_format, teacher
         self._store = Store(job.store.root)
-        self._vocab_size = vocabulary_size(tokenizer)
+        self._vocab_size = vocabulary_size(chat_format.tokenizer)
         self._has_targets = job.soft_targets is not None
         if job.soft_targets is not None:
             meta, spec = read_meta(self._store, job.soft_targets), job.training.soft_targets
-            check_meta(meta, tokenizer=tokenizer, spec=spec)
+            check_meta(meta, tokenizer=chat_format.tokenizer, spec=spec)
             self._temperature_at = meta.temperatures.index(spec.distillation_temperature)
         self.too_long: list[str] = []
         self.splits: dict[str, Any] = {split: self._written(split, folder) for split in SPLITS}
@@ -115,7 +115,7 @@ class TokenRows:
             for row in batch.to_pylist():
                 name, messages = row["prompt_id"], load_messages(row["messages"])
                 scored = targets.take(name) if targets else None
-                tokens = tokenize_row(self._tokenizer, messages, row["response"])
+                tokens = self._chat_format.row(messages, row["response"])
                 if len(tokens.input_ids) > self._job.training.max_length:
                     self.too_long.append(name)
                     continue
@@ -130,8 +130,8 @@ class TokenRows:
                 if targets:
                     written |= self._target_columns(name, tokens, scored)
                 if self._teacher is not None:
-                    theirs = tokenize_row(self._teacher.tokenizer, messages, row["response"])
-                    _refuse_other_tokens(name, _response_ids(tokens), _response_ids(theirs))
+                    theirs = self._teacher.chat_format.row(messages, row["response"])
+                    _refuse_other_tokens(name, tokens.response_ids, theirs.response_ids)
                     _refuse_beyond_context(name, len(theirs.input_ids), self._teacher)
                     written["teacher_input_ids"] = theirs.input_ids
                     written["teacher_labels"] = theirs.labels
@@ -148,7 +148,7 @@ class TokenRows:
                 "were made from other rows. Lower training.max_length to what the teacher can "
                 "read, or do score_soft_targets again (execution.force=[score_soft_targets])."
             )
-        _refuse_other_tokens(prompt_id, _response_ids(tokens), list(scored.response_ids))
+        _refuse_other_tokens(prompt_id, tokens.response_ids, list(scored.response_ids))
         counts_NK = scored.counts_NK
         log_rest_N = scored.log_rest_NT[:, self._temperature_at]
         ids_NK, log_probs_NK, log_rest_N = within_vocabulary(
@@ -212,10 +212,6 @@ def within_vocabulary(
         log_rest_N[n] += scale + np.log1p(-len(at) / num_others)
         ids_NK[n, at] = np.setdiff1d(np.arange(vocab_size), ids_NK[n])[: len(at)]
     return ids_NK, log_probs_NK, log_rest_N
-
-
-def _response_ids(tokens: TokenizedRow) -> list[int]:
-    return [label for label in tokens.labels if label != IGNORED]
 
 
 def _refuse_beyond_context(prompt_id: str, num_tokens: int, teacher: LocalModel) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distillery.models.students import cpu_threads
+from distillery.models.hardware import cpu_threads
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage

@@ -141,29 +141,3 @@ def test_cuda_without_a_gpu_is_refused(folder: Path, monkeypatch: pytest.MonkeyP
         LocalModel.load(folder, device="cuda")
     with pytest.raises(RecipeError, match="not one that torch knows"):
         LocalModel.load(folder, device="gpu")
-
-
-def test_folder_without_weights_is_refused_with_what_to_name(tmp_path: Path, folder: Path) -> None:
-    empty = tmp_path / "empty"
-    shutil.copytree(folder, empty, ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(RecipeError, match="cannot be loaded"):
-        LocalModel.load(empty)
-
-
-def test_missing_weights_are_refused_instead_of_made_up(tmp_path: Path, folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
-    weights = load_file(broken / "model.safetensors")
-    del weights["model.norm.weight"]
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RecipeError, match=r"lacks 1 weights, such as 'model\.norm\.weight'"):
-        LocalModel.load(broken)
-
-
-def test_tokenizer_without_chat_template_is_refused(tmp_path: Path, folder: Path) -> None:
-    plain = tmp_path / "plain"
-    shutil.copytree(folder, plain, ignore=shutil.ignore_patterns("*.jinja"))
-    with pytest.raises(RecipeError, match="no chat template"):
-        LocalModel.load(plain)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distillery.models.chat_format import IGNORED
 from distillery.models.head import Head
 from distillery.models.output_layer import SplitModel, response_states
-from distillery.models.students import IGNORED
 from distillery.objectives.losses import response_losses
 from distillery.training.batches import Pack, PadRight, RowOrder, num_steps
 from distillery.training.preflight import check_packing

@@ -125,7 +125,8 @@ def _open(student: PretrainedStudent) -> tuple[Any, Any]:
 
     from distillery.models.students import open_student
 
-    return open_student(student, (), dtype=torch.float32)
+    model, chat_format = open_student(student, (), dtype=torch.float32)
+    return model, chat_format.tokenizer
 
 
 def test_lora_goes_on_from_its_checkpoint(bench: Bench, tmp_path: Path) -> None:

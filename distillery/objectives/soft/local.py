@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distillery.models.chat_format import IGNORED, TokenizedRow
 from distillery.models.head import Head
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel, response_states
-from distillery.models.students import IGNORED, TokenizedRow, tokenize_row
 from distillery.models.vocabulary import template_hash, tokenizer_hash, vocabulary_size
 from distillery.objectives.soft.targets import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.storage.fingerprint import canonical_json
@@ -51,13 +51,7 @@ class LocalScorer:
             RecipeError: The model cannot be loaded, or its vocabulary has fewer than k tokens.
         """
         self._teacher, self._spec, self._seed = teacher, spec, seed
-        self._local = LocalModel.load(
-            teacher.model,
-            revision=teacher.revision,
-            dtype=teacher.dtype,
-            device=teacher.device,
-            trust_remote_code=teacher.trust_remote_code,
-        )
+        self._local = LocalModel.of(teacher, device=teacher.device)
         tokenizer = self._local.tokenizer
         self._split = SplitModel(self._local.model)
         num_logits = len(self._local.model.get_output_embeddings().weight)
@@ -85,7 +79,7 @@ class LocalScorer:
             TrainingError: The teacher's chat template changes prompt or response.
             TeacherError: A batch does not fit into memory, or logits are not finite.
         """
-        tokenized = [tokenize_row(self._local.tokenizer, r.messages, r.response) for r in rows]
+        tokenized = [self._local.chat_format.row(r.messages, r.response) for r in rows]
         scored: dict[int, ScoredRow] = {}
         for batch in self._batches([len(tokens.input_ids) for tokens in tokenized]):
             with self._memory_error_explained():
@@ -140,7 +134,7 @@ class LocalScorer:
                 ScoredRow(
                     row.prompt_id,
                     row.split,
-                    [label for label in tokens.labels if label != IGNORED],
+                    tokens.response_ids,
                     ids_NK.astype(np.int32),
                     log_probs_NK,
                     log_rest_N[:, None],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from distillery.data.chat import load_messages
-from distillery.models.students import cpu_threads
+from distillery.models.hardware import cpu_threads
 from distillery.objectives.soft.parts import Parts
 from distillery.objectives.soft.targets import ScoredRow, Scorer, ScoringRow, write_targets
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage

@@ -84,7 +84,7 @@ class _SendingHandler(logging.Handler):
 
 def train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
     """Return what comes of ``job``, trained together with the other processes."""
-    from distillery.models.students import cpu_threads
+    from distillery.models.hardware import cpu_threads
     from distillery.training.loop import train as train_together
 
     with _joined(scratch, uses_gpu=job.training.device != "cpu"), cpu_threads(job.execution):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distillery.data.chat import dump_messages
-from distillery.models.students import IGNORED, tokenize_row
+from distillery.models.chat_format import IGNORED, ChatFormat
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
 from distillery.objectives.soft import (
     ScoredRow,
@@ -111,7 +111,7 @@ def _by_hand(folder: Path, row: ScoringRow, dtype: torch.dtype = torch.float32) 
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenize_row(tokenizer, row.messages, row.response)
+    tokens = ChatFormat(tokenizer).row(row.messages, row.response)
     with torch.no_grad():
         logits_TV = model(torch.tensor([tokens.input_ids])).logits[0]
     ids = [label for label in tokens.labels if label != IGNORED]

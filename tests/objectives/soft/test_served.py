@@ -504,7 +504,7 @@ def test_a_real_vllm_gives_what_a_plain_forward_pass_gives(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from distillery.models.students import load_tokenizer, tokenize_row
+    from distillery.models.loading import ModelFiles
 
     teacher, process = vllm
     check_served(teacher, SoftTargetSpec(k=64))
@@ -517,10 +517,10 @@ def test_a_real_vllm_gives_what_a_plain_forward_pass_gives(
     scored = score(teacher, rows, 64)
     assert [row.prompt_id for row in scored] == [row.prompt_id for row in rows[:50]]
 
-    tokenizer = load_tokenizer(teacher.model)
+    chat_format = ModelFiles(teacher.model).chat_format()
     model = AutoModelForCausalLM.from_pretrained(teacher.model, dtype=torch.float32)
     for got, row in zip(scored, rows[:50], strict=True):
-        whole = tokenize_row(tokenizer, row.messages, row.response)
+        whole = chat_format.row(row.messages, row.response)
         num_tokens = whole.num_response_tokens
         assert got.response_ids == whole.input_ids[-num_tokens:]
         with torch.no_grad():

@@ -1,16 +1,19 @@
-"""Whatever the chat template, the last response and its end count in the loss, and nothing else."""
+"""Whatever the chat template: the last response and its end are learnt, and read back as is."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillery.models.students import IGNORED, TokenizedRow, tokenize_row
+from distillery.models.chat_format import IGNORED, ChatFormat, with_template_kwargs
 from distillery.training.batches import PadRight
-from schemas.errors import TrainingError
+from schemas.errors import RecipeError, TrainingError
 from tests.fixtures_templates import (
     EMPTY_THOUGHTS,
+    PUBLISHED,
     REASONING_KEPT,
     SHAPES,
     TemplateShape,
@@ -92,17 +95,13 @@ SPOKEN = {"instructions": " See you.</s>"}
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
-def _counted(row: TokenizedRow) -> list[int]:
-    return [label for label in row.labels if label != IGNORED]
-
-
 @pytest.mark.parametrize(("name", "messages", "prompt"), PROMPTS)
 def test_the_last_response_and_its_end_count_and_nothing_else(
     name: str, messages: Any, prompt: str
 ) -> None:
     shape = SHAPES[name]
     tokenizer = make_tokenizer(shape)
-    row = tokenize_row(tokenizer, messages, RESPONSE)
+    row = ChatFormat(tokenizer).row(messages, RESPONSE)
     border = row.labels.count(IGNORED)
     assert row.labels == [IGNORED] * border + row.input_ids[border:]
     assert tokenizer.decode(row.input_ids[:border]) == prompt
@@ -114,14 +113,14 @@ def test_the_last_response_and_its_end_count_and_nothing_else(
 def test_padding_never_counts_and_every_end_does(shape: TemplateShape) -> None:
     tokenizer = make_tokenizer(shape)
     texts = ("No.", RESPONSE, "a much longer response than the others")
-    rows = [tokenize_row(tokenizer, TURNS, text) for text in texts]
+    rows = [ChatFormat(tokenizer).row(TURNS, text) for text in texts]
     collate = PadRight(tokenizer.pad_token_id)
     batch = collate([{"row": 0, "input_ids": row.input_ids, "labels": row.labels} for row in rows])
     for row, ids, labels, mask in zip(
         rows, batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
     ):
         length = len(row.input_ids)
-        assert labels[labels != IGNORED].tolist() == _counted(row)
+        assert labels[labels != IGNORED].tolist() == row.response_ids
         assert int((labels == tokenizer.eos_token_id).sum()) == 1
         assert labels[length - 1] == tokenizer.eos_token_id
         assert set(labels[length:].tolist()) <= {IGNORED}
@@ -135,7 +134,7 @@ def test_padding_never_counts_and_every_end_does(shape: TemplateShape) -> None:
 @given(text=st.text(min_size=1).filter(lambda text: text.strip() and "</" not in text))
 def test_any_text_counts_whole(shape: TemplateShape, text: str) -> None:
     tokenizer = make_tokenizer(shape)
-    counted = tokenizer.decode(_counted(tokenize_row(tokenizer, TURNS, text)))
+    counted = tokenizer.decode(ChatFormat(tokenizer).row(TURNS, text).response_ids)
     assert counted.removesuffix(shape.end).strip() == text.strip()
 
 
@@ -143,7 +142,7 @@ def test_any_text_counts_whole(shape: TemplateShape, text: str) -> None:
 @pytest.mark.parametrize("response", ["", " \n"])
 def test_a_row_without_response_tokens_is_refused(shape: TemplateShape, response: str) -> None:
     with pytest.raises(TrainingError) as caught:
-        tokenize_row(make_tokenizer(shape), TURNS, response)
+        ChatFormat(make_tokenizer(shape)).row(TURNS, response)
     assert str(caught.value) == (
         f"the response to 'Bye.' is {response!r}, so there is nothing to learn from it but to "
         "stop. Leave the row out."
@@ -163,44 +162,136 @@ THOUGHTFUL = [
 @pytest.mark.parametrize("shape", [SHAPES["reasoning stripped"], EMPTY_THOUGHTS])
 def test_reasoning_that_the_template_strips_is_refused_never_cut(shape: TemplateShape) -> None:
     with pytest.raises(TrainingError, match="does not keep the response '<think>She leaves") as why:
-        tokenize_row(make_tokenizer(shape), USER, THOUGHT)
+        ChatFormat(make_tokenizer(shape)).row(USER, THOUGHT)
     assert "(it renders 'See you.')" in str(why.value)
 
 
 def test_reasoning_that_the_template_keeps_counts() -> None:
     tokenizer = make_tokenizer(REASONING_KEPT)
-    row = tokenize_row(tokenizer, THOUGHTFUL, THOUGHT)
-    assert tokenizer.decode(_counted(row)) == THOUGHT + "<|end|>"
+    row = ChatFormat(tokenizer).row(THOUGHTFUL, THOUGHT)
+    assert tokenizer.decode(row.response_ids) == THOUGHT + "<|end|>"
 
 
 @pytest.mark.parametrize("shape", [SHAPES["reasoning stripped"], EMPTY_THOUGHTS, REASONING_KEPT])
 def test_reasoning_of_earlier_turns_is_rendered_as_at_inference(shape: TemplateShape) -> None:
     tokenizer = make_tokenizer(shape)
-    row = tokenize_row(tokenizer, THOUGHTFUL, RESPONSE)
+    row = ChatFormat(tokenizer).row(THOUGHTFUL, RESPONSE)
     text = tokenizer.decode(row.input_ids)
     assert text.startswith("<|user|>Hi.<|end|><|assistant|>Yes?<|end|><|user|>Bye.<|end|>")
-    assert tokenizer.decode(_counted(row)) == RESPONSE + "<|end|>"
+    assert tokenizer.decode(row.response_ids) == RESPONSE + "<|end|>"
 
 
 def test_an_empty_thought_of_the_generation_prompt_does_not_count() -> None:
     tokenizer = make_tokenizer(EMPTY_THOUGHTS)
-    row = tokenize_row(tokenizer, USER, RESPONSE)
+    row = ChatFormat(tokenizer).row(USER, RESPONSE)
     border = row.labels.count(IGNORED)
     prompt = "<|user|>Hi.<|end|><|assistant|><think>\n\n</think>\n\n"
     assert tokenizer.decode(row.input_ids[:border]) == prompt
     assert tokenizer.decode(row.input_ids[border:]) == RESPONSE + "<|end|>"
 
 
-def test_an_empty_thought_of_the_generation_prompt_alone_is_refused() -> None:
+def test_an_empty_thought_of_the_generation_prompt_alone_stays_there() -> None:
     plain = SHAPES["reasoning stripped"]
     template = plain.template.replace(
         "<|assistant|>{% endif %}", "<|assistant|><think></think>{% endif %}"
     )
     shape = TemplateShape(template, plain.end, plain.pad, plain.others)
-    with pytest.raises(TrainingError, match="renders the prompt differently") as caught:
-        tokenize_row(make_tokenizer(shape), USER, RESPONSE)
-    assert "<|assistant|><think></think>' becomes " in str(caught.value)
-    assert "<|assistant|>See you.<|end|>'" in str(caught.value)
+    tokenizer = make_tokenizer(shape)
+    row = ChatFormat(tokenizer).row(USER, RESPONSE)
+    prompt = "<|user|>Hi.<|end|><|assistant|><think></think>"
+    assert tokenizer.decode(row.input_ids) == prompt + RESPONSE + "<|end|>"
+    assert tokenizer.decode(row.response_ids) == RESPONSE + "<|end|>"
+
+
+# -- published formats ---------------------------------------------------------------------------
+
+every_published = pytest.mark.parametrize("shape", PUBLISHED.values(), ids=PUBLISHED)
+
+
+@every_published
+def test_what_is_learnt_reads_as_the_response(shape: TemplateShape) -> None:
+    tokenizer = make_tokenizer(shape)
+    chat_format = ChatFormat(tokenizer)
+    row = chat_format.row(TURNS, "refund")
+    border = row.labels.count(IGNORED)
+    assert row.input_ids[:border] == chat_format.prompt_ids(TURNS)
+    assert tokenizer.decode(row.input_ids[:border]).endswith(shape.prompt_end)
+    assert tokenizer.decode(row.response_ids) == shape.target
+    assert chat_format.read(row.response_ids) == "refund"
+    assert row.response_ids[-1] in chat_format.end_ids
+    assert not set(row.response_ids[:-1]) & chat_format.end_ids
+
+
+@every_published
+@settings(deadline=None, max_examples=20)
+@given(text=st.text(min_size=1).filter(lambda t: t.strip() and not set("<[") & set(t)))
+def test_any_response_reads_as_it_was(shape: TemplateShape, text: str) -> None:
+    chat_format = ChatFormat(make_tokenizer(shape))
+    assert chat_format.read(chat_format.row(USER, text).response_ids) == text.strip()
+
+
+@every_published
+def test_the_saved_student_stops_where_its_rows_end(shape: TemplateShape) -> None:
+    from transformers import GenerationConfig
+
+    tokenizer = make_tokenizer(shape)
+    author = GenerationConfig(do_sample=True, top_k=64, eos_token_id=tokenizer.eos_token_id)
+    saved = ChatFormat(tokenizer, author).generation_config(author)
+    ends = saved.eos_token_id
+    found = set(tokenizer.convert_ids_to_tokens(ends if isinstance(ends, list) else [ends]))
+    assert found == {shape.end, shape.eos or shape.end}
+    assert (saved.do_sample, saved.top_k, saved.pad_token_id) == (True, 64, tokenizer.pad_token_id)
+
+
+def test_sampling_settings_that_contradict_each_other_are_not_saved(tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    tokenizer = make_tokenizer(PUBLISHED["gemma 3"])
+    author = GenerationConfig(temperature=0.6)  # without do_sample
+    saved = ChatFormat(tokenizer, author).generation_config(author)
+    saved.save_pretrained(tmp_path)
+    assert (saved.do_sample, saved.temperature) == (None, None)
+
+
+THOUGHTS = {
+    "qwen 3": "<think>\nMoney back?\n</think>\n\nrefund",
+    "qwen 3.5": "Money back?\n</think>\n\nrefund",
+    "qwq": "Money back?\n</think>\n\nrefund",
+    "gpt-oss": "<|channel|>analysis<|message|>Money back?<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>refund",
+}
+
+
+@pytest.mark.parametrize(("name", "written"), THOUGHTS.items(), ids=THOUGHTS)
+def test_what_a_model_thinks_before_it_responds_is_not_its_response(
+    name: str, written: str
+) -> None:
+    shape = PUBLISHED[name]
+    tokenizer = make_tokenizer(shape)
+    chat_format = ChatFormat(tokenizer)
+    ids = tokenizer(written + shape.end, add_special_tokens=False)["input_ids"]
+    assert chat_format.read(ids) == chat_format.read(ids[:-1]) == "refund"
+    unfinished = written.partition("back?")[0]
+    assert chat_format.read(tokenizer(unfinished, add_special_tokens=False)["input_ids"]) == ""
+
+
+@pytest.mark.parametrize("name", ["qwen 3", "qwen 3.5"])
+def test_thinking_that_is_switched_off_costs_no_token_of_the_response(name: str) -> None:
+    shape = PUBLISHED[name]
+    template = with_template_kwargs(shape.template, {"enable_thinking": False})
+    tokenizer = make_tokenizer(dataclasses.replace(shape, template=template))
+    chat_format = ChatFormat(tokenizer)
+    row = chat_format.row(USER, "refund")
+    assert tokenizer.decode(row.response_ids) == "refund<|im_end|>"
+    prompt = tokenizer.decode(chat_format.prompt_ids(USER))
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert chat_format.read(row.response_ids) == "refund"
+
+
+def test_special_tokens_within_a_response_are_not_read() -> None:
+    tokenizer = make_tokenizer(PUBLISHED["qwen 3.5"])
+    ids = tokenizer("\n</think>\n\nre<|im_start|>fund", add_special_tokens=False)["input_ids"]
+    assert ChatFormat(tokenizer).read(ids) == "refund"
 
 
 # -- tokens and texts at the borders -------------------------------------------------------------
@@ -215,45 +306,82 @@ def test_a_token_that_would_reach_over_the_border_is_two() -> None:
         for text in (prompt, prompt + response)
     )
     assert whole_ids[: len(prompt_ids)] != prompt_ids  # three line breaks are "\n\n" and "\n"
-    row = tokenize_row(tokenizer, USER, response)
+    row = ChatFormat(tokenizer).row(USER, response)
     assert row.input_ids[: row.labels.count(IGNORED)] == prompt_ids
-    assert tokenizer.decode(_counted(row)) == response + "<|im_end|>"
+    assert tokenizer.decode(row.response_ids) == response + "<|im_end|>"
 
 
 def test_white_space_that_the_template_takes_off_is_no_other_response() -> None:
     tokenizer = make_tokenizer(SHAPES["headers"])
-    row = tokenize_row(tokenizer, USER, f"\n {RESPONSE}\n")
-    assert row == tokenize_row(tokenizer, USER, RESPONSE)
+    row = ChatFormat(tokenizer).row(USER, f"\n {RESPONSE}\n")
+    assert row == ChatFormat(tokenizer).row(USER, RESPONSE)
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
 def test_a_special_token_within_a_response_is_refused(token: str) -> None:
     tokenizer = make_tokenizer(SHAPES["chatml"])
     with pytest.raises(TrainingError) as caught:
-        tokenize_row(tokenizer, USER, f"See {token} you.")
+        ChatFormat(tokenizer).row(USER, f"See {token} you.")
     assert f"the response 'See {token} you.' holds '{token}', a special token" in str(caught.value)
 
 
 def test_composed_accents_are_the_same_text() -> None:
     tokenizer = make_tokenizer(SHAPES["chatml"], "NFC")
-    row = tokenize_row(tokenizer, USER, "cafe\u0301")
-    assert tokenizer.decode(_counted(row)) == "caf\u00e9<|im_end|>"
+    row = ChatFormat(tokenizer).row(USER, "cafe\u0301")
+    assert tokenizer.decode(row.response_ids) == "caf\u00e9<|im_end|>"
 
 
 def test_a_tokenizer_that_cannot_write_the_response_is_refused() -> None:
     tokenizer = make_tokenizer(SHAPES["chatml"], "Lowercase")
     with pytest.raises(TrainingError, match=r"tokenizer turns the response 'Yes\.' into 'yes\.'"):
-        tokenize_row(tokenizer, USER, "Yes.")
+        ChatFormat(tokenizer).row(USER, "Yes.")
 
 
-def test_an_end_that_the_template_does_not_write_is_refused() -> None:
+def _format(shape: TemplateShape, template: str) -> ChatFormat:
+    return ChatFormat(make_tokenizer(dataclasses.replace(shape, template=template)))
+
+
+@pytest.mark.parametrize("tail", ["", " (end)"])
+def test_a_response_without_an_end_is_refused(tail: str) -> None:
     shape = SHAPES["model turns"]
-    swapped = TemplateShape(
-        shape.template, end="<eos>", pad=shape.pad, others=("<bos>", "<start_of_turn>", shape.end)
-    )
+    template = shape.template.replace("<end_of_turn>", tail)
     with pytest.raises(TrainingError) as caught:
-        tokenize_row(make_tokenizer(swapped), USER, RESPONSE)
-    assert "ends a response without '<eos>'" in str(caught.value)
+        ChatFormat(make_tokenizer(dataclasses.replace(shape, template=template))).row(
+            USER, "refund"
+        )
+    assert "ends a response without any of '<end_of_turn>', at which generation stops" in str(
+        caught.value
+    )
+
+
+def test_a_prompt_that_changes_once_the_response_follows_is_refused() -> None:
+    shape = SHAPES["model turns"]
+    template = shape.template.replace("<start_of_turn>{{", "{% if loop.last %}!{% endif %}{{")
+    with pytest.raises(TrainingError) as caught:
+        ChatFormat(make_tokenizer(dataclasses.replace(shape, template=template))).row(
+            USER, "refund"
+        )
+    assert "renders the prompt differently once the response follows: '<bos>!user" in str(
+        caught.value
+    )
+
+
+def test_a_template_that_changes_the_response_is_refused() -> None:
+    shape = SHAPES["model turns"]
+    template = shape.template.replace("| trim", "| upper")
+    with pytest.raises(TrainingError, match=r"does not keep the response 'Yes' \(it renders 'YES"):
+        _format(shape, template).row(USER, "Yes")
+
+
+def test_turns_that_a_template_refuses_are_named() -> None:
+    chat_format = ChatFormat(make_tokenizer(PUBLISHED["mistral 0.3"]), name="mistral")
+    with pytest.raises(RecipeError) as caught:
+        chat_format.row(SYSTEM, RESPONSE)
+    assert str(caught.value) == (
+        "the chat template of 'mistral' cannot render turns of ['system', 'user']: roles must "
+        "alternate user/assistant/user/assistant. Choose a model whose template can, or change "
+        "the messages of the data (some models take no system turn)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,8 +395,8 @@ def test_an_end_that_the_template_does_not_write_is_refused() -> None:
 )
 def test_a_template_that_cannot_render_the_turns_says_why(template: str, why: str) -> None:
     shape = SHAPES["model turns"]
-    broken = TemplateShape(template, shape.end, shape.pad, shape.others)
-    with pytest.raises(TrainingError) as caught:
-        tokenize_row(make_tokenizer(broken), SYSTEM, RESPONSE)
+    broken = dataclasses.replace(shape, template=template)
+    with pytest.raises(RecipeError) as caught:
+        ChatFormat(make_tokenizer(broken)).row(SYSTEM, RESPONSE)
     assert "cannot render turns of ['system', 'user']" in str(caught.value)
     assert why in str(caught.value)

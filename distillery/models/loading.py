@@ -1,0 +1,161 @@
+"""Open a model: its chat format, and its weights, from a folder or a pinned commit of the hub."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import JsonValue
+
+from distillery.models.chat_format import ChatFormat, with_template_kwargs
+from schemas.errors import RecipeError
+from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.teacher import TransformersTeacher
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model and how they are read. Nothing is opened yet."""
+
+    model: str
+    """Folder that `save_pretrained` wrote, or hub id."""
+
+    revision: str | None = None
+    """Commit hash of a hub model."""
+
+    trust_remote_code: bool = False
+    """Run code from the model's repository."""
+
+    chat_template: str | None = None
+    """File with the template, in place of the tokenizer's own."""
+
+    chat_template_kwargs: dict[str, JsonValue] = field(default_factory=dict)
+    """Settings of the template."""
+
+    @classmethod
+    def of(cls, spec: PretrainedStudent | FromScratchStudent | TransformersTeacher) -> Self:
+        """Return the files that a section of the recipe names; of a new student its tokenizer's."""
+        named = spec.model_dump(include=set(cls.__dataclass_fields__))
+        if isinstance(spec, FromScratchStudent):
+            named["model"] = spec.tokenizer
+        return cls(**named)
+
+    def config(self) -> Any:
+        """Return the model's configuration; of a text model where it is one of several parts.
+
+        Raises:
+            RecipeError: It cannot be read.
+        """
+        from transformers import AutoConfig
+
+        with self._told("model") as place:
+            config = AutoConfig.from_pretrained(place, **self._shared)
+        return config.get_text_config(decoder=True)
+
+    def chat_format(self) -> ChatFormat:
+        """Return the chat format; its tokenizer has a pad token.
+
+        Raises:
+            RecipeError: The tokenizer cannot be loaded, or has no chat template.
+        """
+        from transformers import AutoTokenizer
+
+        quiet_transformers()
+        with self._told("the tokenizer of") as place:
+            tokenizer = AutoTokenizer.from_pretrained(place, **self._shared)
+        if self.chat_template is not None:
+            tokenizer.chat_template = _read_template(self.chat_template)
+        if not tokenizer.chat_template:
+            raise RecipeError(
+                f"the tokenizer of {self.model!r} has no chat template, so messages cannot become "
+                "text. Choose the instruction-tuned variant of the model, or name a file with a "
+                "template in student.chat_template."
+            )
+        if self.chat_template_kwargs:
+            tokenizer.chat_template = with_template_kwargs(
+                tokenizer.get_chat_template(), self.chat_template_kwargs
+            )
+        opened = ChatFormat(tokenizer, self._generation_config(), name=self.model)
+        if tokenizer.pad_token_id is None and opened.end_ids:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(opened.end_ids))
+        return opened
+
+    def weights(self, dtype: Any) -> Any:
+        """Return the model, whole, in evaluation mode on the CPU.
+
+        Args:
+            dtype: torch's, of the weights.
+
+        Raises:
+            RecipeError: It cannot be loaded, or lacks weights: transformers would make them up.
+        """
+        from transformers import AutoModelForCausalLM
+
+        quiet_transformers()
+        with self._told("model") as place:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                place,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                # They are refused below, by name: transformers' own error does not name them.
+                ignore_mismatched_sizes=True,
+                **self._shared,
+            )
+        mismatched = (name for name, *_ in info["mismatched_keys"])
+        if absent := sorted({*info["missing_keys"], *mismatched}):
+            raise RecipeError(
+                f"model {self.model!r} lacks {len(absent)} weights, such as {absent[0]!r}, or has "
+                "them in another shape; they would be random. Name a complete causal language "
+                "model."
+            )
+        return model
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def _generation_config(self) -> Any:
+        """Return how the model generates by default; None for the folder of a tokenizer alone."""
+        from transformers import GenerationConfig
+
+        with self._told("model") as place:
+            for file in ("generation_config.json", "config.json"):
+                with contextlib.suppress(OSError):
+                    return GenerationConfig.from_pretrained(place, file, revision=self.revision)
+        return None
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[str]:
+        """Yield the folder or hub id; that it cannot be read is told with its name."""
+        from safetensors import SafetensorError
+
+        folder = Path(self.model).expanduser()
+        try:
+            yield str(folder) if folder.is_dir() else self.model
+        except (OSError, ValueError, SafetensorError) as error:
+            raise RecipeError(
+                f"{what} {self.model!r} cannot be loaded: {str(error).rstrip('.')}. Name a folder "
+                "that save_pretrained wrote (with safetensors), or a hub id with its revision."
+            ) from error
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"student.chat_template {file!r} cannot be read: {error}. Name a Jinja file."
+        ) from error
+
+
+def quiet_transformers() -> None:
+    """Keep progress bars and advice of transformers and datasets out of the log."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()

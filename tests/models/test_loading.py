@@ -1,0 +1,179 @@
+"""A model is read whole and as its files say, or not at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillery.models.loading import ModelFiles
+from distillery.models.students import train_tokenizer
+from schemas.errors import RecipeError
+from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.teacher import TransformersTeacher
+from tests.fixtures_models import CHAT_TEMPLATE, make_tiny_model
+
+SCRATCH = FromScratchStudent(
+    num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, vocab_size=320
+)
+
+
+def _opened(folder: Path | str) -> Any:
+    import torch
+
+    return ModelFiles(str(folder)).weights(torch.float32)
+
+
+def _saved(folder: Path, **changes: Any) -> str:
+    """Return a folder with a tokenizer that lacks something."""
+    tokenizer = train_tokenizer(["a"], SCRATCH)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = _saved(tmp_path / "plain", chat_template=None)
+    with pytest.raises(RecipeError) as caught:
+        ModelFiles(folder).chat_format()
+    assert str(caught.value) == (
+        f"the tokenizer of {folder!r} has no chat template, so messages cannot become text. Choose "
+        "the instruction-tuned variant of the model, or name a file with a template in "
+        "student.chat_template."
+    )
+
+
+def test_a_file_gives_a_base_model_its_chat_template(tmp_path: Path) -> None:
+    folder, file = _saved(tmp_path / "plain", chat_template=None), tmp_path / "own.jinja"
+    file.write_text(CHAT_TEMPLATE)
+    spec = PretrainedStudent(model=folder, chat_template=str(file))
+    chat_format = ModelFiles.of(spec).chat_format()
+    assert chat_format.tokenizer.chat_template == CHAT_TEMPLATE
+    ids = chat_format.prompt_ids([{"role": "user", "content": "Hi"}])
+    assert chat_format.tokenizer.decode(ids) == "<|user|>Hi<|end|><|assistant|>"
+    missing = spec.model_copy(update={"chat_template": str(tmp_path / "none.jinja")})
+    with pytest.raises(RecipeError, match=r"student\.chat_template '.*none\.jinja' cannot be read"):
+        ModelFiles.of(missing).chat_format()
+
+
+def test_settings_of_the_template_stay_with_the_tokenizer(tmp_path: Path) -> None:
+    template = CHAT_TEMPLATE.replace("<|assistant|>", "<|assistant|>{{ style or 'plain' }}:")
+    folder = _saved(tmp_path / "styled", chat_template=template)
+    spec = TransformersTeacher(model=folder, chat_template_kwargs={"style": "it's\n{{ short }}"})
+    chat_format = ModelFiles.of(spec).chat_format()
+    chat_format.tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (chat_format, ModelFiles(str(tmp_path / "saved")).chat_format()):
+        ids = each.prompt_ids([{"role": "user", "content": "Hi"}])
+        prompt = "<|user|>Hi<|end|><|assistant|>it's\n{{ short }}:"
+        assert each.tokenizer.decode(ids) == prompt
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
+    tokenizer = ModelFiles(_saved(tmp_path, pad_token=None)).chat_format().tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_the_ends_of_the_generation_config_count(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "tiny")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert ModelFiles(str(folder)).chat_format().end_ids == {1, 7, 9}
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 8}))
+    assert ModelFiles(str(folder)).chat_format().end_ids == {1, 8}
+
+
+def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
+    import torch
+
+    folder = make_tiny_model(tmp_path / "tiny")
+    model = _opened(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match="safetensors"):
+        _opened(folder)
+
+
+def _with_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Return the model of ``folder``, its weights changed."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_pretrained_student_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    def drop(weights: dict[str, Any]) -> None:
+        for name in ("down", "gate", "up"):
+            del weights[f"model.layers.1.mlp.{name}_proj.weight"]
+
+    folder = _with_weights(make_tiny_model(tmp_path / "tiny"), drop)
+    with pytest.raises(RecipeError) as caught:
+        _opened(folder)
+    assert str(caught.value) == (
+        f"model {str(folder)!r} lacks 3 weights, such as 'model.layers.1.mlp.down_proj.weight', or "
+        "has them in another shape; they would be random. Name a complete causal language model."
+    )
+
+
+def test_a_pretrained_student_with_weights_of_another_shape_is_refused(tmp_path: Path) -> None:
+    def cut(weights: dict[str, Any]) -> None:
+        weights["lm_head.weight"] = weights["lm_head.weight"][:10].clone()
+
+    folder = _with_weights(make_tiny_model(tmp_path / "tiny"), cut)
+    with pytest.raises(RecipeError, match=r"lacks 1 weights, such as 'lm_head\.weight', or has"):
+        _opened(folder)
+
+
+def test_an_output_layer_that_is_the_input_embedding_is_not_missing(tmp_path: Path) -> None:
+    import torch
+
+    folder = make_tiny_model(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    model = _opened(_with_weights(folder, lambda weights: weights.pop("lm_head.weight")))
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+
+
+def test_a_model_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        ModelFiles("nobody/nothing").chat_format()  # tests are offline
+    assert str(caught.value).startswith("the tokenizer of 'nobody/nothing' cannot be loaded: ")
+    assert "Check your internet connection" in str(caught.value)
+    assert str(caught.value).endswith("or a hub id with its revision.")
+    folder = make_tiny_model(tmp_path / "tiny")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(RecipeError, match=r"^model '.*tiny' cannot be loaded: .* Name a folder"):
+        _opened(folder)
+
+
+def test_a_folder_of_the_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_tiny_model(tmp_path / "tiny")
+    assert _opened("~/tiny").config.vocab_size == 300
+
+
+def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "own"))
+    monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    folder = make_tiny_model(tmp_path / "tiny")
+    (folder / "own_tokenizer.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own_tokenizer.OwnTokenizer"]},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="trust_remote_code"):
+        ModelFiles(str(folder)).chat_format()
+    spec = PretrainedStudent(model=str(folder), revision="1" * 40, trust_remote_code=True)
+    assert type(ModelFiles.of(spec).chat_format().tokenizer).__name__ == "OwnTokenizer"
