@@ -134,8 +134,8 @@ PUBLISHED = {
     "qwen 3.5": TemplateShape(
         _LOOP + _TURN + "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
         "{% endif %}{{ m['content'] | trim }}<|im_end|>\n" + _END + "<|im_start|>assistant\n"
-        "<think>\n{% if enable_thinking is defined and not enable_thinking %}\n</think>\n\n"
-        "{% endif %}{% endif %}",
+        "<think>\n{% if enable_thinking is defined and not enable_thinking %}"
+        "{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
         end="<|im_end|>",
         pad="<|endoftext|>",
         others=_CHATML_TOKENS,
@@ -169,12 +169,13 @@ PUBLISHED = {
         target="\n</think>\n\nrefund<|end_of_sentence|>",
     ),
     "olmo 3 think": TemplateShape(
-        _LOOP + _TURN + "{{ m['content'] }}{% if loop.last %}{{ eos_token }}{% else %}<|im_end|>\n"
-        "{% endif %}" + _END + "<|im_start|>assistant\n<think>{% endif %}",
-        end="<|im_end|>",
+        _LOOP
+        + _TURN
+        + "{{ m['content'] }}{% if m['role'] == 'assistant' and loop.last %}{{ eos_token }}"
+        "{% else %}<|im_end|>\n{% endif %}" + _END + "<|im_start|>assistant\n<think>{% endif %}",
+        end="<|endoftext|>",
         pad="<|pad|>",
-        others=_CHATML_TOKENS,
-        eos="<|endoftext|>",
+        others=("<|im_start|>", "<|im_end|>"),
         prompt_end="<|im_start|>assistant\n<think>",
         target="</think>\n\nrefund<|endoftext|>",
     ),

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from distillery.storage.store import RowWriter
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 _HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alone
 

@@ -65,7 +65,7 @@ class ModelFiles:
         with self._told("the tokenizer of") as place:
             tokenizer = AutoTokenizer.from_pretrained(place, **self._shared)
         if self.chat_template is not None:
-            tokenizer.chat_template = _read_template(self.chat_template)
+            tokenizer.chat_template = read_template(self.chat_template)
         if not tokenizer.chat_template:
             raise RecipeError(
                 f"the tokenizer of {self.model!r} has no chat template, so messages cannot become "
@@ -122,7 +122,8 @@ class ModelFiles:
 
         with self._told("model") as place:
             for file in ("generation_config.json", "config.json"):
-                with contextlib.suppress(OSError):
+                # TypeError: what transformers makes of a folder without a config.json.
+                with contextlib.suppress(OSError, TypeError):
                     return GenerationConfig.from_pretrained(place, file, revision=self.revision)
         return None
 
@@ -141,7 +142,12 @@ class ModelFiles:
             ) from error
 
 
-def _read_template(file: str) -> str:
+def read_template(file: str) -> str:
+    """Return the chat template in ``file``.
+
+    Raises:
+        RecipeError: It cannot be read.
+    """
     try:
         return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

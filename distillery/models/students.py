@@ -5,6 +5,7 @@ from typing import Any
 
 from distillery.models.chat_format import ChatFormat
 from distillery.models.loading import ModelFiles, quiet_transformers
+from distillery.models.vocabulary import vocabulary_size
 from schemas.errors import TrainingError
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 
@@ -91,7 +92,7 @@ def _new_llama(spec: FromScratchStudent, tokenizer: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
         num_hidden_layers=spec.num_layers,

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from distillery.models.hardware import cpu_threads
-from distillery.storage.fingerprint import model_identity, tokenizer_identity
+from distillery.models.loading import read_template
+from distillery.storage.fingerprint import model_identity, sha256, tokenizer_identity
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.teacher import teacher_identity
@@ -16,7 +17,7 @@ from schemas.student import PretrainedStudent, StudentSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 
 
 def training_stage(
@@ -46,12 +47,14 @@ def training_stage(
     spec: dict[str, Any] = {"training": training, "student": student}
     if isinstance(student, PretrainedStudent):
         inputs["student"] = model_identity(student.model, student.revision, role="student")
-        spec["student"] = {"dtype": student.dtype}
+        spec["student"] = student.model_dump(include={"dtype", "chat_template_kwargs"})
     elif student.tokenizer is not None:
         inputs["tokenizer"] = tokenizer_identity(student.tokenizer)
         spec["student"] = student.model_copy(update={"tokenizer": None})
     else:
         inputs["prompts"] = prompts.fingerprint
+    if student.chat_template is not None:
+        inputs["chat_template"] = sha256(read_template(student.chat_template))
     return Stage(name, _LOGIC_VERSION, inputs=inputs, spec=spec)
 
 

@@ -1,0 +1,139 @@
+"""Before anything is spent: whether the models of a recipe can be used, with its prompts."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from distillery.data.chat import Message, load_messages
+from distillery.models.chat_format import ChatFormat
+from distillery.models.hardware import resolve_device
+from distillery.models.loading import ModelFiles
+from distillery.models.vocabulary import known_vocabulary
+from distillery.storage.store import Store
+from schemas.data import DataSpec
+from schemas.errors import DistilleryError, RecipeError
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.refs import DatasetRef
+from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.training import TrainingSpec
+
+_RESPONSE = "Forty-two."
+_ROWS_PER_SHAPE = 20
+
+
+class _Reader(NamedTuple):
+    """A model that reads the prompts of a recipe."""
+
+    role: str
+    files: ModelFiles
+    learns: bool
+    """Whether responses are rendered with its template too."""
+
+    is_new: bool = False
+    """Whether only its tokenizer exists."""
+
+    device: str | None = None
+    """Where it runs, if the recipe says so."""
+
+
+def _readers(
+    student: StudentSpec | None, teacher: TeacherSpec | None, training: TrainingSpec | None
+) -> Iterator[_Reader]:
+    """Yield the models whose files are here; a new student with a new tokenizer has none yet."""
+    if isinstance(student, PretrainedStudent) or (student and student.tokenizer is not None):
+        is_new = isinstance(student, FromScratchStudent)
+        yield _Reader("student", ModelFiles.of(student), learns=True, is_new=is_new)
+    if teacher is not None and not isinstance(teacher, OpenAITeacher):
+        scores = training is not None and training.objective == "soft_targets"
+        yield _Reader("teacher", ModelFiles.of(teacher), learns=scores, device=teacher.device)
+
+
+def check_models(
+    student: StudentSpec | None,
+    teacher: TeacherSpec | None,
+    data: DataSpec,
+    execution: ExecutionSpec,
+    training: TrainingSpec | None = None,
+) -> list[str]:
+    """Return what is wrong with the models, one line each; of them, only small files are opened.
+
+    That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
+    the recipe makes them, responses that do not end or do not come back, a vocabulary larger than
+    the embedding, a device that is not there.
+
+    Args:
+        student: Who learns. None: nobody does.
+        teacher: Who answers. One behind an endpoint has no files here.
+        data: Decides whether there is a system turn.
+        execution: A device is looked for only where stages run in this process.
+        training: Decides whether the teacher renders responses too, to score them.
+    """
+    problems: list[str] = []
+    for reader in _readers(student, teacher, training):
+        try:
+            _check_files(reader, data)
+            if reader.device is not None and execution.mode == "inline":
+                resolve_device(reader.device)
+        except DistilleryError as error:
+            problems.append(str(error))
+    return problems
+
+
+def check_prompts(
+    prompts: DatasetRef,
+    student: StudentSpec | None,
+    teacher: TeacherSpec | None,
+    store: StoreSpec,
+    training: TrainingSpec | None = None,
+) -> None:
+    """Return when the models can read the prompts; after loading, before the first request.
+
+    Of each sequence of roles the first rows are rendered.
+
+    Args:
+        prompts: A PromptFrame.
+        student: Who learns; also from gold rows. None: nobody does.
+        teacher: Who answers.
+        store: Where the prompts are.
+        training: Decides whether the teacher renders responses too, to score them.
+
+    Raises:
+        RecipeError: The first row that a model cannot read, by its `prompt_id`.
+    """
+    readers = [
+        (reader, reader.files.chat_format()) for reader in _readers(student, teacher, training)
+    ]
+    seen: dict[tuple[str, ...], int] = {}
+    for batch in Store(store.root).batches(prompts) if readers else ():
+        for row in batch.select(["prompt_id", "split", "messages"]).to_pylist():
+            messages = load_messages(row["messages"])
+            roles = tuple(message["role"] for message in messages)
+            seen[roles] = seen.get(roles, 0) + 1
+            if seen[roles] > _ROWS_PER_SHAPE:
+                continue
+            for reader, chat_format in readers:
+                try:
+                    _render(chat_format, messages, learns=reader.learns)
+                except DistilleryError as error:
+                    raise RecipeError(
+                        f"the {reader.role} cannot read row {row['prompt_id']!r} (split "
+                        f"{row['split']!r}): {error}"
+                    ) from error
+
+
+def _check_files(reader: _Reader, data: DataSpec) -> None:
+    chat_format = reader.files.chat_format()
+    turns = [Message(role="user", content="What is six times seven?")]
+    if data.system_prompt is not None:
+        turns.insert(0, Message(role="system", content=data.system_prompt))
+    _render(chat_format, turns, learns=reader.learns)
+    if not reader.is_new:
+        size = reader.files.config().vocab_size
+        known_vocabulary(chat_format.tokenizer, size, role=reader.role)
+
+
+def _render(chat_format: ChatFormat, messages: list[Message], *, learns: bool) -> None:
+    if learns:
+        chat_format.row(messages, _RESPONSE)
+    else:
+        chat_format.prompt_ids(messages)

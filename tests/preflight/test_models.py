@@ -1,0 +1,158 @@
+"""What a recipe's models cannot do is told before anything is spent."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from distillery.data.chat import Message, content_hash, dump_messages
+from distillery.preflight.models import check_models, check_prompts
+from distillery.storage.store import Store
+from schemas.data import DataSpec
+from schemas.errors import RecipeError
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.frames import PromptFrame, arrow_schema
+from schemas.refs import DatasetRef
+from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.teacher import OpenAITeacher, TransformersTeacher
+from tests.fixtures_models import make_tiny_model
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+DATA, WITH_SYSTEM = DataSpec(), DataSpec(system_prompt="Be brief.")
+HERE, ELSEWHERE = ExecutionSpec(), ExecutionSpec(mode="deployment")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny, tmp_path / "model")
+
+
+def _change(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _alternating(folder: Path) -> Path:
+    (folder / "chat_template.jinja").write_text(ALTERNATING)
+    return folder
+
+
+def _both(folder: Path) -> tuple[PretrainedStudent, TransformersTeacher]:
+    model = str(folder)
+    return PretrainedStudent(model=model), TransformersTeacher(model=model, device="cpu")
+
+
+def test_models_that_can_be_used_have_no_problem(tiny: Path) -> None:
+    assert check_models(*_both(tiny), WITH_SYSTEM, HERE) == []
+    served = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1")
+    scratch = FromScratchStudent(num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2)
+    assert check_models(scratch, served, DATA, HERE) == []
+    assert check_models(None, None, DATA, HERE) == []
+
+
+def test_a_missing_chat_template_is_told_of_student_and_teacher(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    problems = check_models(*_both(folder), DATA, HERE)
+    assert [f"{folder}' has no chat template" in problem for problem in problems] == [True, True]
+    scratch = FromScratchStudent(
+        num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2, tokenizer=str(folder)
+    )
+    assert len(check_models(scratch, None, DATA, HERE)) == 1
+
+
+def test_a_system_prompt_that_a_template_refuses_is_told(folder: Path) -> None:
+    models = _both(_alternating(folder))
+    assert check_models(*models, DATA, HERE) == []
+    problems = check_models(*models, WITH_SYSTEM, HERE)
+    told = "cannot render turns of ['system', 'user']: roles must alternate."
+    assert [told in problem for problem in problems] == [True, True]
+
+
+def test_a_response_without_an_end_is_told_of_who_renders_responses(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    )
+    problems = check_models(*_both(folder), DATA, HERE)
+    assert len(problems) == 1  # the teacher only generates
+    assert "ends a response without any of '<|end|>'" in problems[0]
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_told(folder: Path) -> None:
+    _change(folder / "config.json", vocab_size=299)
+    problems = check_models(*_both(folder), DATA, HERE)
+    assert problems[0].startswith(
+        "the student knows 299 tokens, but its tokenizer has 300, such as"
+    )
+    assert problems[1].startswith("the teacher knows 299 tokens")
+
+
+def test_a_special_token_of_others_may_lie_beyond_the_embedding(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    assert len(tokenizer) == 301
+    assert check_models(*_both(folder), DATA, HERE) == []
+
+
+def test_a_device_is_looked_for_where_the_stage_runs(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    teacher = TransformersTeacher(model=str(tiny), device="cuda")
+    problems = check_models(None, teacher, DATA, HERE)
+    assert problems == [
+        "device 'cuda' asked for, but torch sees 0 GPUs here. Set device to auto or cpu, or run "
+        "where a GPU is."
+    ]
+    assert check_models(None, teacher, DATA, ELSEWHERE) == []
+
+
+USER = Message(role="user", content="Hi")
+ROWS = [[USER], [USER, Message(role="assistant", content="Yes?"), USER]]
+ODD = [Message(role="system", content="Be brief."), USER]
+
+
+def _prompts(root: Path, conversations: list[list[Message]]) -> tuple[DatasetRef, StoreSpec]:
+    frame = pd.DataFrame(
+        {
+            "prompt_id": [f"row-{n}" for n in range(len(conversations))],
+            "split": "train",
+            "messages": [dump_messages(messages) for messages in conversations],
+            "reference": pd.array([None] * len(conversations), dtype="str"),
+            "content_hash": [content_hash(messages) for messages in conversations],
+            "source_row": range(1, len(conversations) + 1),
+        }
+    )
+    store = StoreSpec(root=str(root / "store"))
+    batches = pa.Table.from_pandas(frame, arrow_schema(PromptFrame)).to_batches()
+    schema = arrow_schema(PromptFrame)
+    return Store(store.root).write_rows("prompts", batches, schema, fingerprint="0"), store
+
+
+def test_the_first_row_that_a_model_cannot_read_is_named(folder: Path, tmp_path: Path) -> None:
+    student, teacher = _both(_alternating(folder))
+    prompts, store = _prompts(tmp_path, ROWS * 30)
+    check_prompts(prompts, student, teacher, store)
+    prompts, store = _prompts(tmp_path / "odd", [*ROWS * 30, ODD])
+    with pytest.raises(RecipeError) as caught:
+        check_prompts(prompts, student, None, store)
+    assert str(caught.value).startswith(
+        "the student cannot read row 'row-60' (split 'train'): the chat template of "
+    )
+    with pytest.raises(RecipeError, match=r"^the teacher cannot read row 'row-60'"):
+        check_prompts(prompts, None, teacher, store)
