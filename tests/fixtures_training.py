@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from distillery.data.chat import content_hash, dump_messages
-from distillery.models.local import LocalModel
 from distillery.models.chat_format import IGNORED, ChatFormat
+from distillery.models.local import LocalModel
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store

@@ -17,9 +17,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 
+from distillery.models.chat_format import IGNORED
 from distillery.models.head import Head
 from distillery.models.output_layer import SplitModel
-from distillery.models.chat_format import IGNORED
 from distillery.objectives.batch_loss import BatchLoss
 from distillery.objectives.losses import default_chunk_tokens, response_losses
 from distillery.training.adapters import held_dtype, with_adapters
