@@ -23,7 +23,7 @@ from distillery.objectives.soft import score_soft_targets
 from distillery.storage.export import export_model
 from distillery.storage.stage import StageResult, find_stage
 from distillery.storage.store import Store
-from distillery.task_types.classification import score_answer
+from distillery.task_types import task_type
 from distillery.teacher.generation import (
     collect_responses,
     generate_chunk,
@@ -155,10 +155,9 @@ class School:
 
     def _share_right(self, answers: Sequence[Answer], references: Sequence[str]) -> float:
         """Return the share of answers that equal their references, as an evaluation judges it."""
+        kind = task_type(self._recipe.task)
         scores = [
-            score_answer(
-                self._recipe.task, answer.text, right, truncated=answer.finish_reason == "length"
-            )
+            kind.score(answer.text, right, truncated=answer.finish_reason == "length")["accuracy"]
             for answer, right in zip(answers, references, strict=True)
         ]
         return statistics.mean(score for score in scores if score is not None)

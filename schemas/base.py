@@ -1,9 +1,11 @@
 """What every section of a recipe shares: frozen, documented, and strict about unknown keys."""
 
 import difflib
-from typing import Any, Self
+import re
+from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -76,6 +78,18 @@ def _same_error(item: Any) -> InitErrorDetails:
         loc=item["loc"],
         input=item["input"],
     )
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}. Correct it.") from None
+    return pattern
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
+"""Text that Python's `re` can compile."""
 
 
 def unknown_key_message(key: str, known: list[str]) -> str:

@@ -1,12 +1,11 @@
 """Filters over teacher responses, and the closed list of reasons for dropping a row."""
 
-import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from schemas.base import Branch, Spec
+from schemas.base import Branch, RegularExpression, Spec
 
 
 class DropReason(StrEnum):
@@ -38,6 +37,13 @@ class DropReason(StrEnum):
     DUPLICATE = "duplicate"
 
 
+class RewriteReason(StrEnum):
+    """Why a response was rewritten. Closed, and counted like a drop."""
+
+    CANONICAL_LABEL = "canonical_label"
+    BARE_ANSWER = "bare_answer"
+
+
 class _Filter(Branch):
     """Keeps or drops a row."""
 
@@ -62,26 +68,14 @@ class RefusalFilter(_Filter):
     kind: Literal["refusal"] = "refusal"
     """Drop refusals."""
 
-    patterns: tuple[str, ...] = (
+    patterns: tuple[RegularExpression, ...] = (
         r"^(i'?m|i am) (sorry|unable|not able)\b",
         r"^(sorry|unfortunately|my apologies),? (but )?i (can ?not|can'?t|am unable|won'?t)\b",
         r"^i (can ?not|can'?t|won'?t|am not able to|am unable to) (help|assist|answer|comply|do)\b",
         r"^as an ai\b",
     )
     """Case-insensitive regular expressions searched in the stripped response. Anchored at its
-    start, where refusals stand; a customer's quoted apology further on is no refusal."""
-
-    @field_validator("patterns")
-    @classmethod
-    def _are_regular_expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"{pattern!r} is no regular expression: {error}. Correct it."
-                ) from None
-        return patterns
+    start, where refusals stand; a customer's quoted apology further on is not a refusal."""
 
 
 class LengthFilter(_Filter):
@@ -107,7 +101,10 @@ class LengthFilter(_Filter):
 
 
 class FormatFilter(_Filter):
-    """Drops responses that are not in `task.answer_format`."""
+    """Drops responses that are not in `task.answer_format`; of the others the bare answer is kept.
+
+    A label as the recipe has it, JSON without its fence.
+    """
 
     kind: Literal["format"] = "format"
     """Drop responses outside the task's answer format."""
@@ -146,11 +143,9 @@ Filter = Annotated[
 class FilterSpec(Spec):
     """What a response has to be to enter the training set."""
 
-    rules: tuple[Filter, ...] = Field(
-        (EmptyFilter(), TruncatedFilter(), RefusalFilter(), FormatFilter(), DuplicateFilter()),
-        title="Rules",
-    )
-    """Filters in order; the first that drops a row gives the reason."""
+    rules: tuple[Filter, ...] | None = Field(None, title="Rules")
+    """Filters in order; the first that drops a row gives the reason. None: those of the task's
+    type, mostly empty, truncated, refusal, format, duplicate."""
 
     min_keep_fraction: float = Field(0.5, ge=0, le=1)
     """Share of responses that has to be kept, or the training set is not released. Below a half

@@ -76,7 +76,10 @@ class TrainingFrame(_Frame):
 
 
 class RejectedFrame(_Frame):
-    """Responses that were dropped, each with the filter, the reason and what it saw."""
+    """Responses that were dropped, each with the filter, the reason and what it saw.
+
+    `score` is what the filter compared with its bound, null where it has none.
+    """
 
     prompt_id: Series[str]
     split: Series[str] = pa.Field(isin=("train", "validation"))
@@ -85,6 +88,7 @@ class RejectedFrame(_Frame):
     filter: Series[str]
     reason: Series[str] = pa.Field(isin=[reason.value for reason in DropReason])
     detail: Series[str]
+    score: Series[float] = pa.Field(nullable=True)
 
 
 class ScoreFrame(_Frame):

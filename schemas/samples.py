@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.base import Branch, Spec
+from schemas.base import Branch, RegularExpression, Spec
 
 
 class _Choice(Branch):
@@ -20,9 +20,10 @@ class MajorityChoice(_Choice):
     kind: Literal["majority"] = "majority"
     """Majority vote."""
 
-    answer: Literal["text", "number", "json"] = "text"
-    """What is compared: the whole text, without regard to case and white space; the number that it
-    answers with (in the last \\boxed{}, after ####, or the last of all); or its JSON value."""
+    answer: Literal["task", "number"] = "task"
+    """What is compared: the answer as the task's metrics read it (a label, a JSON value; without
+    an answer format the whole text, without regard to case), or the number that the text answers
+    with (in the last \\boxed{}, after ####, or the last of all)."""
 
 
 class LabelChoice(_Choice):
@@ -38,7 +39,7 @@ class RegexChoice(_Choice):
     kind: Literal["regex"] = "regex"
     """A regular expression."""
 
-    pattern: str
+    pattern: RegularExpression
     """Python regular expression; the whole stripped response has to match."""
 
 

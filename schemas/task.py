@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from schemas.base import Branch, Spec
+from schemas.base import Branch, RegularExpression, Spec
 
 
-class TaskType(StrEnum):
+class TaskKind(StrEnum):
     """Kinds of task. Each has its own metrics; see ``distillery.task_types``."""
 
     CLASSIFICATION = "classification"
@@ -39,7 +39,7 @@ class RegexFormat(_AnswerFormat):
     kind: Literal["regex"] = "regex"
     """A regular expression."""
 
-    pattern: str
+    pattern: RegularExpression
     """Python regular expression; the whole stripped answer has to match."""
 
 
@@ -63,7 +63,7 @@ class TaskSpec(Spec):
     """Short name: titles the report and names the published student. Artifact keys allow only
     lower-case letters, digits and dashes."""
 
-    type: TaskType = Field(title="Type")
+    type: TaskKind = Field(title="Type")
     """Kind of task; decides the metrics."""
 
     answer_format: AnswerFormat | None = Field(None, title="Answer format")

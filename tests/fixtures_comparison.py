@@ -19,10 +19,10 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, ScoreFrame, arrow_schema, check_frame
 from schemas.refs import DatasetRef
-from schemas.task import TaskSpec, TaskType
+from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import DeclaredModel
 
-TASK = TaskSpec(name="tickets", type=TaskType.CLASSIFICATION)
+TASK = TaskSpec(name="tickets", type=TaskKind.CLASSIFICATION)
 EVALUATION = EvaluationSpec(bootstrap_samples=200)
 STUDENT_FINGERPRINT = "5" * 64
 

@@ -11,7 +11,8 @@ from distillery.data.loading import is_set_aside
 from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import RowWriter, Store
-from distillery.task_types.answer_formats import check_answer_format, format_violation
+from distillery.task_types import TaskType, task_type
+from distillery.task_types.answer_formats import check_answer_format
 from schemas.data import DataSpec
 from schemas.errors import InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
@@ -27,7 +28,7 @@ from schemas.frames import (
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _BATCH_ROWS = 4096
 
 # One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
@@ -56,11 +57,13 @@ def validate_prompts(
             split has no valid row. The quarantine file stays in the store and is named.
     """
     check_answer_format(task)
+    kind = task_type(task, scored=False)
     stage = Stage(
         StageName.VALIDATE_PROMPTS,
         _LOGIC_VERSION,
         inputs={"loaded": loaded.fingerprint},
         spec={
+            "task_type": task.type,
             "answer_format": task.answer_format,
             "set_aside": data.validation is None,
             "validation_fraction": data.validation_fraction,
@@ -77,7 +80,7 @@ def validate_prompts(
             attempt.row_writer("quarantined", arrow_schema(QuarantineFrame)) as quarantined,
         ):
             for frame in _marked_rows(attempt, loaded, data):
-                valid, invalid = _split_rows(frame, task)
+                valid, invalid = _split_rows(frame, kind)
                 kept.update(valid["split"])
                 reasons.update(invalid["reason"])
                 _write(prompts, valid, PromptFrame)
@@ -100,12 +103,17 @@ def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterat
             yield batch.to_pandas()
 
 
-def _split_rows(frame: pd.DataFrame, task: TaskSpec) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the valid rows and the invalid ones; the latter with reason and detail."""
-    found = [_violation(row, task) for row in frame.to_dict("records")]
+def _split_rows(frame: pd.DataFrame, kind: TaskType) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the valid rows and the invalid ones; the latter with reason and detail.
+
+    References of valid rows are written as the task has its answers: a label as in the recipe.
+    """
+    found = [_violation(row, kind) for row in frame.to_dict("records")]
     frame["reason"] = pd.array([f[0].value if f else None for f in found], dtype="str")
     frame["detail"] = pd.array([f[1] if f else None for f in found], dtype="str")
     is_valid = frame["reason"].isna()
+    answers = frame.loc[is_valid, "reference"].dropna().map(kind.parse).dropna()
+    frame.loc[answers.index, "reference"] = [answer.text for answer in answers]
     prompt_columns = list(PromptFrame.to_schema().columns)
     quarantine_columns = list(QuarantineFrame.to_schema().columns)
     return (
@@ -122,7 +130,7 @@ def _gold_rows(valid: pd.DataFrame, data: DataSpec) -> pd.DataFrame:
     return gold.rename(columns={"reference": "response"})[list(TrainingFrame.to_schema().columns)]
 
 
-def _violation(row: dict[Hashable, Any], task: TaskSpec) -> tuple[DropReason, str] | None:
+def _violation(row: dict[Hashable, Any], kind: TaskType) -> tuple[DropReason, str] | None:
     """Return why a loaded row cannot be used, or None. The first reason counts."""
     if isinstance(row["reason"], str):
         return DropReason(row["reason"]), row["detail"]
@@ -135,7 +143,7 @@ def _violation(row: dict[Hashable, Any], task: TaskSpec) -> tuple[DropReason, st
     if row["split"] in ("gold", "test"):
         if not isinstance(row["reference"], str) or not row["reference"].strip():
             return DropReason.MISSING_REFERENCE, "a labelled split needs a reference in every row"
-        if violation := format_violation(row["reference"], task):
+        if violation := kind.violation(row["reference"]):
             return DropReason.REFERENCE_NOT_IN_FORMAT, violation[1]
     return None
 

@@ -35,7 +35,7 @@ from distillery.models.hardware import (
 )
 from distillery.models.local import LocalModel
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
-from distillery.task_types.classification import refuse_unsupported_task, score_answer
+from distillery.task_types import task_type
 from distillery.teacher import ResponseSchema, make_request, teacher_identity
 from distillery.teacher.protocol import NO_TEXT
 from distillery.teacher.session import AskedFor, TeacherSession
@@ -147,7 +147,7 @@ def evaluate_models(
         StageError: There are no test rows.
         TeacherError: The endpoint left requests without an answer.
     """
-    refuse_unsupported_task(task)
+    task_type(task)
     stage = evaluation_stage(
         prompts,
         teacher=teacher,
@@ -367,8 +367,9 @@ def _score_frame(
     """Return a ScoreFrame; the score is null where there is no answer."""
     import pandas as pd
 
+    kind = task_type(task)
     scores = [
-        score_answer(task, scored.text, row["reference"], truncated=scored.truncated)
+        kind.score(scored.text, row["reference"], truncated=scored.truncated)[kind.primary.name]
         for row, scored in zip(rows, answers, strict=True)
     ]
     return pd.DataFrame(

@@ -1,60 +1,37 @@
-"""Filters over teacher responses: each dropped row has one reason and is kept."""
+"""The stage that filters teacher responses: dropped rows are kept, with filter and reason."""
 
-import re
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
+from distillery.filters import make_filters
+from distillery.filters.base import Drop, Rewrite, RowFilter, SetFilter
 from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
-from distillery.task_types.answer_formats import format_violation
+from distillery.storage.store import RowWriter
+from distillery.task_types import TaskType, task_type
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.filters import (
-    AgreementFilter,
-    DropReason,
-    DuplicateFilter,
-    EmptyFilter,
-    Filter,
-    FilterSpec,
-    FormatFilter,
-    LengthFilter,
-    RefusalFilter,
-    TruncatedFilter,
-)
-from schemas.frames import RejectedFrame, TrainingFrame, arrow_schema, check_frame
+from schemas.filters import FilterSpec
+from schemas.frames import RejectedFrame, ResponseFrame, TrainingFrame, arrow_schema, check_frame
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 _BATCH_ROWS = 4096
 
-_MARK_DUPLICATES = """
-    SELECT *,
-        row_number() OVER (
-            PARTITION BY split, state, messages, response, agreement IS NOT DISTINCT FROM 0
-            ORDER BY position
-        ) > 1 AS is_duplicate
-    FROM (SELECT *, row_number() OVER () AS position FROM responses)
+_NUMBER_ROWS = """
+    CREATE TABLE rows AS SELECT *, row_number() OVER () AS position FROM incoming
+"""
+_WITH_DROPS = """
+    SELECT rows.*, drops.position IS NOT NULL AS is_dropped, drops.detail, drops.score
+    FROM rows LEFT JOIN drops USING (position)
     ORDER BY position
 """
 
-Drop = tuple[DropReason, str]
-
-_UNUSABLE: dict[str, Drop] = {
-    "failed": (DropReason.TEACHER_FAILED, "the teacher could not answer this row"),
-    "refused": (DropReason.TEACHER_REFUSED, "the teacher declines this prompt for good"),
-    "malformed": (
-        DropReason.MALFORMED_RESPONSE,
-        "the response breaks the schema of task.answer_format",
-    ),
-}
-_NOT_VERIFIED = (
-    "teacher",
-    DropReason.NOT_VERIFIED.value,
-    "no sample of this prompt has what teacher.samples.choice asks for",
-)
+Rows = list[dict[str, Any]]
+Chosen = RowFilter[Any] | SetFilter[Any]
 
 
 def filter_responses(
@@ -66,110 +43,103 @@ def filter_responses(
 ) -> StageResult:
     """Return the responses that pass all filters as `kept`, the others as `rejected`.
 
-    Rows without a usable answer are rejected whatever the filters: those that the teacher failed
+    Rows without a usable response are rejected whatever the filters: those that the teacher failed
     at or refused, those that break the response schema, and those of which no sample passed its
-    verifier. Counts by reason are in the manifest's facts.
+    verifier. The facts count drops and rewrites by reason.
     """
+    kind = task_type(task)
+    rules = kind.default_rules if filters.rules is None else filters.rules
     stage = Stage(
         StageName.FILTER_RESPONSES,
         _LOGIC_VERSION,
         inputs={"responses": responses.fingerprint},
-        spec={"rules": filters.rules, "answer_format": task.answer_format},
+        spec={"rules": rules, "task_type": task.type, "answer_format": task.answer_format},
     )
 
     def work(attempt: Attempt) -> None:
-        reasons: Counter[str] = Counter()
         splits: Counter[str] = Counter()
         with (
             attempt.row_writer("kept", arrow_schema(TrainingFrame)) as kept,
             attempt.row_writer("rejected", arrow_schema(RejectedFrame)) as rejected,
-            querying(responses=attempt.store.dataset(responses)) as sql,
         ):
-            for batch in sql.sql(_MARK_DUPLICATES).to_arrow_reader(_BATCH_ROWS):
-                passed, dropped = apply_filters(batch.to_pandas(), task, filters.rules)
-                splits.update(passed["split"])
-                reasons.update(dropped["reason"])
-                for writer, frame, contract in (
-                    (kept, passed, TrainingFrame),
-                    (rejected, dropped, RejectedFrame),
-                ):
-                    if len(frame):
-                        writer.write(check_frame(frame, contract))
+            filtering = _Filtering(kind, rejected)
+            rows: Iterable[Rows] = (
+                batch.to_pylist()
+                for batch in attempt.store.batches(responses, batch_rows=_BATCH_ROWS)
+            )
+            for name, chosen in make_filters(rules):
+                rows = filtering.passing(name, chosen, rows)
+            for batch in rows:
+                splits.update(row["split"] for row in batch)
+                _write(kept, batch, TrainingFrame)
         attempt.counts |= {
             "responses": responses.num_rows,
             "kept_train": splits["train"],
             "kept_validation": splits["validation"],
-            "rejected": reasons.total(),
+            "rejected": filtering.drops.total(),
         }
-        attempt.facts["reasons"] = dict(reasons.most_common())
+        attempt.facts["reasons"] = dict(filtering.drops.most_common())
+        attempt.facts["rewrites"] = dict(filtering.rewrites.most_common())
 
     return run_stage(stage, store, execution, work)
 
 
-def apply_filters(
-    frame: pd.DataFrame, task: TaskSpec, rules: tuple[Filter, ...]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows that pass as a TrainingFrame, and the others as a RejectedFrame.
+class _Filtering:
+    """Passes rows on from filter to filter, batch by batch, and counts what happens to them."""
 
-    Args:
-        frame: A ResponseFrame with one column more, `is_duplicate`.
-        task: Its answer format is what the filter `format` asks for.
-        rules: Filters in order; the first that drops a row names its reason.
-    """
-    found = [_first_drop(row, task, rules) for row in frame.to_dict("records")]
-    is_kept = pd.Series([drop is None for drop in found], index=frame.index, dtype=bool)
-    drops = [drop for drop in found if drop is not None]
-    kept = frame.loc[is_kept, list(TrainingFrame.to_schema().columns)].reset_index(drop=True)
-    columns = ["prompt_id", "split", "messages", "response"]
-    rejected = frame.loc[~is_kept, columns].reset_index(drop=True)
-    for position, name in enumerate(("filter", "reason", "detail")):
-        rejected[name] = pd.array([drop[position] for drop in drops], dtype="str")
-    return kept, rejected
+    def __init__(self, task: TaskType, rejected: RowWriter) -> None:
+        self._task = task
+        self._rejected = rejected
+        self.drops: Counter[str] = Counter()
+        self.rewrites: Counter[str] = Counter()
+
+    def passing(self, name: str, chosen: Chosen, rows: Iterable[Rows]) -> Iterator[Rows]:
+        """Return the rows that a filter keeps, some of them with another response."""
+        assert chosen.when == "after_teacher", f"{name!r} belongs before the teacher"
+        if isinstance(chosen, RowFilter):
+            return self._row_by_row(name, chosen, rows)
+        return self._together(name, chosen, rows)
+
+    def _row_by_row(
+        self, name: str, chosen: RowFilter[Any], rows: Iterable[Rows]
+    ) -> Iterator[Rows]:
+        for batch in rows:
+            kept, dropped = [], []
+            for row in batch:
+                match chosen.row(row, self._task):
+                    case Drop(reason, detail, score):
+                        named = {"reason": reason, "detail": detail, "score": score}
+                        dropped.append(row | named)
+                    case Rewrite(response, reason):
+                        self.rewrites[reason.value] += 1
+                        kept.append(row | {"response": response})
+                    case None:
+                        kept.append(row)
+            self._reject(name, dropped)
+            yield kept
+
+    def _together(self, name: str, chosen: SetFilter[Any], rows: Iterable[Rows]) -> Iterator[Rows]:
+        schema = arrow_schema(ResponseFrame)
+        arrow = (pa.RecordBatch.from_pylist(batch, schema) for batch in rows)
+        with querying(incoming=pa.RecordBatchReader.from_batches(schema, arrow)) as sql:
+            sql.execute(
+                "CREATE TABLE rows AS SELECT *, row_number() OVER () position FROM incoming"
+            )
+            sql.register("drops", chosen.rows(sql))
+            for read in sql.sql(_WITH_DROPS).to_arrow_reader(_BATCH_ROWS):
+                batch = read.to_pylist()
+                named = {"reason": chosen.reason}
+                self._reject(name, [row | named for row in batch if row["is_dropped"]])
+                yield [row for row in batch if not row["is_dropped"]]
+
+    def _reject(self, name: str, dropped: Rows) -> None:
+        self.drops.update(row["reason"].value for row in dropped)
+        rows = [row | {"filter": name, "reason": row["reason"].value} for row in dropped]
+        _write(self._rejected, rows, RejectedFrame)
 
 
-def _first_drop(
-    row: dict[Hashable, Any], task: TaskSpec, rules: tuple[Filter, ...]
-) -> tuple[str, str, str] | None:
-    """Return filter, reason and detail of the first rule that drops ``row``, or None."""
-    if drop := _UNUSABLE.get(row["state"]):
-        return "teacher", drop[0].value, drop[1]
-    if row["state"] == "ok" and row["agreement"] == 0:
-        return _NOT_VERIFIED
-    for rule in rules:
-        if drop := _drop(row, task, rule):
-            return rule.kind, drop[0].value, drop[1]
-    if not row["response"].strip():
-        # A response without a token to learn from can never enter the training set.
-        return "empty", DropReason.EMPTY.value, "the response has no text"
-    if row["agreement"] == 0:  # truncated: the filter of that name would have said so better
-        return _NOT_VERIFIED
-    return None
-
-
-def _drop(row: dict[Hashable, Any], task: TaskSpec, rule: Filter) -> Drop | None:
-    """Return why ``rule`` drops ``row``, or None."""
-    text: str = row["response"].strip()
-    match rule:
-        case EmptyFilter():
-            return (DropReason.EMPTY, "the response has no text") if not text else None
-        case TruncatedFilter():
-            if row["state"] == "truncated":
-                return DropReason.TRUNCATED, f"cut after {row['completion_tokens']} tokens"
-        case RefusalFilter(patterns=patterns):
-            for pattern in patterns:
-                if match := re.search(pattern, text, re.IGNORECASE):
-                    return DropReason.REFUSAL, f"{match.group()!r:.80} matches {pattern!r}"
-        case LengthFilter(min_chars=shortest, max_chars=longest):
-            if len(text) < shortest:
-                return DropReason.TOO_SHORT, f"{len(text)} characters, below {shortest}"
-            if len(text) > longest:
-                return DropReason.TOO_LONG, f"{len(text)} characters, above {longest}"
-        case FormatFilter():
-            return format_violation(text, task)
-        case DuplicateFilter():
-            if row["is_duplicate"]:
-                return DropReason.DUPLICATE, "the same prompt with the same response came before"
-        case AgreementFilter(min_agreement=lowest):
-            if row["agreement"] < lowest:  # null compares as false: one sample alone passes
-                return DropReason.LOW_AGREEMENT, f"agreement {row['agreement']:.3g}, below {lowest}"
-    return None
+def _write(writer: RowWriter, rows: Rows, contract: Any) -> None:
+    if rows:
+        schema = arrow_schema(contract)
+        table = pa.Table.from_pylist(rows, schema)
+        writer.write(check_frame(table.to_pandas(), contract))

@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
+from distillery.task_types import task_type
 from distillery.task_types.answer_formats import check_answer_format
-from distillery.task_types.classification import refuse_unsupported_task
+from distillery.teacher.choice import check_samples
 from distillery.teacher.http.keys import read_key
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
@@ -44,8 +45,9 @@ def check_recipe(
         RecipeError: Each problem on its own line, with the one thing to do.
     """
     problems = _Problems()
-    problems.collect(refuse_unsupported_task, task)
+    problems.collect(task_type, task)
     problems.collect(check_answer_format, task)
+    problems.collect(check_samples, teacher, task)
     _check_teacher(problems, teacher)
     if isinstance(student, PretrainedStudent):
         problems.collect(model_identity, student.model, student.revision, role="student")
@@ -73,6 +75,7 @@ def check_generation_recipe(
     """
     problems = _Problems()
     problems.collect(check_answer_format, task)
+    problems.collect(check_samples, teacher, task)
     _check_teacher(problems, teacher)
     problems.lines += _missing_prompts(data) + _missing_references(data) + _unusable_ledger(store)
     problems.refuse()

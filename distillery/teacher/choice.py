@@ -2,13 +2,12 @@
 
 import dataclasses
 import re
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from distillery.storage.fingerprint import canonical_json
-from distillery.task_types.answer_formats import format_violation, parse_json
-from distillery.task_types.classification import normalise_label
+from distillery.task_types import TaskType, task_type
 from distillery.task_types.numbers import last_number, numbers_equal
+from distillery.task_types.thoughts import split_thoughts
 from schemas.errors import RecipeError
 from schemas.samples import (
     Choice,
@@ -58,7 +57,7 @@ def choose(
         responses: All samples that were asked for, by sample index; failed ones too, as they count
             in the agreement.
         choice: `teacher.samples.choice`.
-        task: Its answer format is what verifiers check.
+        task: Its type says what an answer is and when two are the same.
         reference: The prompt's right answer, where it has one.
 
     Raises:
@@ -76,133 +75,84 @@ def choose(
         raise ValueError("no response to choose from. Pass all samples of the prompt.")
     if len(responses) == 1:
         return Chosen(0, None)
-    good = [index for index, response in enumerate(responses) if response.state == "ok"]
+    kind = task_type(task, scored=False)
+    texts = {
+        index: split_thoughts(response.text)[1]
+        for index, response in enumerate(responses)
+        if response.state == "ok"
+    }
     if isinstance(choice, MajorityChoice):
-        answers = {index: _answer(responses[index].text, choice) for index in good}
-        borne_out = _most_common(answers)
+        borne_out = _most_common(texts, choice, kind)
     else:
-        borne_out = [i for i in good if _passes(responses[i].text, choice, task, reference)]
+        borne_out = [i for i, text in texts.items() if _passes(text, choice, kind, reference)]
     if not borne_out:
-        return Chosen(good[0] if good else 0, 0.0)
+        return Chosen(next(iter(texts), 0), 0.0)
     return Chosen(borne_out[0], len(borne_out) / len(responses))
 
 
-def _most_common(answers: dict[int, Hashable | None]) -> list[int]:
-    """Return the indices that share the most common answer; None is no answer.
-
-    >>> _most_common({0: "a", 1: "b", 3: None, 4: None, 5: "b"})
-    [1, 5]
-    """
-    votes = Counter(answer for answer in answers.values() if answer is not None)
-    if not votes:
-        return []
-    winner = max(votes, key=votes.__getitem__)  # of equals the first, as a dict keeps its order
-    return [index for index, answer in answers.items() if answer == winner]
-
-
-def _answer(text: str, choice: MajorityChoice) -> Hashable | None:
-    """Return what is compared of a response, equal for equal answers; None when it has none."""
-    match choice.answer:
-        case "text":
-            return " ".join(text.casefold().split()) or None
-        case "number":
-            return last_number(text)
-        case "json":
-            return _json_answer(text)
-
-
-def _json_answer(text: str) -> str | None:
-    """Return canonical JSON of the value; None when there is no value.
-
-    >>> _json_answer('{"b": 1.0, "a": true}') == _json_answer('{"a":true, "b":1}')
-    True
-    """
-    try:
-        return canonical_json(_plain_numbers(parse_json(text)))
-    except (ValueError, RecursionError):  # such as 1e999, which Python reads as infinite
-        return None
-
-
-def _plain_numbers(value: object) -> object:
-    """Return ``value`` with 1.0 as 1: JSON knows one kind of number."""
-    if isinstance(value, dict):
-        return {key: _plain_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_numbers(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _most_common(texts: dict[int, str], choice: MajorityChoice, kind: TaskType) -> list[int]:
+    """Return the indices of the texts that share the most common answer; no answer is no vote."""
+    by_number = choice.answer == "number"
+    parse: Callable[[str], Any] = last_number if by_number else kind.parse
+    same: Callable[[Any, Any], bool] = numbers_equal if by_number else kind.same
+    groups: list[tuple[Any, list[int]]] = []
+    for index, text in texts.items():
+        if (answer := parse(text)) is None:
+            continue
+        for first, indices in groups:
+            if same(answer, first):
+                indices.append(index)
+                break
+        else:
+            groups.append((answer, [index]))
+    return max((indices for _, indices in groups), key=len, default=[])  # of equals the first
 
 
 def _passes(
     text: str,
     choice: LabelChoice | RegexChoice | NumberChoice | JsonChoice,
-    task: TaskSpec,
+    kind: TaskType,
     reference: str | None,
 ) -> bool:
     """Return whether the verifier lets a response through."""
     match choice:
         case LabelChoice():
-            return _is_right_label(text, task, reference)
+            answer = kind.parse(text)
+            if answer is None or reference is None or not reference.strip():
+                return answer is not None
+            right = kind.parse(reference)
+            return right is not None and kind.same(answer, right)
         case RegexChoice(pattern=pattern):
             return re.fullmatch(pattern, text.strip()) is not None
         case NumberChoice(relative_tolerance=tolerance):
-            if reference is None:
-                return False
-            return numbers_equal(last_number(text), last_number(reference), tolerance)
+            right_number = last_number(reference) if reference is not None else None
+            return numbers_equal(last_number(text), right_number, tolerance)
         case JsonChoice():
-            return format_violation(text, task) is None
-
-
-def _is_right_label(text: str, task: TaskSpec, reference: str | None) -> bool:
-    """Return whether a response is a label, and the reference's where there is one.
-
-    The response has to be the label as it is written in the recipe, as the filter `format` asks
-    for; the reference is the user's, and counts as metrics read it.
-    """
-    if not isinstance(task.answer_format, LabelSet) or format_violation(text, task):
-        return False
-    if reference is None or not reference.strip():
-        return True
-    labels = task.answer_format.labels
-    if reference.strip() in labels:
-        return text.strip() == reference.strip()
-    alike = [label for label in labels if normalise_label(label) == normalise_label(reference)]
-    return alike == [text.strip()]
+            return kind.parse(text) is not None
 
 
 def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
     """Raise when `teacher.samples` asks for a choice that no response could pass.
 
     Raises:
-        RecipeError: The verifier needs an answer format that the task does not have, or its
-            regular expression is none.
+        RecipeError: The verifier needs an answer format that the task does not have.
 
     >>> from schemas.teacher import TransformersTeacher
     >>> check_samples(TransformersTeacher(model="m"), TaskSpec(name="t", type="math"))
     """
-    samples = teacher.samples
+    samples, found = teacher.samples, task.answer_format
     if samples.num_samples == 1:
         return  # nothing is chosen, so the choice is not read
     match samples.choice:
-        case LabelChoice() if not isinstance(task.answer_format, LabelSet):
-            _refuse("kind='label'", "labels", task)
-        case JsonChoice() if not isinstance(task.answer_format, JsonFormat):
-            _refuse("kind='json'", "json", task)
-        case MajorityChoice(answer="json") if not isinstance(task.answer_format, JsonFormat):
-            _refuse("answer='json'", "json", task)
-        case RegexChoice(pattern=pattern):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise RecipeError(
-                    f"teacher.samples.choice.pattern {pattern!r} is no regular expression: "
-                    f"{error}. Correct it."
-                ) from None
-
-
-def _refuse(asked: str, kind: str, task: TaskSpec) -> None:
-    """Raise the error for a choice that needs another answer format."""
-    found = "missing" if task.answer_format is None else f"of kind {task.answer_format.kind!r}"
+        case LabelChoice() if not isinstance(found, LabelSet):
+            wanted = "labels"
+        case JsonChoice() if not isinstance(found, JsonFormat):
+            wanted = "json"
+        case _:
+            return
+    is_found = "missing" if found is None else f"of kind {found.kind!r}"
     raise RecipeError(
-        f"teacher.samples.choice has {asked} but task.answer_format is {found}, so no response "
-        f"could be chosen. Set task.answer_format to kind {kind!r}, or choose otherwise."
+        f"teacher.samples.choice has kind={samples.choice.kind!r} but task.answer_format is "
+        f"{is_found}, so no response could be chosen. Set task.answer_format to kind {wanted!r}, "
+        "or choose otherwise."
     )

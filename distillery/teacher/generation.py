@@ -27,7 +27,7 @@ from schemas.teacher import TeacherSpec
 if TYPE_CHECKING:
     from distillery.ledger import Ledger, LedgerRow
 
-LOGIC_VERSION = 2
+LOGIC_VERSION = 3
 ANSWERED_SPLITS = ("train", "validation")
 
 _NAMED_PROMPTS = 5
@@ -57,7 +57,11 @@ def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) 
     """Return the stage that answers ``prompts``; where and how fast ``teacher`` runs is no part."""
     schema = ResponseSchema.of(teacher, task)
     samples = teacher.samples
-    choice = {"choice": samples.choice, "answer_format": task.answer_format}
+    choice = {
+        "choice": samples.choice,
+        "task_type": task.type,
+        "answer_format": task.answer_format,
+    }
     return Stage(
         name=StageName.GENERATE_RESPONSES,
         logic_version=LOGIC_VERSION,

@@ -1,6 +1,6 @@
 """Structured responses: what breaks a response schema, and how a teacher is asked to mend it."""
 
-from distillery.task_types.answer_formats import json_violation
+from distillery.task_types.answer_formats import Answer, read_json
 from distillery.teacher.protocol import Message, Request, ResponseSchema
 
 _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to fit beside it
@@ -9,13 +9,16 @@ _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to f
 def schema_violation(text: str, schema: ResponseSchema) -> str | None:
     """Return one sentence on what breaks ``schema`` in ``text``, or None when it satisfies it.
 
+    It is judged like everywhere else: thoughts and a Markdown fence around the value are no matter,
+    as the filters take them off.
+
     >>> schema = ResponseSchema('{"required":["label"],"type":"object"}', "validate")
     >>> schema_violation('{"label": "refund"}', schema)
     >>> schema_violation('{}', schema)
     "at $: 'label' is a required property"
     """
-    violation = json_violation(text, schema.json_schema)
-    return None if violation is None else violation[1]
+    found = read_json(text, schema.json_schema)
+    return None if isinstance(found, Answer) else found[1]
 
 
 def repair_messages(request: Request, text: str, violation: str) -> list[Message]:

@@ -14,14 +14,14 @@ from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import ScoreFrame, check_frame
 from schemas.refs import ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent
-from schemas.task import TaskSpec, TaskType
+from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from tests.fixtures_comparison import prompt_frame, seal_prompts
 from tests.fixtures_models import make_tiny_model
 from tests.stub_endpoint import Reply, StubEndpoint
 
 NUM_ROWS = 7
-TASK = TaskSpec(name="tickets", type=TaskType.CLASSIFICATION)
+TASK = TaskSpec(name="tickets", type=TaskKind.CLASSIFICATION)
 EVALUATION = EvaluationSpec(
     max_new_tokens=4,
     latency_rows=5,
@@ -249,7 +249,7 @@ def test_no_test_rows_is_an_error_not_an_empty_table(store: StoreSpec) -> None:
 
 def test_task_without_a_metric_is_refused_before_anyone_is_asked(store: StoreSpec) -> None:
     with StubEndpoint() as stub:
-        given = arguments(store, hosted(stub), task=TaskSpec(name="t", type=TaskType.QA))
+        given = arguments(store, hosted(stub), task=TaskSpec(name="t", type=TaskKind.QA))
         with pytest.raises(RecipeError, match="is not yet supported"):
             evaluate_models(**given)
     assert stub.num_requests == 0

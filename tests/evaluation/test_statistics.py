@@ -7,79 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from distillery.evaluation.statistics import difference_interval, mean_interval, ratio_interval
-from distillery.task_types.classification import refuse_unsupported_task, score_answer
-from schemas.errors import RecipeError
 from schemas.evaluation import EvaluationSpec
-from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec, TaskType
 
 EVALUATION = EvaluationSpec(bootstrap_samples=400)
-TICKETS = TaskSpec(
-    name="tickets", type=TaskType.CLASSIFICATION, answer_format=JsonFormat(json_schema={})
-)
-LABELS = TaskSpec(
-    name="labels", type=TaskType.CLASSIFICATION, answer_format=LabelSet(labels=("refund", "repair"))
-)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "score"),
-    [
-        ('{"a": 1, "b": 2}', '{"b":2,"a":1}', 1.0),
-        ('{"a": 1}', '{"a": 2}', 0.0),
-        ('{"a": 1', '{"a": 1}', 0.0),
-        ("", '{"a": 1}', 0.0),
-        ("1.0", "1", 1.0),
-        ("true", "1", 0.0),
-        ('{"a": [true, false]}', '{"a": [1, 0]}', 0.0),
-        ("[1, 2]", "[2, 1]", 0.0),
-        ("[" * 100_000, "[]", 0.0),
-    ],
-)
-def test_json_answers_are_compared_by_value(answer: str, reference: str, score: float) -> None:
-    assert score_answer(TICKETS, answer, reference) == score
-
-
-@pytest.mark.parametrize("answer", ["refund", " Refund.\n", '"refund"', "'REFUND'.", "`refund`"])
-def test_dress_of_a_label_does_not_matter(answer: str) -> None:
-    assert score_answer(LABELS, answer, "refund") == 1.0
-
-
-@pytest.mark.parametrize("answer", ["repair", "refund please", "", "."])
-def test_other_labels_and_more_words_are_wrong(answer: str) -> None:
-    assert score_answer(LABELS, answer, "refund") == 0.0
-
-
-def test_labels_that_differ_in_case_alone_are_kept_apart() -> None:
-    task = TaskSpec(
-        name="t", type=TaskType.CLASSIFICATION, answer_format=LabelSet(labels=("c", "C"))
-    )
-    assert score_answer(task, "C", "c") == 0.0
-    assert score_answer(task, "c ", "c") == 1.0
-
-
-def test_text_of_a_regular_expression_is_compared_as_it_is() -> None:
-    task = TaskSpec(
-        name="t", type=TaskType.CLASSIFICATION, answer_format=RegexFormat(pattern="[a-zA-Z]+")
-    )
-    assert score_answer(task, " ab\n", "ab") == 1.0
-    assert score_answer(task, "AB", "ab") == 0.0
-
-
-def test_truncated_answer_is_wrong_even_where_its_text_is_right() -> None:
-    assert score_answer(LABELS, "refund", "refund", truncated=True) == 0.0
-
-
-def test_answer_that_was_not_obtained_is_unscored() -> None:
-    assert score_answer(LABELS, None, "refund") is None
-
-
-@pytest.mark.parametrize("kind", [kind for kind in TaskType if kind != TaskType.CLASSIFICATION])
-def test_other_kinds_of_task_are_refused(kind: TaskType) -> None:
-    task = TaskSpec(name="t", type=kind)
-    with pytest.raises(RecipeError, match=f"task.type='{kind}' is not yet supported"):
-        refuse_unsupported_task(task)
-    with pytest.raises(RecipeError):
-        score_answer(task, "a", "a")
 
 
 def test_estimates_are_the_hand_computed_ones() -> None:

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from distillery.task_types.answer_formats import check_answer_format, format_violation
+from distillery.task_types import task_type
 from distillery.teacher.http.chat_api import request_json
 from distillery.teacher.protocol import Request, ResponseSchema, Sampling, make_request
 from distillery.teacher.repair import repair_messages, schema_violation
-from schemas.errors import RecipeError
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher
 
@@ -49,7 +48,15 @@ def test_the_teacher_gets_the_properties_in_the_recipes_order() -> None:
     assert len(hashes) == 2
 
 
-@pytest.mark.parametrize("text", ['{"label": "refund"}', ' {"label":"repair","lines":[1]}\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"label": "refund"}',
+        ' {"label":"repair","lines":[1]}\n',
+        '```json\n{"label": "refund"}\n```',  # nothing to pay a repair for
+        '<think>Money.</think>\n{"label": "refund"}',
+    ],
+)
 def test_a_response_that_keeps_its_schema_has_no_violation(text: str) -> None:
     assert schema_violation(text, _schema()) is None
 
@@ -63,8 +70,9 @@ def test_a_response_that_keeps_its_schema_has_no_violation(text: str) -> None:
         ("refund", "'refund' is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ('{"label": "refund"} Done.', "is not JSON: Extra data"),
         ('{"label": "refund"', "is not JSON: Expecting ',' delimiter"),
-        ('{"label": NaN}', "NaN is no JSON value"),
+        ('{"label": NaN}', "NaN is not a JSON value"),
         ("", "'' is not JSON"),
+        ('```json\n{"label": "else"}\n```', "at $.label: 'else' is not one of"),
     ],
 )
 def test_a_violation_names_the_place_and_what_is_wrong_there(text: str, violation: str) -> None:
@@ -73,7 +81,7 @@ def test_a_violation_names_the_place_and_what_is_wrong_there(text: str, violatio
 
 @pytest.mark.parametrize("text", ['{"label": "else"}', "x", "```\n{}\n```", '{"label":"refund"}'])
 def test_the_filter_and_the_teacher_judge_alike(text: str) -> None:
-    filtered = format_violation(text, _task(TICKET))
+    filtered = task_type(_task(TICKET), scored=False).violation(text)
     assert (filtered is None) == (schema_violation(text, _schema()) is None)
 
 
@@ -114,32 +122,3 @@ def test_a_repair_shows_the_conversation_the_response_and_what_is_wrong() -> Non
 def test_a_long_response_is_cut_before_it_is_sent_back() -> None:
     echoed = repair_messages(_request(_schema()), "x" * 1_000_000, "wrong")[2]["content"]
     assert echoed == "x" * 16_000
-
-
-@pytest.mark.parametrize(
-    ("schema", "named"),
-    [
-        ({"$ref": "https://example.com/ticket.json"}, "'https://example.com/ticket.json'"),
-        ({"items": {"properties": {"a": {"$ref": "#/$defs/missing"}}}}, "'#/$defs/missing'"),
-        ({"$id": "urn:x", "anyOf": [{"$ref": "#/$defs/gone"}]}, "'#/$defs/gone'"),
-    ],
-)
-def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(schema: Any, named: str) -> None:
-    with pytest.raises(RecipeError, match="which is not in it") as caught:
-        check_answer_format(_task(schema))
-    assert f"refers to {named}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"$defs": {"a": {"type": "string"}}, "properties": {"x": {"$ref": "#/$defs/a"}}},
-        {"$id": "https://x.example/y", "$defs": {"a": {}}, "items": {"$ref": "#/$defs/a"}},
-        {"$id": "https://x.example/y", "$defs": {"a": {"$id": "z"}}, "items": {"$ref": "z"}},
-        {"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"},
-        {"properties": {"$ref": {"type": "string"}}, "enum": [{"$ref": "no reference"}]},
-    ],
-)
-def test_a_schema_that_refers_to_itself_is_accepted_and_checks(schema: Any) -> None:
-    check_answer_format(_task(schema))
-    format_violation("[]", _task(schema))

@@ -1,0 +1,21 @@
+"""Responses that are not in `task.answer_format`, and the ones whose answer is dressed up."""
+
+from distillery.filters.base import Drop, Rewrite, Row, RowFilter
+from distillery.task_types import Answer, TaskType
+from schemas.filters import FormatFilter, RewriteReason
+from schemas.task import LabelSet
+
+
+class Format(RowFilter[FormatFilter]):
+    """Keeps the bare answer, so that the student learns one way of writing it."""
+
+    def row(self, row: Row, task: TaskType) -> Drop | Rewrite | None:
+        """Drop a response without an answer, rewrite one that is more than its answer."""
+        answer = task.read(row["response"])
+        if not isinstance(answer, Answer):
+            return Drop(*answer)
+        if answer.text == row["response"]:
+            return None
+        is_label = isinstance(task.task.answer_format, LabelSet)
+        reason = RewriteReason.CANONICAL_LABEL if is_label else RewriteReason.BARE_ANSWER
+        return Rewrite(answer.text, reason)

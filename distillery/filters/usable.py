@@ -1,0 +1,29 @@
+"""Rows to which the teacher has no usable response; always dropped, as the filter `teacher`."""
+
+from distillery.filters.base import Drop, Row, RowFilter
+from distillery.task_types import TaskType
+from schemas.filters import DropReason
+
+_UNUSABLE = {
+    "failed": Drop(DropReason.TEACHER_FAILED, "the teacher could not answer this row"),
+    "refused": Drop(DropReason.TEACHER_REFUSED, "the teacher declines this prompt for good"),
+    "malformed": Drop(
+        DropReason.MALFORMED_RESPONSE, "the response breaks the schema of task.answer_format"
+    ),
+}
+
+
+class Usable(RowFilter[None]):
+    """Drops what failed, was refused or is malformed, and what no sample bears out."""
+
+    def row(self, row: Row, task: TaskType) -> Drop | None:
+        """Return the state's drop, if it has one, or that of a choice that nothing passed."""
+        if row["agreement"] != 0 or row["state"] in _UNUSABLE:
+            return _UNUSABLE.get(row["state"])
+        if row["state"] == "truncated":  # raising max_new_tokens is what helps
+            return Drop(DropReason.TRUNCATED, f"cut after {row['completion_tokens']} tokens")
+        return Drop(
+            DropReason.NOT_VERIFIED,
+            "no sample of this prompt has what teacher.samples.choice asks for",
+            0.0,
+        )
