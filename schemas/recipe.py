@@ -243,7 +243,7 @@ def _locate(location: tuple[int | str, ...], kind: Any) -> tuple[str, Any, str]:
         field = _fields(kind).get(part) if isinstance(part, str) else None
         description = " ".join((field.description or "").split()) if field else ""
         if field or isinstance(part, int):
-            kind = field.annotation if field else next(iter(typing.get_args(kind)), None)
+            kind = field.annotation if field else next(iter(typing.get_args(options[0])), None)
         elif part != location[-1]:
             kind = None
     return ".".join(names) or "the recipe", kind, description

@@ -1,9 +1,9 @@
 """The task: what a prompt asks for and what a well-formed answer to it looks like."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from schemas.base import Branch, RegularExpression, Spec
 
@@ -31,6 +31,29 @@ class LabelSet(_AnswerFormat):
 
     labels: tuple[str, ...] = Field(min_length=2)
     """All labels. A reference outside them is quarantined, a response outside them dropped."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _are_text(cls, labels: Any) -> Any:
+        """Say once, and not per label, that YAML has read something else than text."""
+        if isinstance(labels, list | tuple):
+            others = [repr(label) for label in labels if not isinstance(label, str)]
+            if others:
+                raise ValueError(
+                    f"holds {', '.join(others):.80} instead of text: YAML reads yes, no, digits "
+                    "and dates as something else. Put every label in quotes."
+                )
+        return labels
+
+    @field_validator("labels")
+    @classmethod
+    def _differ(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for label in labels:
+            if not label.strip() or label != label.strip():
+                raise ValueError(f"{label!r} begins or ends with white space. Remove it.")
+            if labels.count(label) > 1:
+                raise ValueError(f"{label!r} is listed twice. Remove one.")
+        return labels
 
 
 class RegexFormat(_AnswerFormat):

@@ -42,7 +42,7 @@ def test_training_rows_that_cannot_be_used_are_put_aside(
     ("answer_format", "good", "answer", "reason"),
     [
         (LabelSet(labels=("yes", "no")), "yes", "maybe", "reference_not_in_format"),
-        (LabelSet(labels=("yes", "no")), " yes", "Yes", "reference_not_in_format"),
+        (LabelSet(labels=("yes", "no")), " yes", "yes or no", "reference_not_in_format"),
         (None, "x", "", "missing_reference"),
         (None, "x", None, "missing_reference"),
         (None, "x", " \n", "missing_reference"),
@@ -135,13 +135,24 @@ def test_a_split_of_which_nothing_is_left_is_refused(bench: Bench) -> None:
 
 
 def test_an_answer_format_that_cannot_be_used_is_refused(bench: Bench) -> None:
-    data = bench.data([{"text": "a"}])
-    for answer_format, match in (
-        (RegexFormat(pattern="("), "is no regular expression"),
-        (JsonFormat(json_schema={"type": "objct"}), "is no JSON schema: 'objct'"),
-    ):
-        with pytest.raises(RecipeError, match=match):
-            bench.run(data, QA.model_copy(update={"answer_format": answer_format}))
+    answer_format = JsonFormat(json_schema={"type": "objct"})
+    with pytest.raises(RecipeError, match="is not a JSON schema: 'objct'"):
+        bench.run(
+            bench.data([{"text": "a"}]), QA.model_copy(update={"answer_format": answer_format})
+        )
+
+
+def test_references_are_kept_as_the_recipe_writes_its_labels(bench: Bench) -> None:
+    gold: list[Row] = [{"text": str(n), "answer": "Yes."} for n in range(20)]
+    test: list[Row] = [{"text": "t", "answer": "**no**"}]
+    data = bench.data([{"text": "e"}], test, gold=bench.source("gold", gold, reference="answer"))
+    task = QA.model_copy(update={"answer_format": LabelSet(labels=("yes", "no"))})
+    result = bench.run(data, task)
+    references = {row["split"]: row["reference"] for row in bench.rows(result)}
+    assert references == {"train": None, "gold": "yes", "test": "no"} | {
+        split: None for split in references if split == "validation"
+    }
+    assert {row["response"] for row in bench.rows(result, "gold")} == {"yes"}
 
 
 def test_gold_rows_are_ready_to_learn_from(bench: Bench) -> None:

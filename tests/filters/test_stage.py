@@ -236,7 +236,7 @@ def test_a_response_frame_refuses_a_bad_row_with_its_column(change: Row) -> None
     import pandera.errors
 
     with pytest.raises(pandera.errors.SchemaErrors) as caught:
-        check_frame(pd.DataFrame([response_row() | change]), ResponseFrame)
+        check_frame(pd.DataFrame([response_row(agreement=0.5) | change]), ResponseFrame)
     assert list(change) == caught.value.failure_cases["column"].unique().tolist()
 
 
