@@ -224,8 +224,7 @@ class Channel:
         )
         latency_s = time.perf_counter() - start
         response = self._endpoint.without_key(read_reply(reply, request))
-        item.num_unexplained += response.finish_reason is None
-        self._oddities.check(response, num_unexplained=item.num_unexplained)
+        self._oddities.check(response)
         self._gate.note_answer(used_up_s(reply.headers))
         read, written = _tokens(response, request.num_chars)
         item.attempts.spend(read, written)
@@ -239,7 +238,9 @@ class Channel:
             self._answered = True
             for batch in list(self._queue.batches):
                 self._release_held(batch)
-        final = item.attempts.take(response)
+        item.num_unexplained += response.finish_reason is None
+        may_be_cut = self._oddities.may_be_cut(response, item.num_unexplained)
+        final = None if may_be_cut else item.attempts.take(response)
         if final is None:
             self._queue.put_first(item)
         else:

@@ -24,9 +24,9 @@ _GROWTH = 0.004  # of the learnt pace, times the square of the seconds since
 _FEW_PER_S = 5.0
 _BURST_S = 1.0
 # One 429 among many answers is about its own request; so many of the last ones are a limit.
-_RECENT = 20
-_LIMIT_FRACTION = 0.5
-_FEWEST_SHORT = 8
+_RECENT = 32
+_LIMIT_FRACTION = 0.75
+_FEWEST_RECENT = 16
 
 _MIN_LATENCIES = 48
 _LATENCIES = 512
@@ -112,8 +112,8 @@ class Pace:
     refused. Refusals count for half a request: an endpoint that refuses a part of all requests,
     however few there are, would else be followed down to nothing.
 
-    Until half of the last replies are 429s, each delays its own request alone: servers with many
-    workers, and gateways before several of them, refuse one now and then.
+    Until three in four of the last replies are 429s, each delays its own request alone: servers
+    with many workers, and gateways before several of them, refuse one now and then.
     """
 
     def __init__(self, told_per_s: float | None, now: float) -> None:
@@ -163,8 +163,11 @@ class Pace:
         """Note a 429 and return whether all have to wait; if not, it is about one request."""
         self._recent.append(True)
         is_hint = retry_after_s is not None and retry_after_s < _MIN_PAUSE_S
-        is_clear = sum(self._recent) >= _LIMIT_FRACTION * len(self._recent) and (
-            not is_hint or len(self._recent) >= _FEWEST_SHORT
+        num_refused, num_recent = sum(self._recent), len(self._recent)
+        is_clear = (
+            num_refused >= _LIMIT_FRACTION * num_recent
+            if num_recent >= _FEWEST_RECENT
+            else num_refused == num_recent and not is_hint
         )
         if not (self._marks or is_clear):
             return False

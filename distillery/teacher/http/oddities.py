@@ -3,7 +3,6 @@
 import logging
 
 from distillery.teacher.http.endpoint import Endpoint
-from distillery.teacher.http.replies import PassingFault
 from distillery.teacher.protocol import Response
 
 logger = logging.getLogger(__name__)
@@ -26,21 +25,39 @@ class Oddities:
         self.thoughts_only = 0
         """Responses so far that hold thoughts and no text, unless any had text."""
 
-    def check(self, response: Response, *, num_unexplained: int) -> None:
-        """Return when ``response`` can be taken as it is.
-
-        Args:
-            response: What has arrived.
-            num_unexplained: How many responses to this request came without a finish_reason.
+    def check(self, response: Response) -> None:
+        """Return when there is nothing to say of ``response``, or it is said.
 
         Raises:
-            PassingFault: It may be cut off, and another may not be.
             TeacherError: The endpoint thinks, and never comes to a response.
         """
         self._check_model(response.model_reported)
         self._check_thoughts(response)
-        if response.text:
-            self._check_end(response, num_unexplained)
+
+    def may_be_cut(self, response: Response, num_unexplained: int) -> bool:
+        """Return whether ``response`` has to be asked for again, as nothing says that it is whole.
+
+        Args:
+            response: What has arrived.
+            num_unexplained: How many responses to this request came without a finish_reason.
+        """
+        if response.finish_reason is not None:
+            self._explains = True
+            return False
+        if not response.text or self._never_explains:
+            return False
+        if not self._warned_of_ends:
+            self._warned_of_ends = True
+            logger.warning(
+                "endpoint '%s' gave a response without a finish_reason, so it may be cut off; such "
+                "a request is asked again, up to %d times in all",
+                self._endpoint,
+                _MOST_UNEXPLAINED,
+            )
+        if num_unexplained < _MOST_UNEXPLAINED:
+            return True
+        self._never_explains = not self._explains
+        return False
 
     def _check_model(self, model: str | None) -> None:
         asked = self._endpoint.spec.model
@@ -64,21 +81,3 @@ class Oddities:
         self.thoughts_only += 1
         if self.thoughts_only >= _MOST_THOUGHTS_ONLY:
             raise self._endpoint.only_thinks(self.thoughts_only, response)
-
-    def _check_end(self, response: Response, num_unexplained: int) -> None:
-        if response.finish_reason is not None:
-            self._explains = True
-            return
-        if not self._warned_of_ends:
-            self._warned_of_ends = True
-            logger.warning(
-                "endpoint '%s' gave a response without a finish_reason, so it may be cut off; such "
-                "a request is asked again, up to %d times in all",
-                self._endpoint,
-                _MOST_UNEXPLAINED,
-            )
-        most = min(_MOST_UNEXPLAINED, self._endpoint.spec.max_attempts)
-        self._never_explains |= num_unexplained >= most and not self._explains
-        if not self._never_explains and num_unexplained < most:
-            spent = (response.prompt_tokens or 0, response.completion_tokens or 0)
-            raise PassingFault("a response without a finish_reason", status=200, tokens=spent)

@@ -272,7 +272,7 @@ def write_data(path: Path, rows: list[str]) -> DataSpec:
     )
 
 
-def valid_prompts(data: DataSpec, store: StoreSpec) -> tuple[DatasetRef, dict[str, str]]:
+def valid_prompts(data: DataSpec, store: StoreSpec) -> tuple[DatasetRef, dict[int, str]]:
     """Return the prompts of a file, and why which of them were put aside."""
     execution = ExecutionSpec()
     loaded = load_prompts(data, store, execution).dataset("prompts")

@@ -4,6 +4,7 @@ import heapq
 import math
 import random
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pytest
 
@@ -63,6 +64,18 @@ class FickleEndpoint:
 
 
 @dataclass
+class EveryTenthEndpoint:
+    """Refuses every tenth request, to come back ``retry_after_s`` later."""
+
+    retry_after_s: float | None
+    count: int = 0
+
+    def ask(self, _: float) -> tuple[bool, float | None]:
+        self.count += 1
+        return self.count % 10 != 0, self.retry_after_s
+
+
+@dataclass
 class Outcome:
     seconds: float
     num_429: int
@@ -70,47 +83,69 @@ class Outcome:
     most_in_flight: int
 
 
-def simulate(
-    endpoint: TokenBucketEndpoint | MinuteWindowEndpoint | FickleEndpoint,
-    rows: int,
-    *,
-    concurrency: int = 64,
-) -> Outcome:
+class Endpoint(Protocol):
+    def ask(self, now: float) -> tuple[bool, float | None]:
+        """Return whether a request is let in, and when to come back if not."""
+
+
+def simulate(endpoint: Endpoint, rows: int, *, concurrency: int = 64) -> Outcome:
     """Ask for ``rows`` through window and pace as the channel does; 429s go back into the queue."""
     draw = random.Random(7)
     window, pace = Window(concurrency), Pace(None, 0.0)
     now, waiting, done, in_flight, num_429, most = 0.0, rows, 0, 0, 0, 0
-    events: list[tuple[float, int, float | None, tuple[bool, float | None] | None]] = []
+    # When, and either a reply with the moment of its request, or the end of a wait.
+    events: list[tuple[float, int, float | None, tuple[bool, float | None]]] = []
     wake_at = 0.0
+
+    def at(moment: float, sent_at: float | None, reply: tuple[bool, float | None]) -> None:
+        heapq.heappush(events, (moment, draw.getrandbits(60), sent_at, reply))
+
     while done < rows:
         while waiting and in_flight < window.size:
             if (wait_s := pace.wait_s(now)) > 0:
                 if wake_at <= now:
                     wake_at = now + wait_s + 1e-6
-                    heapq.heappush(events, (wake_at, draw.getrandbits(60), None, None))
+                    at(wake_at, None, (True, None))
                 break
             pace.take(now)
             waiting, in_flight = waiting - 1, in_flight + 1
             reply = endpoint.ask(now + 0.001)
-            took_s = LATENCY_S * draw.uniform(0.9, 1.2) if reply[0] else 0.003
-            heapq.heappush(events, (now + took_s, draw.getrandbits(60), now, reply))
+            at(now + (LATENCY_S * draw.uniform(0.9, 1.2) if reply[0] else 0.003), now, reply)
         most = max(most, in_flight)
-        now, _, sent_at, answer = heapq.heappop(events)
-        if sent_at is None or answer is None:
+        now, _, sent_at, (is_let_in, retry_after_s) = heapq.heappop(events)
+        if sent_at is None:
+            waiting += not is_let_in  # a request has waited by itself
             wake_at = 0.0
             continue
         was_full = in_flight >= window.size
         in_flight -= 1
-        if answer[0]:
+        if is_let_in:
             done += 1
             pace.accepted()
             if was_full:
                 window.grow()
-        else:
-            num_429, waiting = num_429 + 1, waiting + 1
-            pace.refused(answer[1], sent_at=sent_at, now=now)
+            continue
+        num_429 += 1
+        if pace.refused(retry_after_s, sent_at=sent_at, now=now):
+            waiting += 1
             window.shrink(sent_at=sent_at, now=now)
+        else:
+            at(now + (0.25 if retry_after_s is None else retry_after_s), None, (False, None))
     return Outcome(now, num_429, pace.rate_per_s, most)
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "concurrency"), [(0.0, 8), (0.04, 8), (0.04, 64), (None, 8)]
+)
+def test_429s_among_many_answers_cost_their_own_requests_and_no_others(
+    retry_after_s: float | None, concurrency: int
+) -> None:
+    outcome = simulate(EveryTenthEndpoint(retry_after_s), 3000, concurrency=concurrency)
+    without = simulate(TokenBucketEndpoint(1e6, 1e6, "nothing"), 3000, concurrency=concurrency)
+    assert without.num_429 == 0
+    assert outcome.num_429 == pytest.approx(333, abs=2)
+    assert outcome.rate is None
+    assert outcome.seconds <= 1.3 * without.seconds
 
 
 @pytest.mark.parametrize("retry_after", ["fraction", "seconds", "nothing"])
@@ -133,7 +168,7 @@ def test_minute_window_is_waited_for_and_its_rate_learnt() -> None:
     assert outcome.seconds <= 1.15 * 120
 
 
-@pytest.mark.parametrize(("part", "most_s"), [(0.05, 60), (0.33, 500)])
+@pytest.mark.parametrize(("part", "most_s"), [(0.05, 1.3), (0.33, 500)])
 def test_refusals_that_no_pace_can_avoid_are_not_followed_down_to_nothing(
     part: float, most_s: float
 ) -> None:

@@ -12,13 +12,12 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from distillery.teacher import (
-    Request,
     Response,
     ResponseSchema,
     Sampling,
@@ -27,9 +26,10 @@ from distillery.teacher import (
     teacher_identity,
 )
 from distillery.teacher.http.openai import EndpointTeacher
-from distillery.teacher.protocol import Tally, kept
+from distillery.teacher.protocol import kept
 from schemas.errors import RecipeError, StoreError, TeacherError
 from schemas.teacher import OpenAITeacher
+from tests.fixtures_endpoint import answer, ask, requests_for, spec_for
 from tests.fixtures_generation import patient
 from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
 from tests.waiting import wait_until
@@ -37,45 +37,6 @@ from tests.waiting import wait_until
 __all__ = ["patient"]
 
 KEY = "sk-planted-7f3a9c"
-
-
-def spec_for(stub: StubEndpoint, **changes: Any) -> OpenAITeacher:
-    settings: dict[str, Any] = {"model": "big", "base_url": stub.base_url, "concurrency": 4}
-    return OpenAITeacher(**{**settings, **changes})
-
-
-def requests_for(spec: OpenAITeacher, count: int) -> list[Request]:
-    identity, sampling = teacher_identity(spec), Sampling.of(spec)
-    return [
-        make_request(identity, [{"role": "user", "content": f"q{n}"}], sampling, prompt_id=f"p{n}")
-        for n in range(count)
-    ]
-
-
-def answer(
-    spec: OpenAITeacher,
-    requests: list[Request],
-    on_response: Callable[[Response], object],
-    *,
-    backoff_s: float = 0.01,
-) -> Tally:
-    """Ask through a channel that is closed at the end."""
-
-    def keep(response: Response) -> "Future[None]":
-        on_response(response)
-        return kept()
-
-    teacher = EndpointTeacher(spec, backoff_s=backoff_s)
-    try:
-        return teacher.answer(requests, keep)
-    finally:
-        teacher.close()
-
-
-def ask(spec: OpenAITeacher, count: int = 1) -> list[Response]:
-    responses: list[Response] = []
-    answer(spec, requests_for(spec, count), responses.append)
-    return responses
 
 
 def test_request_carries_messages_and_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
