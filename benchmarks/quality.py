@@ -82,16 +82,16 @@ SETTINGS = (
     Setting(
         "banking77-few",
         "Banking77: 2,000 training queries",
-        "recipes/banking77.yaml",
+        "recipes/classification.yaml",
         ("data.train.max_rows=2000",),
-        "recipes/banking77_teacher.yaml",
+        "recipes/teachers/banking77.yaml",
     ),
     Setting(
         "banking77",
         "Banking77: all 10,003 training queries",
-        "recipes/banking77.yaml",
+        "recipes/classification.yaml",
         (),
-        "recipes/banking77_teacher.yaml",
+        "recipes/teachers/banking77.yaml",
     ),
 )
 _LONG = ("banking77",)

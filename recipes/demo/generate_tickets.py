@@ -5,10 +5,12 @@ paraphrase, the product by an alias, the priority by a cue), so a one-layer stud
 task. There are many phrases, so a few hundred gold rows leave most of them unseen.
 
 Run without arguments it writes the four committed files beside itself; with `--teacher-rows
-[N] --out DIR` it writes only DIR/teacher_gold.jsonl.
+[N] --out DIR` it writes only DIR/teacher_gold.jsonl, with `--intents [N] --out DIR` only
+DIR/train.csv and DIR/test.csv: tickets and their intents, for the recipes in recipes/smoke.
 """
 
 import argparse
+import csv
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -225,17 +227,31 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_intents(folder: Path, num_rows: int) -> None:
+    """Write `num_rows` tickets to train.csv and a quarter of that to test.csv: text, category."""
+    splits = make_splits({"test": num_rows // 4, "teacher_gold": num_rows})
+    for name, split in (("train", "teacher_gold"), ("test", "test")):
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "category"])
+            for row in splits[split]:
+                writer.writerow([row["text"], json.loads(row["answer"])["intent"]])
+
+
 def main() -> None:
-    """Write the four demo files, or with `--teacher-rows` only the teacher's training rows."""
+    """Write the four demo files, or what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder to write to; default: beside this file")
     parser.add_argument("--teacher-rows", type=int, nargs="?", const=NUM_TEACHER_ROWS, metavar="N")
+    parser.add_argument("--intents", type=int, nargs="?", const=400, metavar="N")
     args = parser.parse_args()
-    if args.teacher_rows is not None and args.out is None:
-        parser.error("--teacher-rows without --out would put a large file beside the demo data")
+    if (args.teacher_rows is not None or args.intents is not None) and args.out is None:
+        parser.error("without --out these files would lie beside the demo data. Name a folder")
     out: Path = args.out or Path(__file__).parent
     out.mkdir(parents=True, exist_ok=True)
-    if args.teacher_rows is None:
+    if args.intents is not None:
+        write_intents(out, args.intents)
+    elif args.teacher_rows is None:
         for split, rows in make_splits(NUM_ROWS).items():
             write_jsonl(out / f"{split}.jsonl", rows)
     else:

@@ -4,8 +4,10 @@ import importlib
 import json
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -86,6 +88,18 @@ def test_nightly_does_not_pause_or_start_itself_with_a_deploy() -> None:
     assert schedule["timezone"] == "Europe/Berlin"
     [step] = nightly["build"]
     assert step["deployments.steps.read_schedule"]["slug"] == schedule["slug"]
+
+
+def test_the_nightly_hour_comes_exactly_once_on_every_day_of_a_year() -> None:
+    [schedule] = next(d for d in DEPLOYMENTS if d["name"] == "nightly")["schedules"]
+    minute, hour, *every_day = schedule["cron"].split()
+    assert every_day == ["*", "*", "*"]
+    zone = ZoneInfo(schedule["timezone"])
+    first = datetime(2026, 1, 1, int(hour), int(minute))
+    for local in (first + timedelta(days=day) for day in range(365)):
+        # An hour that is skipped or repeated has two readings, which differ.
+        early, late = (local.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+        assert early == late, local
 
 
 def test_pool_templates_show_our_log_and_send_heartbeats() -> None:
