@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.processes import REPO, measure
 from benchmarks.report import Metric
 from benchmarks.results import Line
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.training import TrainingSpec
 
 VARIANTS = ("hard", "soft")
@@ -156,13 +157,13 @@ class Rows:
 def _soft(seed: int, num_tokens: int, vocab_size: int) -> dict[str, Any]:
     from benchmarks.synthetic import random_targets
 
-    ids_NK, log_p_NK, log_rest_N1 = random_targets(
+    ids_NK, log_p_NK, log_rest_N = random_targets(
         num_tokens, vocab_size=vocab_size, k=K, spread="zipf", seed=seed
     )
     return {
         "topk_ids": ids_NK.ravel(),
         "topk_log_probs": log_p_NK.ravel().astype(np.float16),
-        "log_rest": log_rest_N1[:, 0],
+        "log_rest": log_rest_N,
         "counts": np.empty(0),
     }
 
@@ -203,7 +204,9 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
     from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 
     from distillery.models.output_layer import SplitModel
-    from distillery.objectives.batch_loss import BatchLoss
+    from distillery.objectives.base import Inputs
+    from distillery.objectives.choice import objective_class
+    from distillery.storage.store import Store
     from distillery.training.batches import collator
     from distillery.training.trainer import StudentTrainer, training_arguments
 
@@ -214,8 +217,7 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
     with torch.device(device):
         model = Qwen2ForCausalLM(Qwen2Config(**size.config, tie_word_embeddings=True))
     training = TrainingSpec(
-        objective="soft_targets" if variant == "soft" else "hard_targets",
-        soft_targets={"k": K},
+        objective=SoftTargets(k=K) if variant == "soft" else HardTargets(),
         batch_size=size.batch_size,
         micro_batch_size=size.batch_size,
         max_length=size.row_tokens,
@@ -234,13 +236,24 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
         # A trial keeps nothing and learns nothing, at full cost.
         arguments = training_arguments(training, Path(folder), steps=NUM_STEPS, is_trial=True)
         rows = Rows(size, size.batch_size, is_soft=variant == "soft")
-        loss = BatchLoss(training, SplitModel(model), vocab_size=size.config["vocab_size"])
+        # Rows come with tokens and probabilities, so no tokenizer and no scores are read.
+        objective = objective_class(training)(
+            Inputs(
+                training=training,
+                store=Store(folder),
+                tokenizer=None,
+                vocab_size=size.config["vocab_size"],
+                scores=None,
+                teacher=None,
+            )
+        )
         trainer = StudentTrainer(
             model,
             arguments,
             {"train": rows, "validation": []},
-            collator(training, 0, k=K if variant == "soft" else 0),
-            loss,
+            collator(training, 0, objective),
+            objective,
+            SplitModel(model),
             training,
             callbacks=[Clocked()],
         )

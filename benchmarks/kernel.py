@@ -174,12 +174,12 @@ def _inputs(num_tokens: int, vocab_size: int) -> _Inputs:
     import torch
 
     from benchmarks.synthetic import random_targets
-    from distillery.objectives.losses import SparseTargets
+    from distillery.objectives.divergence import SparseTargets
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     stored = random_targets(num_tokens, vocab_size=vocab_size, k=K, spread="even", seed=0)
-    ids_NK, log_p_NK, rest_N1 = (torch.from_numpy(column).to(device) for column in stored)
+    ids_NK, log_p_NK, rest_N = (torch.from_numpy(column).to(device) for column in stored)
     shape, scale = (vocab_size, WIDTH), WIDTH**-0.5
     return _Inputs(
         torch.randn(num_tokens, WIDTH, device=device).requires_grad_(),
@@ -187,7 +187,7 @@ def _inputs(num_tokens: int, vocab_size: int) -> _Inputs:
         torch.randn(num_tokens, WIDTH, device=device),
         torch.randn(shape, device=device).mul_(scale),
         torch.randint(vocab_size, (num_tokens,), device=device),
-        SparseTargets(ids_NK.long(), log_p_NK, rest_N1[:, 0]),
+        SparseTargets(ids_NK.long(), log_p_NK, rest_N),
     )
 
 
@@ -228,8 +228,8 @@ def _liger(inputs: _Inputs) -> "Tensor":
 
 def _ours(inputs: _Inputs, variant: str) -> "Tensor":
     from distillery.models.head import Head
-    from distillery.objectives.losses import DenseTargets, SoftLoss, response_losses
-    from schemas.soft_targets import SoftTargetSpec
+    from distillery.objectives.losses import DenseTargets, response_losses
+    from schemas.objectives import SoftTargets
 
     teacher = DenseTargets(inputs.teacher_ND, Head(inputs.teacher_VD))
     return response_losses(
@@ -238,7 +238,7 @@ def _ours(inputs: _Inputs, variant: str) -> "Tensor":
         inputs.labels_N,
         vocab_size=len(inputs.weight_VD),
         normaliser=len(inputs.labels_N),
-        soft=SoftLoss.of(SoftTargetSpec(soft_weight=1, hard_weight=0)),
+        soft=SoftTargets(soft_weight=1, hard_weight=0),
         targets=inputs.targets if variant == "sparse" else teacher,
     ).loss
 

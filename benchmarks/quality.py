@@ -19,20 +19,20 @@ from benchmarks.processes import REPO
 from benchmarks.results import heading, load_average, result_path, versions
 from benchmarks.school import Learnt, School, train_teacher
 from schemas.execution import StoreSpec
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
-from schemas.soft_targets import SoftTargetSpec
 
 HARD = "hard targets"
-OBJECTIVES: dict[str, SoftTargetSpec | None] = {
-    HARD: None,
-    "forward KL": SoftTargetSpec(divergence="forward_kl"),
-    "reverse KL": SoftTargetSpec(divergence="reverse_kl"),
-    "Jensen-Shannon": SoftTargetSpec(divergence="jensen_shannon"),
-    "skew forward KL": SoftTargetSpec(divergence="skew_forward_kl"),
-    "skew reverse KL": SoftTargetSpec(divergence="skew_reverse_kl"),
-    "forward KL at T = 2": SoftTargetSpec(distillation_temperature=2.0),
-    "forward KL alone": SoftTargetSpec(soft_weight=1.0, hard_weight=0.0),
-    "forward KL of 64 draws": SoftTargetSpec(selection="sampled"),
+OBJECTIVES: dict[str, HardTargets | SoftTargets] = {
+    HARD: HardTargets(),
+    "forward KL": SoftTargets(divergence="forward_kl"),
+    "reverse KL": SoftTargets(divergence="reverse_kl"),
+    "Jensen-Shannon": SoftTargets(divergence="jensen_shannon"),
+    "skew forward KL": SoftTargets(divergence="skew_forward_kl"),
+    "skew reverse KL": SoftTargets(divergence="skew_reverse_kl"),
+    "forward KL at T = 2": SoftTargets(distillation_temperature=2.0),
+    "forward KL alone": SoftTargets(soft_weight=1.0, hard_weight=0.0),
+    "forward KL of 64 draws": SoftTargets(selection="sampled"),
 }
 """What is compared. What is not said is the recipe's default: k = 64, T = 1, half of the loss soft
 and half of it hard."""

@@ -9,7 +9,6 @@ import functools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distillery.data.chat import load_messages
 from distillery.data.loading import load_prompts
@@ -18,8 +17,8 @@ from distillery.data.validation import validate_prompts
 from distillery.filters.stage import filter_responses
 from distillery.models.hardware import cpu_threads
 from distillery.models.local import Answer, LocalModel, Message
-from distillery.objectives.choice import choose_objective
-from distillery.objectives.soft import score_soft_targets
+from distillery.objectives.choice import ChosenObjective, choose_objective
+from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.export import export_model
 from distillery.storage.stage import StageResult, find_stage
 from distillery.storage.store import Store
@@ -33,9 +32,9 @@ from distillery.teacher.generation import (
 )
 from distillery.training import train_student
 from schemas.execution import StageName, StoreSpec
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.recipe import Recipe, TeacherTrainingRecipe
 from schemas.refs import DatasetRef, FilteredSet
-from schemas.soft_targets import SoftTargetSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 
@@ -102,21 +101,23 @@ class School:
     @functools.cached_property
     def num_response_tokens(self) -> int:
         """Tokens of the responses that students learn from, each with its end."""
-        training = self._training(SoftTargetSpec(), seed=0)[0]
+        training = self._chosen(SoftTargets(), seed=0).training
         return self._scored(training).manifest.counts["response_tokens"]
 
-    def teach(self, soft: SoftTargetSpec | None, seed: int) -> Learnt:
-        """Return what a student learns from hard targets, or from ``soft`` ones when given."""
-        training, because = self._training(soft, seed)
-        targets = self._scored(training).dataset("soft_targets") if soft else None
+    def teach(self, objective: HardTargets | SoftTargets, seed: int) -> Learnt:
+        """Return what a student learns by ``objective``."""
+        chosen = self._chosen(objective, seed)
+        targets = None
+        if chosen.needs_scores:
+            targets = self._scored(chosen.training).dataset("soft_targets")
         result = train_student(
             self.rows,
             self._prompts,
             self._recipe.student,
-            training,
+            chosen.training,
             *self._here,
             soft_targets=targets,
-            because=because,
+            because=chosen.because,
         )
         answers = self._answers_of(result)
         return Learnt(
@@ -125,13 +126,10 @@ class School:
             train_s=result.manifest.timings_s["total"],
         )
 
-    def _training(self, soft: SoftTargetSpec | None, seed: int) -> tuple[TrainingSpec, str]:
-        wanted: dict[str, Any] = {"seed": seed, "objective": "hard_targets"}
-        if soft is not None:
-            wanted |= {"objective": "soft_targets", "soft_targets": soft}
+    def _chosen(self, objective: HardTargets | SoftTargets, seed: int) -> ChosenObjective:
+        wanted = {"seed": seed, "objective": objective}
         training = self._recipe.training.model_copy(update=wanted)
-        chosen = choose_objective(self._teacher, self._recipe.student, training)
-        return chosen.training, chosen.because
+        return choose_objective(self._teacher, self._recipe.student, training)
 
     def _scored(self, training: TrainingSpec) -> StageResult:
         return score_soft_targets(self.rows, self._teacher, training, *self._here)

@@ -26,6 +26,7 @@ from benchmarks.report import Metric
 from benchmarks.results import Line
 from benchmarks.synthetic import make_targets
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent
 from schemas.training import TrainingSpec
@@ -47,6 +48,7 @@ _CHAT_TEMPLATE = (
 )
 _TIMEOUT_S = 600.0
 _SAME_LOSS = 1e-4
+_K = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +94,7 @@ def prepare(folder: Path, vocab_size: int) -> None:
     with store.row_writer("rows", schema) as writer:
         writer.write(pd.DataFrame(rows, columns=schema.names))
     ref = writer.ref("rows")
-    targets = make_targets(
-        store, ref, str(folder / "tokenizer"), k=_training("soft").soft_targets.k
-    )
+    targets = make_targets(store, ref, str(folder / "tokenizer"), k=_K)
     made = {"rows": ref.model_dump(), "soft_targets": targets.model_dump()}
     (folder / "prepared.json").write_text(json.dumps(made), "utf-8")
 
@@ -194,7 +194,7 @@ def _per_step(clock_s: list[float]) -> float:
 
 def _training(objective: str) -> TrainingSpec:
     return TrainingSpec(
-        objective="soft_targets" if objective == "soft" else "hard_targets",
+        objective=SoftTargets(k=_K) if objective == "soft" else HardTargets(),
         learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         micro_batch_size=MICRO_BATCH_SIZE,

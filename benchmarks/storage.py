@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.report import Metric
 from benchmarks.results import Line
 from benchmarks.synthetic import Spread, random_targets
-from distillery.objectives.soft import ScoredRow, SoftTargetMeta, write_targets
+from distillery.objectives.soft.targets import ScoredRow, SoftTargetMeta, to_batch, write_targets
 from distillery.storage.stage import Attempt, Stage
 from distillery.storage.store import Store
 from schemas.execution import StageName
@@ -39,22 +41,20 @@ def bytes_per_token(
     meta = SoftTargetMeta(
         teacher="{}",
         tokenizer_hash=None,
-        template_hash=None,
-        temperatures=(1.0,),
+        distillation_temperature=1.0,
         selection="top_k",
         k=k,
-        vocab_size=VOCAB_SIZE,
     )
     numbers = random_targets(
         num_rows * _ROW_TOKENS, vocab_size=VOCAB_SIZE, k=k, spread=spread, seed=seed
     )
-    starts = range(0, num_rows * _ROW_TOKENS, _ROW_TOKENS)
-    rows = (
+    parts = zip(*(np.split(column, num_rows) for column in numbers), strict=True)
+    rows = [
         # What was written is likely to be the likeliest token.
-        ScoredRow(f"prompt-{start}", "train", part[0][:, 0].tolist(), *part)
-        for start in starts
-        for part in [[column[start : start + _ROW_TOKENS] for column in numbers]]
-    )
+        ScoredRow(f"prompt-{n}", "train", ids_NK[:, 0].tolist(), ids_NK, log_p_NK, log_rest_N)
+        for n, (ids_NK, log_p_NK, log_rest_N) in enumerate(parts)
+    ]
     stage = Stage(StageName.SCORE_SOFT_TARGETS, 0, inputs={}, spec={"k": k})
-    ref = write_targets(Attempt(store, stage, "made"), "soft_targets", rows, meta)
+    batches = [to_batch(rows, meta)]
+    ref = write_targets(Attempt(store, stage, "made"), "soft_targets", batches, meta)
     return float(store.fs.du(store.path(ref.uri))) / (num_rows * _ROW_TOKENS)

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from distillery.data.chat import load_messages
 from distillery.models.loading import ModelFiles
-from distillery.models.vocabulary import template_hash, tokenizer_hash
-from distillery.objectives.soft import ScoredRow, SoftTargetMeta, write_targets
+from distillery.models.vocabulary import tokenizer_hash
+from distillery.objectives.soft.targets import ScoredRow, SoftTargetMeta, to_batch, write_targets
 from distillery.storage.stage import Attempt, Stage
 from distillery.storage.store import Store
 from schemas.execution import StageName
@@ -25,16 +25,16 @@ _LOGIT_STD = 8.0  # the 64 likeliest of 151,936 tokens then hold 99 % of the mas
 def random_targets(
     num_tokens: int, *, vocab_size: int, k: int, spread: Spread, seed: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return ids [N, K], distinct within a token, their log-probabilities, and log_rest [N, 1].
+    """Return ids [N, K], distinct within a token, their log-probabilities, and log_rest [N].
 
     The logits are those of the K highest of ``vocab_size`` normal draws, likeliest first.
 
-    >>> ids_NK, log_p_NK, log_rest_N1 = random_targets(
+    >>> ids_NK, log_p_NK, log_rest_N = random_targets(
     ...     5, vocab_size=1000, k=8, spread="zipf", seed=0
     ... )
     >>> all(len(set(row)) == 8 for row in ids_NK.tolist())
     True
-    >>> bool(np.allclose(np.exp(log_p_NK).sum(1) + np.exp(log_rest_N1[:, 0]), 1))
+    >>> bool(np.allclose(np.exp(log_p_NK).sum(1) + np.exp(log_rest_N), 1))
     True
     """
     from scipy.special import log_ndtr, logsumexp, ndtri
@@ -48,7 +48,7 @@ def random_targets(
     log_others_N = np.log(vocab_size) + _LOGIT_STD**2 / 2 + log_ndtr(z_NK[:, -1] - _LOGIT_STD)
     total_N = np.logaddexp(logsumexp(_LOGIT_STD * z_NK, axis=1), log_others_N)
     log_p_NK = (_LOGIT_STD * z_NK - total_N[:, None]).astype(np.float32)
-    return ids_NK, log_p_NK, (log_others_N - total_N)[:, None].astype(np.float32)
+    return ids_NK, log_p_NK, (log_others_N - total_N).astype(np.float32)
 
 
 def _distinct(
@@ -73,11 +73,9 @@ def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> D
     meta = SoftTargetMeta(
         teacher="{}",
         tokenizer_hash=tokenizer_hash(opened),
-        template_hash=template_hash(opened),
-        temperatures=(1.0,),
+        distillation_temperature=1.0,
         selection="top_k",
         k=k,
-        vocab_size=len(opened),
     )
 
     def scored() -> Iterator[ScoredRow]:
@@ -90,4 +88,6 @@ def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> D
             yield ScoredRow(row["prompt_id"], row["split"], response_ids, *numbers)
 
     stage = Stage(StageName.SCORE_SOFT_TARGETS, 0, inputs={"rows": rows.fingerprint}, spec={"k": k})
-    return write_targets(Attempt(store, stage, "made"), "soft_targets", scored(), meta)
+    return write_targets(
+        Attempt(store, stage, "made"), "soft_targets", [to_batch(list(scored()), meta)], meta
+    )

@@ -44,7 +44,7 @@ def distill_student(
 ) -> Distillation:
     """Distil ``teacher`` into ``student`` and promote the student if it passes the gate."""
     check_recipe(task, data, teacher, student, store)
-    chosen, because = choose_objective(teacher, student, training)
+    chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
     train = dispatch(train_student, training_stage, store, execution)
@@ -57,17 +57,17 @@ def distill_student(
     training_set = release_dataset(filtered, task, filters, store, execution)
 
     soft_targets = None
-    if chosen.needs_soft_targets:
-        soft_targets = score(training_set, teacher, chosen).dataset("soft_targets")
+    if chosen.needs_scores:
+        soft_targets = score(training_set, teacher, chosen.training).dataset("soft_targets")
     student_model = train(
         name=TRAIN_STUDENT,
         rows=training_set,
         prompts=rows.prompts,
         student=student,
-        training=chosen,
+        training=chosen.training,
         soft_targets=soft_targets,
         teacher=teacher,
-        because=because,
+        because=chosen.because,
     ).model("model")
     # A pretrained student is its own baseline, as it comes; a new one first learns the gold rows.
     baseline = None

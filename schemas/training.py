@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Branch, Spec, runtime_field
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import HardTargets, Objective
 
 
 class _Method(Branch):
@@ -44,14 +44,8 @@ Method = Annotated[FullMethod | LoraMethod, Field(discriminator="kind")]
 class TrainingSpec(Spec):
     """Hyperparameters. The baseline of a from-scratch student is trained with the same ones."""
 
-    objective: Literal["auto", "hard_targets", "soft_targets"] = "hard_targets"
-    """hard_targets: cross-entropy on the teacher's responses (sequence-level distillation,
-    arXiv:1606.07947). soft_targets: the teacher's probabilities too, which needs a teacher that
-    shows them and shares the student's vocabulary. auto: soft where that is possible, otherwise
-    hard; the log and the manifest say which and why."""
-
-    soft_targets: SoftTargetSpec = SoftTargetSpec()
-    """Which soft targets, and how they count; not read with hard targets."""
+    objective: Objective = Field(HardTargets(), title="Objective")
+    """What is learnt from: hard targets, soft targets, or the better of both that is possible."""
 
     method: Method = Field(FullMethod(), title="Method")
     """Full fine-tuning or LoRA."""
@@ -126,18 +120,11 @@ class TrainingSpec(Spec):
     device: Literal["auto", "cpu", "cuda"] = runtime_field("auto")
     """auto: the GPU when there is one, otherwise the CPU. cuda: refused where there is none."""
 
-    @property
-    def needs_soft_targets(self) -> bool:
-        """Return whether the stage `score_soft_targets` has to come first."""
-        return self.objective == "soft_targets" and self.soft_targets.source == "offline"
-
     def with_hard_targets(self) -> "TrainingSpec":
-        """Return the same training on hard targets; two that differ in soft targets become equal.
+        """Return the same training on hard targets.
 
-        >>> soft = TrainingSpec(objective="soft_targets", soft_targets={"k": 8})
+        >>> soft = TrainingSpec(objective={"kind": "soft_targets", "k": 8})
         >>> soft.with_hard_targets() == TrainingSpec()
         True
         """
-        return self.model_copy(
-            update={"objective": "hard_targets", "soft_targets": SoftTargetSpec()}
-        )
+        return self.model_copy(update={"objective": HardTargets()})

@@ -20,7 +20,7 @@ def score_rows(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return the soft targets of ``rows``; what was kept of the probabilities is an artifact."""
-    from distillery.objectives.soft import score_soft_targets
+    from distillery.objectives.soft.stage import score_soft_targets
 
     with progress_report("score_soft_targets", "Rows scored", rows.num_rows) as progress:
         result = score_soft_targets(
@@ -41,13 +41,12 @@ def _summary(result: StageResult) -> list[tuple[str, str]]:
     kept: Any = facts["mean_kept_mass"]
     size: Any = facts["bytes_per_token"]
     what = "likeliest tokens" if made["selection"] == "top_k" else "draws"
-    temperatures = ", ".join(f"{temperature:g}" for temperature in made["temperatures"])
     return [
         ("rows", f"{counts['rows']:,}"),
         ("response tokens", f"{counts['response_tokens']:,}"),
         ("left out, longer than the teacher's context", f"{counts['left_out_too_long']:,}"),
         ("kept per token", f"{made['k']} {what}"),
-        ("distillation temperature", temperatures),
+        ("distillation temperature", f"{made['distillation_temperature']:g}"),
         ("mass on them, mean", f"{kept:.2%}"),
         ("bytes per token", f"{size:,.0f}"),
     ]

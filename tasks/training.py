@@ -4,6 +4,8 @@ import logging
 
 from prefect import task
 
+from distillery.objectives.choice import ChosenObjective
+from distillery.objectives.choice import choose_objective as choose
 from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
@@ -25,12 +27,9 @@ _SHOWN = {
 @task(name="choose_objective", task_run_name="choose_objective", persist_result=False)
 def choose_objective(
     teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
-) -> tuple[TrainingSpec, str]:
+) -> ChosenObjective:
     """Return the training with its objective decided, and why; refuse what is not possible."""
-    from distillery.objectives.choice import choose_objective as choose
-
-    chosen = choose(teacher, student, training)
-    return chosen.training, chosen.because
+    return choose(teacher, student, training)
 
 
 @stage_task

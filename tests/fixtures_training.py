@@ -11,6 +11,7 @@ import torch
 from distillery.data.chat import content_hash, dump_messages
 from distillery.models.chat_format import IGNORED, ChatFormat
 from distillery.models.local import LocalModel
+from distillery.objectives.choice import needs_scores
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
@@ -18,8 +19,8 @@ from distillery.training import train_student, training_stage
 from distillery.training.launch import processes
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, TrainingFrame, arrow_schema
+from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
-from schemas.soft_targets import SoftTargetSpec
 from schemas.student import FromScratchStudent, StudentSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
@@ -163,7 +164,7 @@ class School(Bench):
 
     def teach(self, training: TrainingSpec, **named: Any) -> StageResult:
         named = {"teacher": self.teacher} | named
-        if training.needs_soft_targets:
+        if needs_scores(training):
             named = {"soft_targets": self.score(training)} | named
         return self.train(self.student, training, **named)
 
@@ -212,13 +213,12 @@ def train_by(target: str, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("TARGET", target)
 
 
-def soft_targets(**settings: Any) -> SoftTargetSpec:
-    return SoftTargetSpec(**({"k": VOCABULARY} | settings))
+def soft_targets(**settings: Any) -> SoftTargets:
+    return SoftTargets(**({"k": VOCABULARY} | settings))
 
 
 SOFT = TrainingSpec(
-    objective="soft_targets",
-    soft_targets=soft_targets(),
+    objective=soft_targets(),
     learning_rate=1e-2,
     batch_size=8,
     epochs=2,

@@ -9,37 +9,12 @@ distribution, B = K and one bucket for the rest.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from schemas.soft_targets import DivergenceName, SoftTargetSpec
-
-
-@dataclass(frozen=True)
-class SoftLoss:
-    """How a student's probabilities are compared with its teacher's."""
-
-    divergence: DivergenceName
-    jsd_beta: float
-    skew_alpha: float
-    temperature: float
-    soft_weight: float
-    hard_weight: float
-
-    @classmethod
-    def of(cls, spec: SoftTargetSpec) -> "SoftLoss":
-        """Return what a recipe asks for."""
-        return cls(
-            divergence=spec.divergence,
-            jsd_beta=spec.jsd_beta,
-            skew_alpha=spec.skew_alpha,
-            temperature=spec.distillation_temperature,
-            soft_weight=spec.soft_weight,
-            hard_weight=spec.hard_weight,
-        )
+from schemas.objectives import SoftTargets
 
 
 class SparseTargets(NamedTuple):
@@ -71,15 +46,15 @@ NUM_WORK = 3
 """How many buffers :func:`differentiate` needs, each as large as its logits."""
 
 
-def needs_work(soft: SoftLoss | None, *, has_logits: bool) -> bool:
+def needs_work(soft: SoftTargets | None, *, has_logits: bool) -> bool:
     """Return whether more buffers are needed than the logits' own."""
-    return soft is not None and (has_logits or soft.temperature != 1)
+    return soft is not None and (has_logits or soft.distillation_temperature != 1)
 
 
 def differentiate(
     logits_RV: Tensor,
     labels_R: Tensor,
-    soft: SoftLoss | None,
+    soft: SoftTargets | None,
     known: Known | None,
     work: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +71,7 @@ def differentiate(
 
     >>> logits_RV = torch.tensor([[3.0, 1.0]]).log()  # q = 3/4, 1/4
     >>> teacher_RV = torch.tensor([[1.0, 1.0]]).log()  # p = 1/2, 1/2
-    >>> soft = SoftLoss.of(SoftTargetSpec(soft_weight=1, hard_weight=0))
+    >>> soft = SoftTargets(soft_weight=1, hard_weight=0)
     >>> _, soft_R = differentiate(
     ...     logits_RV, torch.tensor([0]), soft, teacher_RV, list(torch.empty(3, 1, 2))
     ... )
@@ -106,12 +81,15 @@ def differentiate(
     if soft is None:
         return _draws(logits_RV, labels_R, 1.0, 0.0, _no_draws(logits_RV))
     hard, scale = soft.hard_weight, soft.soft_weight
-    if soft.temperature == 1:
+    if soft.distillation_temperature == 1:
         return _compare(logits_RV, labels_R, hard, scale, soft, known, work)
     at_one_RV = work[2].copy_(logits_RV)
     hard_R, _ = _draws(at_one_RV, labels_R, hard, 0.0, _no_draws(at_one_RV))
     # T² of the loss, over T for the logits that are divided by it.
-    z_RV, scale = logits_RV.div_(soft.temperature), scale * soft.temperature
+    z_RV, scale = (
+        logits_RV.div_(soft.distillation_temperature),
+        scale * soft.distillation_temperature,
+    )
     _, soft_R = _compare(z_RV, labels_R, 0.0, scale, soft, known, work)
     if hard:
         logits_RV += at_one_RV
@@ -123,7 +101,7 @@ def _compare(
     labels_R: Tensor,
     hard: float,
     scale: float,
-    soft: SoftLoss,
+    soft: SoftTargets,
     known: Known | None,
     work: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -161,7 +139,7 @@ def _buckets(
     labels_R: Tensor,
     hard: float,
     scale: float,
-    soft: SoftLoss,
+    soft: SoftTargets,
     known: SparseTargets,
 ) -> tuple[Tensor, Tensor]:
     """Compare K tokens one by one, and all others as one bucket."""
@@ -189,13 +167,13 @@ def _whole(
     labels_R: Tensor,
     hard: float,
     scale: float,
-    soft: SoftLoss,
+    soft: SoftTargets,
     teacher_RV: Tensor,
     work: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Compare with all logits of a teacher."""
     torch.log_softmax(z_RV, 1, out=z_RV)
-    torch.log_softmax(teacher_RV.div_(soft.temperature), 1, out=teacher_RV)
+    torch.log_softmax(teacher_RV.div_(soft.distillation_temperature), 1, out=teacher_RV)
     hard_R = -z_RV.gather(1, labels_R[:, None])[:, 0]
     soft_R, slopes_RV = _divergence(soft, teacher_RV, z_RV, work[:2])
     slope_R1 = scale * slopes_RV.sum(1, keepdim=True) - hard
@@ -218,7 +196,7 @@ def _take_label(gradient_RV: Tensor, labels_R: Tensor, hard: float) -> None:
 
 
 def _divergence(
-    soft: SoftLoss, log_p: Tensor, log_q: Tensor, work: Sequence[Tensor]
+    soft: SoftTargets, log_p: Tensor, log_q: Tensor, work: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the divergence of every row, and its derivatives with respect to log q.
 
@@ -241,7 +219,7 @@ def _divergence(
 
 
 def _divergence_from_mixture(
-    soft: SoftLoss, log_p: Tensor, log_q: Tensor, gap: Tensor, other: Tensor
+    soft: SoftTargets, log_p: Tensor, log_q: Tensor, gap: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Do the same for the divergences from m, a mixture of p and q."""
     share_p = {"jensen_shannon": soft.jsd_beta, "skew_forward_kl": soft.skew_alpha}.get(

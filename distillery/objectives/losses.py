@@ -22,23 +22,12 @@ from distillery.objectives.divergence import (
     NUM_WORK,
     Known,
     SampledTargets,
-    SoftLoss,
     SparseTargets,
     differentiate,
     needs_work,
 )
 from schemas.errors import InputDataError, TrainingError
-
-__all__ = [
-    "DenseTargets",
-    "Head",
-    "Losses",
-    "SampledTargets",
-    "SoftLoss",
-    "SparseTargets",
-    "default_chunk_tokens",
-    "response_losses",
-]
+from schemas.objectives import SoftTargets
 
 # Measured on two cores at vocabularies of 8,192 to 151,936: fewer tokens make slow products, more
 # gain nothing. A block is small enough to stay in the cache while it is passed over many times.
@@ -79,7 +68,7 @@ def response_losses(
     *,
     vocab_size: int,
     normaliser: Tensor | float,
-    soft: SoftLoss | None = None,
+    soft: SoftTargets | None = None,
     targets: Targets | None = None,
     chunk_tokens: int | None = None,
 ) -> Losses:
@@ -132,7 +121,10 @@ def response_losses(
             hard_nats, soft_nats = _run(student, labels_N, chunk, soft, teacher)
     total = hard_nats
     if soft is not None:
-        total = soft.hard_weight * hard_nats + soft.soft_weight * soft.temperature**2 * soft_nats
+        total = (
+            soft.hard_weight * hard_nats
+            + soft.soft_weight * soft.distillation_temperature**2 * soft_nats
+        )
     if any(wanted):
         total = _with_gradients(total, student.gradients, inputs)
     return Losses(total / normaliser, hard_nats, soft_nats)
@@ -155,7 +147,7 @@ def _check(
     head: Head,
     labels_N: Tensor,
     vocab_size: int,
-    soft: SoftLoss | None,
+    soft: SoftTargets | None,
     targets: Targets | None,
 ) -> None:
     """Refuse what has no loss."""
@@ -166,11 +158,6 @@ def _check(
         )
     if (soft is None) != (targets is None):
         raise ValueError(f"soft={soft!r} and targets={type(targets).__name__} go together only.")
-    if isinstance(targets, SampledTargets) and soft and soft.divergence != "forward_kl":
-        raise ValueError(
-            f"draws give unbiased gradients of forward_kl only, not of {soft.divergence!r}. Use "
-            "SparseTargets."
-        )
     _check_ids("labels", labels_N, vocab_size)
     lengths = {"labels": len(labels_N), "hidden states": len(hidden_ND)}
     _check_head("student", hidden_ND, head, vocab_size)
@@ -200,8 +187,6 @@ def _check_head(name: str, hidden_ND: Tensor, head: Head, vocab_size: int) -> No
             f"the {name} has {size} logits, fewer than the {vocab_size} tokens of the shared "
             "vocabulary. Set vocab_size to what both models have."
         )
-    if head.weight_VD is None and head.bias_V is not None:
-        raise ValueError(f"the {name}'s bias has no weight. Leave it out, or give both.")
 
 
 class _WithGradients(torch.autograd.Function):
@@ -241,7 +226,7 @@ def _run(
     student: ChunkedHead,
     labels_N: Tensor,
     chunk: int,
-    soft: SoftLoss | None,
+    soft: SoftTargets | None,
     teacher: _Teacher | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of cross-entropy and divergence; gradients are left with the student."""

@@ -8,6 +8,7 @@ from distillery.models.chat_format import ChatFormat
 from distillery.models.hardware import resolve_device
 from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import known_vocabulary
+from distillery.objectives.choice import reads_with_teacher
 from distillery.storage.store import Store
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
@@ -44,8 +45,8 @@ def _readers(
         is_new = isinstance(student, FromScratchStudent)
         yield _Reader("student", ModelFiles.of(student), learns=True, is_new=is_new)
     if teacher is not None and not isinstance(teacher, OpenAITeacher):
-        scores = training is not None and training.objective == "soft_targets"
-        yield _Reader("teacher", ModelFiles.of(teacher), learns=scores, device=teacher.device)
+        reads = training is not None and reads_with_teacher(training)
+        yield _Reader("teacher", ModelFiles.of(teacher), learns=reads, device=teacher.device)
 
 
 def check_models(

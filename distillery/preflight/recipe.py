@@ -89,10 +89,10 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
     """
     check_answer_format(task)
     problems = _Problems()
-    if training.objective == "soft_targets":
+    if training.objective.kind not in ("hard_targets", "auto"):
         problems.lines.append(
-            "training.objective is 'soft_targets', but gold rows have no teacher's probabilities. "
-            "Set it to hard_targets."
+            f"training.objective.kind is {training.objective.kind!r}, but gold rows have no "
+            "teacher's probabilities. Set it to hard_targets."
         )
     if data.gold is None:
         problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")

@@ -9,11 +9,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from distillery.models.chat_format import IGNORED
+from distillery.objectives.base import Batch, Objective, Row
 from distillery.storage.fingerprint import sha256
 from schemas.training import TrainingSpec
-
-Row = dict[str, Any]
-Batch = dict[str, torch.Tensor]
 
 
 def num_steps(num_rows: int, training: TrainingSpec) -> int:
@@ -73,25 +71,18 @@ class RowOrder(torch.utils.data.Sampler[int]):
 class PadRight:
     """Collates tokenized rows into one batch, filled up on the right.
 
-    B = rows, T = longest row, N = response tokens of all rows in order, K = stored tokens.
+    B = rows, T = longest row.
     """
 
-    def __init__(self, pad_token_id: int, *, k: int = 0) -> None:
-        """Fill input ids up with ``pad_token_id``; ``k`` soft targets are stored per token."""
-        self._pad_token_id, self._k = pad_token_id, k
+    def __init__(self, pad_token_id: int, objective: Objective | None = None) -> None:
+        """Fill input ids up with ``pad_token_id``; ``objective`` adds to a batch, if given."""
+        self._pad_token_id, self._objective = pad_token_id, objective
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Return input_ids, attention_mask and labels, each [B, T]; row [B]; and soft targets.
-
-        Soft targets from the store: topk_ids, topk_log_probs [N, K], log_rest [N], counts [N, K]
-        or empty. A teacher's own tokens: teacher_input_ids, teacher_attention_mask,
-        teacher_labels.
-        """
+        """Return input_ids, attention_mask and labels, each [B, T]; row [B]; the objective's."""
         batch = self._tokens(rows, "")
-        if "teacher_input_ids" in rows[0]:
-            batch |= self._tokens(rows, "teacher_")
         batch["row"] = torch.tensor([int(row["row"]) for row in rows])
-        return batch | self._targets(rows)
+        return batch | (self._objective.collate(rows, self._tokens) if self._objective else {})
 
     def _tokens(self, rows: Sequence[Row], whose: str) -> Batch:
         ids = [_tensor(row[f"{whose}input_ids"]) for row in rows]
@@ -103,20 +94,6 @@ class PadRight:
             # By length, not by id: the padding token may be one that rows hold too.
             f"{whose}attention_mask": (torch.arange(ids_BT.shape[1]) < lengths_B1).long(),
             f"{whose}labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        }
-
-    def _targets(self, rows: Sequence[Row]) -> Batch:
-        if not self._k:
-            return {}
-
-        def joined(name: str, dtype: torch.dtype) -> torch.Tensor:
-            return torch.cat([torch.as_tensor(row[name], dtype=dtype) for row in rows])
-
-        return {
-            "topk_ids": joined("topk_ids", torch.long).view(-1, self._k),
-            "topk_log_probs": joined("topk_log_probs", torch.float32).view(-1, self._k),
-            "log_rest": joined("log_rest", torch.float32),
-            "counts": joined("counts", torch.float32).view(-1, self._k),
         }
 
 
@@ -135,10 +112,10 @@ class Pack(PadRight):
         }
 
 
-def collator(training: TrainingSpec, pad_token_id: int, *, k: int = 0) -> PadRight:
+def collator(training: TrainingSpec, pad_token_id: int, objective: Objective) -> PadRight:
     """Return what makes a batch of rows, as `training.batching` says."""
     kind: Callable[..., PadRight] = Pack if training.batching == "packed" else PadRight
-    return kind(pad_token_id, k=k)
+    return kind(pad_token_id, objective)
 
 
 def _tensor(values: Any) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from transformers import TrainerCallback
 
 from schemas.errors import TrainingError
 
-LOSSES = ("loss", "hard_loss", "soft_loss", "eval_loss", "eval_hard_loss", "eval_soft_loss")
-_FIGURES = (*LOSSES, "grad_norm", "learning_rate")
+
+def loss_names(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of losses in the log: of training and validation, each with its parts."""
+    return tuple(prefix + name for prefix in ("", "eval_") for name in ("loss", *parts))
 
 
 class Reporting(TrainerCallback):  # type: ignore[misc]
@@ -21,6 +23,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         *,
+        parts: Sequence[str],
         tensorboard: Path,
         upload: Callable[[Path], None],
         on_progress: Callable[[int, int, dict[str, float]], None] | None,
@@ -30,12 +33,14 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
         """Report to ``on_progress``, to event files below ``tensorboard``, and by ``upload``.
 
         Args:
+            parts: Names of the parts of the loss.
             tensorboard: Folder of the event files.
             upload: Takes the folder of a checkpoint that is complete.
             on_progress: Gets step, steps and the newest figures.
             tokens_per_step: Mean number of tokens that a step reads, prompts included.
             wait_for_everyone: Returns once all processes are there.
         """
+        self._figures = (*loss_names(parts), "grad_norm", "learning_rate")
         self._tensorboard, self._upload, self._on_progress = tensorboard, upload, on_progress
         self._tokens_per_step, self._wait = tokens_per_step, wait_for_everyone
         self._latest: dict[str, float] = {}
@@ -62,7 +67,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
         Raises:
             TrainingError: The validation loss is not finite.
         """
-        figures = {name: float(logs[name]) for name in _FIGURES if name in (logs or {})}
+        figures = {name: float(logs[name]) for name in self._figures if name in (logs or {})}
         if not math.isfinite(figures.get("eval_loss", 0.0)):
             raise TrainingError(
                 f"the validation loss at step {state.global_step} is not finite. The last good "

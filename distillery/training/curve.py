@@ -4,12 +4,6 @@ import base64
 import io
 from typing import Any
 
-_COLUMNS = {
-    "eval_loss": "validation loss",
-    "eval_hard_loss": "cross-entropy",
-    "eval_soft_loss": "divergence",
-}
-
 
 def curve_markdown(facts: dict[str, Any]) -> str:
     """Return a training's curve: loss and validation loss by step, nats per response token.
@@ -24,12 +18,23 @@ def curve_markdown(facts: dict[str, Any]) -> str:
     if validation:
         best = min(validation, key=lambda entry: entry["eval_loss"])
         lines += [f"Best validation loss {best['eval_loss']:.4f} at step {best['step']:.0f}.", ""]
-        columns = {key: title for key, title in _COLUMNS.items() if key in best}
-        lines += [f"| step | {' | '.join(columns.values())} |", "|---:" * (1 + len(columns)) + "|"]
+        # The loss, then the parts that its objective tells of.
+        columns = sorted((k for k in best if k.startswith("eval_")), key=lambda k: k != "eval_loss")
+        titles = ["validation loss", *(_title(column) for column in columns[1:])]
+        lines += [f"| step | {' | '.join(titles)} |", "|---:" * (1 + len(columns)) + "|"]
         for entry in validation:
             cells = (f"{entry[key]:.4f}" for key in columns)
             lines.append(f"| {entry['step']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _title(part: str) -> str:
+    """Return the heading of a part of the validation loss.
+
+    >>> _title("eval_soft_loss")
+    'soft loss'
+    """
+    return part.removeprefix("eval_").replace("_", " ")
 
 
 def _having(facts: dict[str, Any], key: str) -> list[dict[str, float]]:

@@ -29,16 +29,16 @@ class TrainingJob(_Frozen):
     """A PromptFrame, on which a new tokenizer is trained."""
 
     soft_targets: DatasetRef | None
-    """The teacher's probabilities of `rows`; None with hard targets, and online."""
+    """The teacher's probabilities of `rows`, where the objective needs them."""
 
     teacher: TeacherSpec | None
-    """Who runs beside the student when soft targets are made online; otherwise None."""
+    """Who runs beside the student, where the objective needs one."""
 
     student: StudentSpec
     """What is trained."""
 
     training: TrainingSpec
-    """How; its objective is `hard_targets` or `soft_targets`, never `auto`."""
+    """How; its objective is decided, never `auto`."""
 
     store: StoreSpec
     """Where everything is."""

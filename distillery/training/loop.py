@@ -19,12 +19,13 @@ from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel
 from distillery.models.students import open_student
 from distillery.models.vocabulary import known_vocabulary
-from distillery.objectives.batch_loss import BatchLoss
+from distillery.objectives.base import Inputs
+from distillery.objectives.choice import objective_class
 from distillery.storage.checkpoints import download_checkpoints, upload_checkpoint
 from distillery.storage.store import Store
 from distillery.training.adapters import held_dtype, load_trained, with_adapters, write_merged
 from distillery.training.batches import collator, num_steps
-from distillery.training.callbacks import LOSSES, Reporting
+from distillery.training.callbacks import Reporting, loss_names
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
 from distillery.training.rows import TokenRows, lengths
@@ -53,7 +54,6 @@ class _Training:
         self._store = Store(job.store.root)
         self._timings_s: dict[str, float] = {}
         self._facts: dict[str, Any] = {}
-        self._beside: tuple[Any, SplitModel] | None = None
 
     def run(self) -> TrainingOutcome:
         """Return the outcome once the model is written."""
@@ -64,10 +64,19 @@ class _Training:
             model, chat_format = self._open_model(held_dtype(training))
             tokenizer = chat_format.tokenizer
             self._teacher = self._open_teacher()
-        with self._timed("tokenize"), arguments.distributed_state.main_process_first():
-            self._rows = TokenRows(self._job, chat_format, self._teacher, self._scratch)
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
-        self._collate = collator(training, tokenizer.pad_token_id, k=self._k)
+        inputs = Inputs(
+            training=training,
+            store=self._store,
+            tokenizer=tokenizer,
+            vocab_size=self._vocab_size,
+            scores=self._job.soft_targets,
+            teacher=self._teacher,
+        )
+        self._objective = objective_class(training)(inputs)
+        with self._timed("tokenize"), arguments.distributed_state.main_process_first():
+            self._rows = TokenRows(self._job, chat_format, self._objective, self._scratch)
+        self._collate = collator(training, tokenizer.pad_token_id, self._objective)
         with self._timed("preflight"):
             self._facts["preflight"] = self._check(model, arguments)
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
@@ -86,10 +95,6 @@ class _Training:
             timings_s=self._timings_s,
             facts=self._facts,
         )
-
-    @property
-    def _k(self) -> int:
-        return self._training.soft_targets.k if self._job.soft_targets else 0
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -142,7 +147,6 @@ class _Training:
         )
         if self._teacher is not None:
             self._teacher.model.to(arguments.device)  # now that it is known to fit
-            self._beside = (self._teacher.model, SplitModel(self._teacher.model))
         if training.batching == "packed":
             for each in [model] + ([self._teacher.model] if self._teacher else []):
                 check_packing(each, splits["train"])
@@ -154,11 +158,15 @@ class _Training:
     def _make_trainer(
         self, model: Any, arguments: TrainingArguments, splits: dict[str, Any], **named: Any
     ) -> StudentTrainer:
-        loss = BatchLoss(
-            self._training, self._split_student, vocab_size=self._vocab_size, teacher=self._beside
-        )
         trainer = StudentTrainer(
-            model, arguments, splits, self._collate, loss, self._training, **named
+            model,
+            arguments,
+            splits,
+            self._collate,
+            self._objective,
+            self._split_student,
+            self._training,
+            **named,
         )
         trainer.remove_callback(PrinterCallback)
         wants_split = self._training.parallelism == "fsdp2" and arguments.world_size > 1
@@ -184,13 +192,14 @@ class _Training:
             _restore_finished(trainer, newest)
         else:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-        self._facts["curve"] = _curve(trainer.state.log_history)
+        self._facts["curve"] = _curve(trainer.state.log_history, loss_names(self._objective.parts))
         self._facts["best_validation_loss"] = trainer.state.best_metric
         return trainer
 
     def _reporting(self, trainer: StudentTrainer, rows: Any) -> Reporting:
         mean_length = sum(lengths(rows)) / len(rows)
         return Reporting(
+            parts=self._objective.parts,
             tensorboard=self._scratch / "checkpoints" / "tensorboard",
             upload=lambda made: upload_checkpoint(
                 self._store, self._job.checkpoints_uri, made, parallelism=_layout(trainer)
@@ -253,8 +262,8 @@ def _shared_vocabulary(tokenizer: Any, model: Any, teacher: LocalModel | None) -
     )
 
 
-def _curve(history: list[dict[str, Any]]) -> list[dict[str, float]]:
-    names = ("step", "learning_rate", *LOSSES)
+def _curve(history: list[dict[str, Any]], losses: tuple[str, ...]) -> list[dict[str, float]]:
+    names = ("step", "learning_rate", *losses)
     return [
         {name: float(entry[name]) for name in names if name in entry}
         for entry in history

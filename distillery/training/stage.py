@@ -5,6 +5,7 @@ from typing import Any
 
 from distillery.models.hardware import cpu_threads
 from distillery.models.loading import read_template
+from distillery.objectives.choice import needs_scores, needs_teacher
 from distillery.storage.fingerprint import model_identity, sha256, tokenizer_identity
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
@@ -32,18 +33,29 @@ def training_stage(
 ) -> Stage:
     """Return what identifies the training of ``student`` on ``rows``.
 
-    The prompts count only when a tokenizer is trained on them, the teacher only when it runs
-    beside the student, and settings of soft targets only when they are read. ``because``, the
+    The prompts count only when a tokenizer is trained on them, stored scores and the teacher only
+    where the objective needs them, and its settings only where they are read. ``because``, the
     reason for the objective, is recorded with the result and never counts.
+
+    Raises:
+        TrainingError: The objective is not decided, or what it learns from is not given.
     """
     inputs: dict[str, Any] = {"rows": rows.fingerprint}
-    if training.objective == "hard_targets":
-        training = training.with_hard_targets()
-    elif soft_targets is not None:
+    if needs_scores(training):
+        if soft_targets is None:
+            raise TrainingError(
+                f"training.objective.kind is {training.objective.kind!r}, but no soft targets are "
+                "given. Give those of score_soft_targets, or set it to hard_targets."
+            )
         inputs["soft_targets"] = soft_targets.fingerprint
-    elif teacher is not None:
+    if needs_teacher(training):
+        if teacher is None:
+            raise TrainingError(
+                f"training.objective.kind is {training.objective.kind!r} with a teacher beside the "
+                "student, but no teacher is given. Give one, or set it to hard_targets."
+            )
         inputs["teacher"] = teacher_identity(teacher)
-    training = training.model_copy(update={"soft_targets": training.soft_targets.as_read()})
+    training = training.model_copy(update={"objective": training.objective.as_read()})
     spec: dict[str, Any] = {"training": training, "student": student}
     if isinstance(student, PretrainedStudent):
         inputs["student"] = model_identity(student.model, student.revision, role="student")
@@ -85,8 +97,8 @@ def train_student(
         training: How.
         store: Where everything is.
         execution: How the run is carried out.
-        soft_targets: The teacher's probabilities of ``rows``; wanted by offline soft targets.
-        teacher: Who runs beside the student; wanted by online soft targets.
+        soft_targets: The teacher's probabilities of ``rows``; for objectives that need them.
+        teacher: Who runs beside the student, for objectives that need it.
         because: Why the objective was chosen, for the manifest.
         name: Under which stage name the result is kept.
         on_progress: Told about every logged step.
@@ -96,16 +108,14 @@ def train_student(
             cannot be learnt from, its soft targets are missing or of another kind, or the loss is
             not finite.
     """
-    _check_objective(training, soft_targets, teacher)
     stage = training_stage(name, rows, prompts, student, training, soft_targets, teacher)
 
     def work(attempt: Attempt) -> None:
-        is_soft = training.objective == "soft_targets"
         job = TrainingJob(
             rows=rows,
             prompts=prompts,
-            soft_targets=soft_targets if is_soft else None,
-            teacher=teacher if is_soft and training.soft_targets.source == "online" else None,
+            soft_targets=soft_targets if needs_scores(training) else None,
+            teacher=teacher if needs_teacher(training) else None,
             student=student,
             training=training,
             store=store,
@@ -117,32 +127,11 @@ def train_student(
             attempt.counts |= outcome.counts
             attempt.timings_s |= outcome.timings_s
             attempt.facts |= outcome.facts
-            attempt.facts["objective"] = because or f"{training.objective}: as the recipe says"
+            attempt.facts["objective"] = because or f"{training.objective.kind}: as the recipe says"
             attempt.add_folder("tensorboard", scratch / "checkpoints" / "tensorboard")
             attempt.add_model("model", scratch / "model", num_parameters=outcome.num_parameters)
 
     return run_stage(stage, store, execution, work)
-
-
-def _check_objective(
-    training: TrainingSpec, soft_targets: DatasetRef | None, teacher: TeacherSpec | None
-) -> None:
-    """Raise when the objective is not decided, or what it learns from is not given."""
-    if training.objective == "auto":
-        raise TrainingError(
-            "training.objective is 'auto', which the flow distill-student decides. Set it to "
-            "hard_targets or soft_targets to train by itself."
-        )
-    if training.needs_soft_targets and soft_targets is None:
-        raise TrainingError(
-            "training.objective is 'soft_targets', but no soft targets are given. Give those of "
-            "score_soft_targets, or set training.objective to hard_targets."
-        )
-    if training.objective == "soft_targets" and not training.needs_soft_targets and not teacher:
-        raise TrainingError(
-            "training.soft_targets.source is 'online', but no teacher is given to run beside the "
-            "student. Give one, or set training.objective to hard_targets."
-        )
 
 
 def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:

@@ -12,9 +12,9 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer, TrainingArguments
 
-from distillery.objectives.batch_loss import BatchLoss
-from distillery.objectives.losses import Losses
-from distillery.training.batches import Batch, PadRight, RowOrder, micro_batch
+from distillery.models.output_layer import SplitModel
+from distillery.objectives.base import Batch, Loss, Objective
+from distillery.training.batches import PadRight, RowOrder, micro_batch
 from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
@@ -110,7 +110,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
     """Trains on sums over response tokens, divided by their number in the whole step.
 
     So neither micro-batches nor processes change what is learnt. The loss that is logged is the one
-    that is differentiated; with soft targets its two parts are logged beside it.
+    that is differentiated; the parts that an objective tells of are logged beside it.
     """
 
     def __init__(
@@ -119,12 +119,25 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         arguments: TrainingArguments,
         rows: dict[str, Any],
         collate: PadRight,
-        batch_loss: BatchLoss,
+        objective: Objective,
+        student: SplitModel,
         training: TrainingSpec,
         **named: Any,
     ) -> None:
-        """Train ``model`` on the rows of `train`, and validate it on those of `validation`."""
-        self._rows, self._batch_loss, self._training = rows, batch_loss, training
+        """Train ``model`` on the rows of `train`, and validate it on those of `validation`.
+
+        Args:
+            model: What is trained.
+            arguments: Of transformers' Trainer.
+            rows: By split.
+            collate: Makes a batch of rows.
+            objective: Computes the loss of a batch.
+            student: The split student, before it is wrapped for several processes.
+            training: Its batch size and seed decide the order of rows.
+            named: Passed on to transformers' Trainer.
+        """
+        self._rows, self._training = rows, training
+        self._objective, self._student = objective, student
         self._newest: list[tuple[torch.Tensor, torch.Tensor]] = []
         super().__init__(
             model=model,
@@ -134,7 +147,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
             data_collator=collate,
             **named,
         )
-        self._nats = torch.zeros(3, device=self.args.device)
+        self._sums = torch.zeros(1 + len(objective.parts), device=self.args.device)
         # Ours divides by all response tokens of a step, whatever the model's own loss would do.
         self.model_accepts_loss_kwargs = True
 
@@ -154,15 +167,20 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return this batch's part of the step's mean loss per response token."""
-        losses = self._batch_loss(model, inputs, num_items_in_batch)
-        self._newest.append((inputs["row"], losses.loss.detach()))
-        self._note(self._nats, losses, inputs)
+        loss = self._loss(model, inputs, num_items_in_batch)
+        self._newest.append((inputs["row"], loss.total.detach()))
+        self._note(self._sums, loss, inputs)
         # Gradients are averaged over processes, but the parts of one mean add up.
-        return losses.loss * self.args.world_size
+        return loss.total * self.args.world_size
 
-    def _note(self, nats_3: torch.Tensor, losses: Losses, inputs: Batch) -> None:
+    def _loss(self, model: Any, inputs: Batch, normaliser: Any) -> Loss:
+        return self._objective.loss(model, self._student.head, inputs, normaliser)
+
+    def _note(self, sums: torch.Tensor, loss: Loss, inputs: Batch) -> None:
+        """Add to ``sums`` the response tokens of a batch, and the parts of its loss."""
         num_tokens = (inputs["labels"] >= 0).sum()
-        nats_3 += torch.stack([losses.hard_nats, losses.soft_nats, num_tokens]).to(nats_3)
+        parts = [loss.parts[name] for name in self._objective.parts]
+        sums += torch.stack([num_tokens, *parts]).to(sums)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Return the norm of the gradients, clipped; before the step, so that weights stay good."""
@@ -205,15 +223,15 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; beside the training loss stand its parts, nats per response token."""
-        if "loss" in logs and self._batch_loss.soft is not None:
-            logs |= self._parts(self._summed(self._nats))
-            self._nats.zero_()
+        """Log; beside the training loss stand its parts, per response token."""
+        if "loss" in logs and self._objective.parts:
+            logs |= self._parts(self._summed(self._sums))
+            self._sums.zero_()
         super().log(logs, start_time)
 
-    def _parts(self, nats_3: torch.Tensor) -> dict[str, float]:
-        hard, soft, num_tokens = nats_3.tolist()
-        return {"hard_loss": hard / num_tokens, "soft_loss": soft / num_tokens}
+    def _parts(self, sums: torch.Tensor) -> dict[str, float]:
+        num_tokens, *parts = sums.tolist()
+        return {n: part / num_tokens for n, part in zip(self._objective.parts, parts, strict=True)}
 
     def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""
@@ -235,19 +253,19 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.model_wrapped
         model.eval()
-        total_4 = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        sums = torch.zeros(2 + len(self._objective.parts), dtype=torch.float64)
+        sums = sums.to(self.args.device)
         with torch.no_grad():
             for batch, counts in self._validation_batches(rows):
                 inputs = self._prepare_inputs(batch)
-                losses = self._batch_loss(model, inputs, 1)
+                loss = self._loss(model, inputs, 1)
                 if counts:
-                    total_4[0] += losses.loss.double()
-                    self._note(total_4[1:], losses, inputs)
-        total_4 = self._summed(total_4)
-        metrics = {f"{metric_key_prefix}_loss": float(total_4[0] / total_4[3])}
-        if self._batch_loss.soft is not None:
-            parts = self._parts(total_4[1:])
-            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in parts.items()}
+                    sums[0] += loss.total.double()
+                    self._note(sums[1:], loss, inputs)
+        sums = self._summed(sums)
+        metrics = {f"{metric_key_prefix}_loss": float(sums[0] / sums[1])}
+        parts = self._parts(sums[1:])
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in parts.items()}
         self.log(metrics)
         control: Any = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)

@@ -17,6 +17,7 @@ from benchmarks.results import Line, goal_table
 from benchmarks.school import Learnt
 from benchmarks.steps import VARIANTS, prepare, require_same_losses, run_variant
 from benchmarks.storage import bytes_per_token
+from schemas.objectives import HardTargets
 from schemas.recipe import Recipe, load_recipe
 
 TINY = gpu.Size(
@@ -52,7 +53,7 @@ def test_objectives_differ_and_their_recipes_can_be_read() -> None:
     assert len(set(map(repr, OBJECTIVES.values()))) == len(OBJECTIVES)
     for setting in SETTINGS:
         recipe = load_recipe(REPO / setting.recipe, setting.overrides, Recipe)
-        assert recipe.training.objective == "hard_targets"
+        assert recipe.training.objective == HardTargets()
 
 
 def test_a_data_set_that_is_not_there_is_named(
@@ -83,7 +84,7 @@ def test_the_quality_of_one_objective_is_measured_from_a_recipe(tmp_path: Path) 
 
 
 def test_made_up_probabilities_are_those_of_the_likeliest_of_many_normal_logits() -> None:
-    _, log_p_NK, log_rest_N1 = synthetic.random_targets(
+    _, log_p_NK, log_rest_N = synthetic.random_targets(
         300, vocab_size=20_000, k=16, spread="even", seed=0
     )
     draws = np.random.default_rng(1)
@@ -91,7 +92,7 @@ def test_made_up_probabilities_are_those_of_the_likeliest_of_many_normal_logits(
     p_NV = np.exp(logits_NV - logits_NV[:, :1])
     p_NV /= p_NV.sum(1, keepdims=True)
     assert np.exp(log_p_NK[:, 0]).mean() == pytest.approx(p_NV[:, 0].mean(), abs=0.05)
-    assert np.exp(log_rest_N1).mean() == pytest.approx(1 - p_NV[:, :16].sum(1).mean(), abs=0.02)
+    assert np.exp(log_rest_N).mean() == pytest.approx(1 - p_NV[:, :16].sum(1).mean(), abs=0.02)
 
 
 def test_frequent_tokens_are_frequent_only_where_they_should_be() -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from distillery.objectives.choice import choose_objective
+from distillery.objectives.choice import ChosenObjective, choose_objective
 from schemas.errors import RecipeError
+from schemas.objectives import AutoObjective, SoftTargets
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
 
-AUTO = TrainingSpec(objective="auto")
-SOFT = TrainingSpec(objective="soft_targets")
+AUTO = TrainingSpec(objective=AutoObjective())
+SOFT = TrainingSpec(objective=SoftTargets())
 NEW_TOKENIZER = FromScratchStudent(
     num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, vocab_size=320
 )
@@ -39,7 +40,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_hard_targets_stay_hard_and_nothing_is_opened() -> None:
     nobody = TransformersTeacher(model="nowhere")
     chosen = choose_objective(nobody, NEW_TOKENIZER, TrainingSpec())
-    assert chosen == (TrainingSpec(), "hard_targets: as the recipe says")
+    assert chosen == ChosenObjective(TrainingSpec(), "hard_targets: as the recipe says")
+    assert not chosen.needs_scores
 
 
 def test_auto_is_soft_where_teacher_and_student_share_a_vocabulary(
@@ -52,6 +54,7 @@ def test_auto_is_soft_where_teacher_and_student_share_a_vocabulary(
     ):
         chosen = choose_objective(teacher, student, AUTO)
         assert chosen.training == SOFT
+        assert chosen.needs_scores
         assert chosen.because == "soft_targets: teacher and student share a vocabulary"
         assert choose_objective(teacher, student, SOFT).because.endswith("as the recipe says")
 
@@ -77,24 +80,22 @@ def test_soft_targets_that_cannot_be_are_refused_with_the_reason(models: dict[st
 
 def test_more_targets_than_tokens_are_refused(models: dict[str, str]) -> None:
     teacher = TransformersTeacher(model=models["teacher"])
-    many = AUTO.model_copy(update={"soft_targets": AUTO.soft_targets.model_copy(update={"k": 900})})
+    many = TrainingSpec(objective=AutoObjective(k=900))
     with pytest.raises(RecipeError, match=r"k=900 is more than the \d+ tokens of the student's vo"):
         choose_objective(teacher, PretrainedStudent(model=models["kin"]), many)
 
 
 def test_an_endpoint_cannot_run_beside_the_student(models: dict[str, str]) -> None:
     teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:9/v1")
-    online = SOFT.model_copy(
-        update={"soft_targets": SOFT.soft_targets.model_copy(update={"source": "online"})}
-    )
-    with pytest.raises(RecipeError, match=r"an endpoint cannot be\. Set it to offline, or"):
+    online = TrainingSpec(objective=SoftTargets(source="online"))
+    with pytest.raises(RecipeError, match=r"an endpoint cannot do\. Set it to offline, or"):
         choose_objective(teacher, PretrainedStudent(model=models["kin"]), online)
 
 
 def test_a_provider_that_shows_no_probabilities_makes_auto_hard(models: dict[str, str]) -> None:
     teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:9/v1", provider="openai")
     chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), AUTO)
-    assert chosen.training.objective == "hard_targets"
+    assert chosen.training == TrainingSpec()
     assert "openai" in chosen.because
 
 
@@ -109,7 +110,7 @@ def test_a_template_that_writes_responses_otherwise_makes_auto_hard(
     tokenizer.save_pretrained(student)
     teacher = TransformersTeacher(model=models["teacher"])
     chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
-    assert chosen.training.objective == "hard_targets"
+    assert chosen.training == TrainingSpec()
     assert "writes the response 'Forty-two.' as 'Forty-two. .<|end|>'" in chosen.because
 
 
@@ -123,5 +124,5 @@ def test_a_tokenizer_that_splits_text_otherwise_makes_auto_hard(
     file.write_text(json.dumps(raw), encoding="utf-8")
     teacher = TransformersTeacher(model=models["teacher"])
     chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
-    assert chosen.training.objective == "hard_targets"
-    assert "splits text in another way" in chosen.because
+    assert chosen.training == TrainingSpec()
+    assert "splits text differently" in chosen.because

@@ -1,6 +1,5 @@
 """Every loss against a dense formula in float64, in value and gradient."""
 
-import dataclasses
 import itertools
 from typing import Any, NamedTuple, get_args
 
@@ -12,31 +11,29 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery.models.head import Head
-from distillery.objectives.losses import (
-    DenseTargets,
-    Losses,
-    SampledTargets,
-    SoftLoss,
-    SparseTargets,
-    response_losses,
-)
+from distillery.objectives.divergence import SampledTargets, SparseTargets
+from distillery.objectives.losses import DenseTargets, Losses, response_losses
 from schemas.errors import InputDataError, TrainingError
-from schemas.soft_targets import DivergenceName, SoftTargetSpec
+from schemas.objectives import DivergenceName, SoftTargets
 
 DIVERGENCES = get_args(DivergenceName)
-FORWARD_KL = SoftLoss.of(SoftTargetSpec(hard_weight=0, soft_weight=1))
+FORWARD_KL = SoftTargets(hard_weight=0, soft_weight=1)
 PROPERTY = settings(max_examples=20, deadline=None)
 
 softs = st.builds(
-    SoftLoss,
+    SoftTargets,
     divergence=st.sampled_from(DIVERGENCES),
     jsd_beta=st.floats(0.1, 0.9),
     skew_alpha=st.floats(0.1, 0.9),
-    temperature=st.sampled_from([1.0, 0.5, 2.0, 8.0]),
+    distillation_temperature=st.sampled_from([1.0, 0.5, 2.0, 8.0]),
     soft_weight=st.sampled_from([1.0, 0.3]),
     hard_weight=st.sampled_from([0.0, 0.7]),
 )
 seeds = st.integers(0, 2**31)
+
+
+def changed(soft: SoftTargets, **settings: Any) -> SoftTargets:
+    return soft.model_copy(update=settings)
 
 
 class Case(NamedTuple):
@@ -57,7 +54,7 @@ class Case(NamedTuple):
     def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
         return self[:3]
 
-    def losses(self, soft: SoftLoss | None, targets: Any, **options: Any) -> Losses:
+    def losses(self, soft: SoftTargets | None, targets: Any, **options: Any) -> Losses:
         head = Head(self.weight_VD, self.bias_V)
         options = {"vocab_size": self.vocab_size, "normaliser": 1.0} | options
         return response_losses(
@@ -67,14 +64,14 @@ class Case(NamedTuple):
     def dense(self) -> DenseTargets:
         return DenseTargets(self.teacher_NE, Head(self.teacher_VE))
 
-    def sparse(self, soft: SoftLoss, k: int) -> SparseTargets:
+    def sparse(self, soft: SoftTargets, k: int) -> SparseTargets:
         log_p_NV = self.log_p(soft)
         log_p_NK, ids_NK = log_p_NV.topk(k)
         rest_NV = log_p_NV.scatter(1, ids_NK, -torch.inf)
         return SparseTargets(ids_NK, log_p_NK, rest_NV.logsumexp(1))
 
-    def log_p(self, soft: SoftLoss) -> Tensor:
-        return (self.teacher_NE @ self.teacher_VE.T / soft.temperature).log_softmax(1)
+    def log_p(self, soft: SoftTargets) -> Tensor:
+        return (self.teacher_NE @ self.teacher_VE.T / soft.distillation_temperature).log_softmax(1)
 
 
 def make_case(
@@ -95,11 +92,11 @@ def make_case(
     )
 
 
-def reference(case: Case, soft: SoftLoss, ids_NK: Tensor | None = None) -> Tensor:
+def reference(case: Case, soft: SoftTargets, ids_NK: Tensor | None = None) -> Tensor:
     """Return the loss by its definition; with ids, of those tokens and one bucket for the rest."""
     logits_NV = case.hidden_ND @ case.weight_VD.T + case.bias_V
     hard = torch.nn.functional.cross_entropy(logits_NV, case.labels_N, reduction="sum")
-    q = (logits_NV / soft.temperature).softmax(1)
+    q = (logits_NV / soft.distillation_temperature).softmax(1)
     p = case.log_p(soft).exp()
     if ids_NK is not None:
         p, q = (
@@ -107,10 +104,10 @@ def reference(case: Case, soft: SoftLoss, ids_NK: Tensor | None = None) -> Tenso
             for x in (p, q)
         )
     distance = divergence_by_definition(soft, p, q)
-    return soft.hard_weight * hard + soft.soft_weight * soft.temperature**2 * distance
+    return soft.hard_weight * hard + soft.soft_weight * soft.distillation_temperature**2 * distance
 
 
-def divergence_by_definition(soft: SoftLoss, p: Tensor, q: Tensor) -> Tensor:
+def divergence_by_definition(soft: SoftTargets, p: Tensor, q: Tensor) -> Tensor:
     def kl(one: Tensor, other: Tensor) -> Tensor:
         return (one * (one / other).log()).sum()
 
@@ -131,14 +128,14 @@ def gradients(loss: Tensor, case: Case) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss, case.parameters)
 
 
-def assert_same(found: Any, expected: Any, **tolerance: float) -> None:
-    torch.testing.assert_close(found, expected, **({"rtol": 1e-8, "atol": 1e-9} | tolerance))
+def assert_same(found: Any, expected: Any, *, rtol: float = 1e-8, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
 
 
-def assert_same_loss(case: Case, losses: Losses, expected: Tensor, **tolerance: float) -> None:
+def assert_same_loss(case: Case, losses: Losses, expected: Tensor) -> None:
     """Check value and gradients, of hidden states, weight and bias."""
-    assert_same(losses.loss, expected, **tolerance)
-    assert_same(gradients(losses.loss, case), gradients(expected, case), **tolerance)
+    assert_same(losses.loss, expected)
+    assert_same(gradients(losses.loss, case), gradients(expected, case))
 
 
 # 1. Zero, with zero gradient, when the student equals the teacher.
@@ -147,16 +144,16 @@ def assert_same_loss(case: Case, losses: Losses, expected: Tensor, **tolerance: 
 @PROPERTY
 @given(seed=seeds, soft=softs, k=st.sampled_from([None, 1, 5, 23]))
 def test_student_that_equals_its_teacher_has_no_loss_and_no_gradient(
-    seed: int, soft: SoftLoss, k: int | None
+    seed: int, soft: SoftTargets, k: int | None
 ) -> None:
     drawn = make_case(seed, dtype=torch.float32)
     bias_V = torch.zeros_like(drawn.bias_V).requires_grad_()
     case = drawn._replace(teacher_NE=drawn[0].detach(), teacher_VE=drawn[1].detach(), bias_V=bias_V)
-    soft = dataclasses.replace(soft, hard_weight=0.0)
+    soft = changed(soft, hard_weight=0.0)
     targets = case.dense() if k is None else case.sparse(soft, k)
     losses = case.losses(soft, targets)
     # Rounding of float32, by T².
-    bound = 1e-5 * max(1.0, soft.temperature**2)
+    bound = 1e-5 * max(1.0, soft.distillation_temperature**2)
     assert abs(losses.loss.item()) < bound
     assert max(g.abs().max().item() for g in gradients(losses.loss, case)) < bound
 
@@ -166,7 +163,7 @@ def test_student_that_equals_its_teacher_has_no_loss_and_no_gradient(
 
 @PROPERTY
 @given(seed=seeds, soft=softs, chunk=st.integers(1, 6))
-def test_dense_loss_is_the_reference(seed: int, soft: SoftLoss, chunk: int) -> None:
+def test_dense_loss_is_the_reference(seed: int, soft: SoftTargets, chunk: int) -> None:
     case = make_case(seed)
     losses = case.losses(soft, case.dense(), chunk_tokens=chunk)
     assert_same_loss(case, losses, reference(case, soft))
@@ -175,7 +172,7 @@ def test_dense_loss_is_the_reference(seed: int, soft: SoftLoss, chunk: int) -> N
 @PROPERTY
 @given(seed=seeds, soft=softs, k=st.integers(1, 22), chunk=st.integers(1, 6))
 def test_sparse_loss_is_the_reference_with_a_bucket_for_the_rest(
-    seed: int, soft: SoftLoss, k: int, chunk: int
+    seed: int, soft: SoftTargets, k: int, chunk: int
 ) -> None:
     case = make_case(seed)
     targets = case.sparse(soft, k)
@@ -185,7 +182,7 @@ def test_sparse_loss_is_the_reference_with_a_bucket_for_the_rest(
 
 @PROPERTY
 @given(seed=seeds, soft=softs)
-def test_sparse_loss_of_all_tokens_is_the_dense_one(seed: int, soft: SoftLoss) -> None:
+def test_sparse_loss_of_all_tokens_is_the_dense_one(seed: int, soft: SoftTargets) -> None:
     case = make_case(seed)
     targets = case.sparse(soft, case.vocab_size)
     assert torch.isneginf(targets.log_rest_N).all()
@@ -194,7 +191,7 @@ def test_sparse_loss_of_all_tokens_is_the_dense_one(seed: int, soft: SoftLoss) -
 
 @PROPERTY
 @given(seed=seeds, soft=softs)
-def test_sparse_loss_is_a_lower_bound_that_grows_with_k(seed: int, soft: SoftLoss) -> None:
+def test_sparse_loss_is_a_lower_bound_that_grows_with_k(seed: int, soft: SoftTargets) -> None:
     case = make_case(seed)
     by_k = [case.losses(soft, case.sparse(soft, k)).soft_nats.item() for k in (1, 2, 4, 8, 16, 23)]
     assert by_k == sorted(by_k)
@@ -215,18 +212,18 @@ def test_hard_loss_is_the_cross_entropy(seed: int, chunk: int) -> None:
 
 @PROPERTY
 @given(seed=seeds, soft=softs)
-def test_parts_are_told_apart_and_add_up(seed: int, soft: SoftLoss) -> None:
+def test_parts_are_told_apart_and_add_up(seed: int, soft: SoftTargets) -> None:
     case = make_case(seed)
     losses = case.losses(soft, case.dense(), normaliser=3.0)
     assert_same(losses.hard_nats, case.losses(None, None).loss.detach())
-    soft_part = soft.soft_weight * soft.temperature**2 * losses.soft_nats
+    soft_part = soft.soft_weight * soft.distillation_temperature**2 * losses.soft_nats
     assert_same(losses.loss.detach(), (soft.hard_weight * losses.hard_nats + soft_part) / 3)
     assert not losses.hard_nats.requires_grad and not losses.soft_nats.requires_grad
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_tokens_without_mass_in_the_teacher_give_no_nan(divergence: DivergenceName) -> None:
-    soft = dataclasses.replace(FORWARD_KL, divergence=divergence)
+    soft = changed(FORWARD_KL, divergence=divergence)
     case = make_case(0, dtype=torch.float32)
     sparse = case.sparse(soft, 3)
     no_rest = sparse._replace(log_rest_N=torch.full_like(sparse.log_rest_N, -torch.inf))
@@ -241,7 +238,7 @@ def test_tokens_without_mass_in_the_teacher_give_no_nan(divergence: DivergenceNa
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_tokens_without_mass_in_the_student_give_no_nan(divergence: DivergenceName) -> None:
-    soft = dataclasses.replace(FORWARD_KL, divergence=divergence)
+    soft = changed(FORWARD_KL, divergence=divergence)
     case = make_case(0, dtype=torch.float32)
     sparse = case.sparse(soft, 3)
     # All that is left of the student are the teacher's 3, as after a mask on its logits.
@@ -269,7 +266,7 @@ def test_nan_in_the_student_is_not_hidden() -> None:
 @PROPERTY
 @given(seed=seeds, soft=softs, is_sparse=st.booleans(), chunk=st.integers(1, 9))
 def test_order_and_chunks_do_not_matter(
-    seed: int, soft: SoftLoss, is_sparse: bool, chunk: int
+    seed: int, soft: SoftTargets, is_sparse: bool, chunk: int
 ) -> None:
     case = make_case(seed, tokens=8)
     order_N = torch.randperm(8, generator=torch.Generator().manual_seed(seed))
@@ -291,7 +288,7 @@ def test_order_and_chunks_do_not_matter(
 @PROPERTY
 @given(seed=seeds, soft=softs, is_sparse=st.booleans(), parts=st.sampled_from([1, 2, 8]))
 def test_micro_batches_add_up_to_the_batch(
-    seed: int, soft: SoftLoss, is_sparse: bool, parts: int
+    seed: int, soft: SoftTargets, is_sparse: bool, parts: int
 ) -> None:
     case = make_case(seed, tokens=16)
     # Of different sizes, so that averages of averages would differ.
@@ -329,7 +326,7 @@ def padded(tensor: Tensor, size: int) -> Tensor:
     padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
 )
 def test_padding_of_either_vocabulary_does_not_matter(
-    seed: int, soft: SoftLoss | None, k: int | None, padding: tuple[int, int]
+    seed: int, soft: SoftTargets | None, k: int | None, padding: tuple[int, int]
 ) -> None:
     case = make_case(seed)
     wide = case._replace(
@@ -402,7 +399,7 @@ def test_gradients_at_8_and_16_are_of_one_size(
     )
     norms = []
     for temperature in (8.0, 16.0):
-        soft = dataclasses.replace(FORWARD_KL, divergence=divergence, temperature=temperature)
+        soft = changed(FORWARD_KL, divergence=divergence, distillation_temperature=temperature)
         targets = case.sparse(soft, 12) if is_sparse else case.dense()
         norms.append(gradients(case.losses(soft, targets).loss, case)[0].norm().item())
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
@@ -411,7 +408,7 @@ def test_gradients_at_8_and_16_are_of_one_size(
 @PROPERTY
 @given(seed=seeds, soft=st.none() | softs, k=st.sampled_from([None, 4, 23]))
 def test_reported_loss_is_the_one_that_is_differentiated(
-    seed: int, soft: SoftLoss | None, k: int | None
+    seed: int, soft: SoftTargets | None, k: int | None
 ) -> None:
     case = make_case(seed)
     targets: Any = None
@@ -420,7 +417,8 @@ def test_reported_loss_is_the_one_that_is_differentiated(
 
     def value(step: float, along: list[Tensor]) -> float:
         moved = [p.detach() + step * d for p, d in zip(case.parameters, along, strict=True)]
-        return Case(*moved, *case[3:]).losses(soft, targets, normaliser=5).loss.item()
+        at = Case(moved[0], moved[1], moved[2], *case[3:])
+        return at.losses(soft, targets, normaliser=5).loss.item()
 
     random = torch.Generator().manual_seed(seed)
     along = [torch.randn(p.shape, generator=random, dtype=p.dtype) for p in case.parameters]
@@ -455,12 +453,8 @@ def test_tokens_outside_the_shared_vocabulary_are_refused(token: int) -> None:
 def test_arguments_that_do_not_belong_together_are_refused() -> None:
     case = make_case(0)
     targets = case.sparse(FORWARD_KL, 3)
-    draws = SampledTargets(targets.ids_NK, targets.log_p_NK, targets.log_p_NK.exp())
-    reverse = dataclasses.replace(FORWARD_KL, divergence="reverse_kl")
     with pytest.raises(ValueError, match="go together"):
         case.losses(None, targets)
-    with pytest.raises(ValueError, match="unbiased gradients of forward_kl only, not of 'reverse"):
-        case.losses(reverse, draws)
     with pytest.raises(ValueError, match="student has 23 logits, fewer than the 24 tokens"):
         case.losses(None, None, vocab_size=24)
     with pytest.raises(ValueError, match="'hidden states': 5, 'soft targets': 4"):
@@ -473,7 +467,9 @@ def test_arguments_that_do_not_belong_together_are_refused() -> None:
 class LargestTensor(TorchDispatchMode):
     """Keeps the largest number of values that any operation made."""
 
-    numel = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.numel = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -490,7 +486,7 @@ class LargestTensor(TorchDispatchMode):
 def test_no_operation_makes_more_than_a_chunk_of_logits(
     divergence: DivergenceName, temperature: float
 ) -> None:
-    soft = SoftLoss(divergence, 0.5, 0.1, temperature, 0.5, 0.5)
+    soft = SoftTargets(divergence=divergence, distillation_temperature=temperature)
     case = make_case(0, tokens=64, vocab_size=500, dtype=torch.float32)
     for targets in (case.sparse(soft, 8), case.dense(), None):
         for chunk in (1, 8):
@@ -542,7 +538,7 @@ def test_draws_give_the_forward_kl_and_its_gradient_on_average() -> None:
 def test_loss_of_draws_is_the_reference(
     seed: int, temperature: float, hard_weight: float, chunk: int
 ) -> None:
-    soft = dataclasses.replace(FORWARD_KL, temperature=temperature, hard_weight=hard_weight)
+    soft = changed(FORWARD_KL, distillation_temperature=temperature, hard_weight=hard_weight)
     case = make_case(seed)
     drawn = drawn_targets(case, 6, seed)
     losses = case.losses(soft, drawn, chunk_tokens=chunk)
@@ -559,7 +555,7 @@ def test_loss_of_draws_is_the_reference(
 @PROPERTY
 @given(seed=seeds, soft=st.none() | softs, k=st.sampled_from([None, 4]))
 def test_logits_in_place_of_hidden_states_give_the_same(
-    seed: int, soft: SoftLoss | None, k: int | None
+    seed: int, soft: SoftTargets | None, k: int | None
 ) -> None:
     case = make_case(seed)
     targets: Any = None
@@ -584,7 +580,7 @@ def test_half_precision_stays_within_its_rounding(
     hidden_dtype: torch.dtype, is_sparse: bool
 ) -> None:
     exact = make_case(1, tokens=40)
-    soft = SoftLoss("forward_kl", 0.5, 0.1, 2.0, 0.5, 0.5)
+    soft = SoftTargets(distillation_temperature=2.0)
     expected = reference(exact, soft)
     case = exact._replace(
         hidden_ND=exact.hidden_ND.detach().to(hidden_dtype).requires_grad_(),
@@ -609,7 +605,9 @@ def test_half_precision_stays_within_its_rounding(
 class CountProducts(TorchDispatchMode):
     """Counts matrix products."""
 
-    products = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -659,7 +657,7 @@ def test_evaluation_computes_the_loss_alone() -> None:
 
 def test_inputs_are_left_as_they_were() -> None:
     case = make_case(0)
-    soft = dataclasses.replace(FORWARD_KL, temperature=2.0)
+    soft = changed(FORWARD_KL, distillation_temperature=2.0)
     logits = DenseTargets(case.teacher_NE @ case.teacher_VE.T, Head(None))
     sparse = case.sparse(soft, 3)
     before = [tensor.clone() for tensor in (*case, logits.hidden_NE, *sparse)]

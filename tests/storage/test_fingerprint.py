@@ -24,7 +24,7 @@ from schemas.data import DataSpec, FileSource, HubSource
 from schemas.errors import RecipeError
 from schemas.evaluation import EvaluationSpec, GateSpec
 from schemas.filters import FilterSpec, LengthFilter, RefusalFilter
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
@@ -45,7 +45,8 @@ SPECS: list[BaseModel] = [
     FromScratchStudent(num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2),
     TrainingSpec(),
     LoraMethod(),
-    SoftTargetSpec(),
+    HardTargets(),
+    SoftTargets(),
     FilterSpec(),
     LengthFilter(),
     RefusalFilter(),
@@ -89,13 +90,14 @@ OTHER_VALUES: dict[str, Any] = {
     "DataSpec.prompt_template": "{question}",
     "DataSpec.test": FileSource(path="test.jsonl", max_rows=5),
     "RefusalFilter.patterns": ("^no",),
+    "FileSource.encoding": "latin-1",
     "FilterSpec.rules": (LengthFilter(),),
     "FromScratchStudent.num_heads": 4,
     "FromScratchStudent.hidden_size": 32,
     "TrainingSpec.method": LoraMethod(),
-    "TrainingSpec.soft_targets": SoftTargetSpec(k=8),
-    "SoftTargetSpec.jsd_beta": 0.25,
-    "SoftTargetSpec.skew_alpha": 0.25,
+    "TrainingSpec.objective": SoftTargets(k=8),
+    "SoftTargets.jsd_beta": 0.25,
+    "SoftTargets.skew_alpha": 0.25,
     "TransformersTeacher.samples": {"num_samples": 1, "choice": {"kind": "label"}},
     "OpenAITeacher.samples": {"num_samples": 1, "choice": {"kind": "label"}},
     "OpenAITeacher.extra_body": {"reasoning_effort": "low"},

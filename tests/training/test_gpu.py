@@ -11,6 +11,7 @@ last test, of several GPUs, needs all that the library does.
 import gc
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,14 +21,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from distillery.models.chat_format import IGNORED
 from distillery.models.head import Head
 from distillery.models.output_layer import SplitModel
-from distillery.objectives.batch_loss import BatchLoss
+from distillery.objectives.base import Inputs
+from distillery.objectives.choice import objective_class
 from distillery.objectives.losses import default_chunk_tokens, response_losses
 from distillery.training.adapters import held_dtype, with_adapters
 from distillery.training.batches import collator
 from distillery.training.memory import MemoryEstimate, ModelShape
 from distillery.training.preflight import check_packing, run_trial
 from distillery.training.trainer import StudentTrainer, training_arguments
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.training import LoraMethod, TrainingSpec
 
 pytestmark = [
@@ -41,7 +43,7 @@ DEVICE = "cuda"
 VOCAB_SIZE, PROMPT_TOKENS = 512, 8
 LORA = LoraMethod(r=16, alpha=32)
 LEARN = TrainingSpec(
-    objective="hard_targets",
+    objective=HardTargets(),
     learning_rate=3e-3,
     batch_size=8,
     epochs=1,
@@ -119,10 +121,14 @@ def _trainer(
     split = SplitModel(model)
     arguments = training_arguments(training, folder, steps=steps, is_trial=is_trial)
     assert arguments.device.type == DEVICE
-    beside = None if teacher is None else (teacher, SplitModel(teacher))
-    loss = BatchLoss(training, split, vocab_size=model.config.vocab_size, teacher=beside)
+    nobody: Any = None  # rows are tokens: neither a store nor a tokenizer is read
+    beside: Any = None if teacher is None else SimpleNamespace(model=teacher)
+    vocab_size = model.config.vocab_size
+    inputs = Inputs(training, nobody, nobody, vocab_size, scores=None, teacher=beside)
+    objective = objective_class(training)(inputs)
+    collate = collator(training, 0, objective)
     splits = {"train": rows, "validation": NO_ROWS}
-    trainer = StudentTrainer(model, arguments, splits, collator(training, 0), loss, training)
+    trainer = StudentTrainer(model, arguments, splits, collate, objective, split, training)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -187,8 +193,8 @@ def test_a_batch_is_learnt_by_heart_in_half_precision(tmp_path: Path, way: dict[
 def test_a_student_that_overfits_one_batch_agrees_with_the_teacher_beside_it(
     tmp_path: Path,
 ) -> None:
-    online = SoftTargetSpec(source="online", hard_weight=0.0, soft_weight=1.0)
-    training = LEARN.model_copy(update={"objective": "soft_targets", "soft_targets": online})
+    online = SoftTargets(source="online", hard_weight=0.0, soft_weight=1.0)
+    training = LEARN.model_copy(update={"objective": online})
     teacher = _new_model(seed=1).bfloat16().requires_grad_(False)
     rows = _rows(LEARN.batch_size)
     both = Rows(

@@ -245,7 +245,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield told
 
 
-ONLINE = soft_training(soft_targets=soft_targets(source="online"), epochs=1, evaluations=1)
+ONLINE = soft_training(objective=soft_targets(source="online"), epochs=1, evaluations=1)
 
 
 def test_a_teacher_goes_to_the_device_once_it_is_known_to_fit(

@@ -10,7 +10,7 @@ from distillery.storage.stage import StageResult
 from distillery.training import training_stage
 from schemas.errors import TrainingError
 from schemas.execution import StageName
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import HardTargets, SoftTargets
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_training import (
@@ -47,7 +47,7 @@ def losses(result: StageResult) -> list[float]:
 
 def test_the_loss_that_is_logged_is_the_weighted_sum_of_its_parts(school: School) -> None:
     training = soft_training(
-        soft_targets=soft_targets(hard_weight=0.25, soft_weight=2, k=5), learning_rate=1e-12
+        objective=soft_targets(hard_weight=0.25, soft_weight=2, k=5), learning_rate=1e-12
     )
     for entry in curve(school.teach(training)):
         expected = 0.25 * entry["hard_loss"] + 2 * entry["soft_loss"]
@@ -61,7 +61,7 @@ def test_a_student_that_overfits_one_batch_agrees_with_its_teacher(
 ) -> None:
     school = School(tmp_path / "store", folder, num_train=8)
     spec = soft_targets(source=source, hard_weight=0, soft_weight=1)
-    training = soft_training(soft_targets=spec, epochs=150, patience=None, evaluations=1)
+    training = soft_training(objective=spec, epochs=150, patience=None, evaluations=1)
     result = school.teach(training)
     nats, agreement = school.divergence(result)
     assert curve(result)[0]["soft_loss"] > 1
@@ -77,7 +77,7 @@ def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teache
     both = [
         school.teach(
             soft_training(
-                soft_targets=soft_targets(source=source, distillation_temperature=temperature)
+                objective=soft_targets(source=source, distillation_temperature=temperature)
             )
         )
         for source in ("offline", "online")
@@ -90,9 +90,9 @@ def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teache
 @pytest.mark.slow
 def test_draws_teach_about_what_all_probabilities_teach(school: School) -> None:
     many = soft_targets(selection="sampled", hard_weight=0)
-    drawn = curve(school.teach(soft_training(soft_targets=many, learning_rate=1e-12)))
+    drawn = curve(school.teach(soft_training(objective=many, learning_rate=1e-12)))
     whole = curve(
-        school.teach(soft_training(soft_targets=soft_targets(hard_weight=0), learning_rate=1e-12))
+        school.teach(soft_training(objective=soft_targets(hard_weight=0), learning_rate=1e-12))
     )
     for one, two in zip(drawn, whole, strict=True):
         assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=0.1)
@@ -113,7 +113,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
     tmp_path: Path, folder: str, source: str, ways: tuple[dict[str, Any], ...]
 ) -> None:
-    training = soft_training(soft_targets=soft_targets(source=source), epochs=1)
+    training = soft_training(objective=soft_targets(source=source), epochs=1)
     one = School(tmp_path / "one", folder).teach(training)
     for n, way in enumerate(ways):
         two = School(tmp_path / str(n), folder).teach(training.model_copy(update=way))
@@ -156,12 +156,12 @@ def test_a_row_without_soft_targets_is_named(school: School, tmp_path: Path, fol
 def test_soft_targets_of_other_settings_are_refused_by_name(school: School) -> None:
     made = school.score(SOFT)
     for settings, named in (
-        ({"distillation_temperature": 3.0}, r"temperature 1, but .* is 3,"),
-        ({"k": 7}, r"with k 300, but soft_targets\.k is 7"),
+        ({"distillation_temperature": 3.0}, r"temperature 1\.0, but .* is 3\.0\."),
+        ({"k": 7}, r"with k 300, but training\.objective\.k is 7"),
         ({"selection": "sampled"}, r"selection 'top_k', but .* 'sampled'"),
     ):
         with pytest.raises(TrainingError, match=named):
-            school.teach(soft_training(soft_targets=soft_targets(**settings)), soft_targets=made)
+            school.teach(soft_training(objective=soft_targets(**settings)), soft_targets=made)
 
 
 def test_soft_targets_of_another_tokenizer_are_refused_by_name(
@@ -189,7 +189,7 @@ def test_a_chat_template_that_writes_responses_otherwise_is_refused_with_the_row
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
     tokenizer.save_pretrained(other)
-    training = soft_training(soft_targets=soft_targets(source=source))
+    training = soft_training(objective=soft_targets(source=source))
     targets = school.score(training) if source == "offline" else None
     school.student = school.student.model_copy(update={"tokenizer": str(other)})
     with pytest.raises(TrainingError, match=r"row '0': .* chat template make \d+ tokens of the re"):
@@ -204,15 +204,15 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
         args = (name, ref, school.prompts, school.student, training, made, school.teacher)
         return training_stage(*args).fingerprint
 
-    hard = soft_training(objective="hard_targets")
+    hard = soft_training(objective=HardTargets())
     assert fingerprint(hard) == fingerprint(hard.with_hard_targets(), None)
     assert fingerprint(SOFT) != fingerprint(hard)
     assert fingerprint(SOFT) != fingerprint(SOFT, "2")
     assert fingerprint(SOFT) != fingerprint(
-        soft_training(soft_targets=soft_targets(divergence="reverse_kl"))
+        soft_training(objective=soft_targets(divergence="reverse_kl"))
     )
     assert fingerprint(SOFT) == fingerprint(
-        soft_training(soft_targets=soft_targets(jsd_beta=0.2, skew_alpha=0.3))
+        soft_training(objective=soft_targets(jsd_beta=0.2, skew_alpha=0.3))
     )
 
 
@@ -220,9 +220,9 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
 def test_padding_of_a_served_vocabulary_counts_for_nobody(divergence: Any) -> None:
     """A student that equals its teacher has next to no loss, whatever stood on padding."""
     from distillery.models.head import Head
-    from distillery.objectives.losses import SoftLoss, SparseTargets, response_losses
-    from distillery.objectives.soft.targets import at_temperature
-    from distillery.training.rows import within_vocabulary
+    from distillery.objectives.divergence import SparseTargets
+    from distillery.objectives.losses import response_losses
+    from distillery.objectives.soft.targets import at_temperature, within_vocabulary
 
     torch.manual_seed(0)
     logits_NP = torch.randn(20, 60) * 3
@@ -233,14 +233,14 @@ def test_padding_of_a_served_vocabulary_counts_for_nobody(divergence: Any) -> No
     assert (ids_NK >= 50).any(-1).float().mean() > 0.5
     moved = within_vocabulary(ids_NK.numpy(), log_probs_NK.numpy(), log_rest_N.numpy(), 50)
     ids, log_probs, log_rest = map(torch.from_numpy, moved)
-    spec = SoftTargetSpec(divergence=divergence, hard_weight=0, soft_weight=1)
+    spec = SoftTargets(divergence=divergence, hard_weight=0, soft_weight=1)
     losses = response_losses(
         logits_NP,
         Head(None),
         torch.zeros(20, dtype=torch.long),
         vocab_size=50,
         normaliser=20,
-        soft=SoftLoss.of(spec),
+        soft=spec,
         targets=SparseTargets(ids, *at_temperature(log_probs, log_rest, 1.0)),
     )
     assert losses.loss < 0.25

@@ -13,7 +13,7 @@ from distillery.training import training_stage
 from distillery.training.curve import curve_markdown
 from schemas.errors import StoreError, TrainingError
 from schemas.execution import StageName
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import AutoObjective, SoftTargets
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
@@ -271,7 +271,7 @@ def test_half_precision_holds_no_more_logits_than_a_chunk(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trainer changes what a model hands out; the loss still gets states, not logits."""
-    from distillery.objectives import batch_loss
+    from distillery.objectives import losses
     from distillery.objectives.losses import response_losses
 
     widths: list[int] = []
@@ -280,7 +280,7 @@ def test_half_precision_holds_no_more_logits_than_a_chunk(
         widths.append(hidden.shape[-1])
         return response_losses(hidden, *args, **named)
 
-    monkeypatch.setattr(batch_loss, "response_losses", spy)
+    monkeypatch.setattr(losses, "response_losses", spy)
     wide = SCRATCH.model_copy(update={"hidden_size": 256})
     short = FAST.model_copy(update={"epochs": 1, "dtype": "bfloat16", "device": "auto"})
     bench.train(wide, short)
@@ -312,16 +312,13 @@ def test_rows_beyond_the_context_of_a_pretrained_student_are_left_out(
 
 
 def test_an_objective_that_is_not_decided_is_refused(bench: Bench) -> None:
-    for settings, message in (
-        ({"objective": "auto"}, r"is 'auto', which the flow distill-student decides"),
-        ({"objective": "soft_targets"}, r"no soft targets are given\. Give those of score_soft"),
-        (
-            {"objective": "soft_targets", "soft_targets": SoftTargetSpec(source="online")},
-            r"'online', but no teacher is given to run beside",
-        ),
+    for objective, message in (
+        (AutoObjective(), r"is 'auto', which the flow distill-student decides"),
+        (SoftTargets(), r"no soft targets are given\. Give those of score_soft"),
+        (SoftTargets(source="online"), r"a teacher beside the student, but no teacher is given"),
     ):
         with pytest.raises(TrainingError, match=message):
-            bench.train(training=FAST.model_copy(update=settings))
+            bench.train(training=FAST.model_copy(update={"objective": objective}))
 
 
 def _fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,5 +504,5 @@ def test_the_curve_is_shown_with_its_best_step() -> None:
 def test_the_curve_of_soft_targets_tells_both_parts() -> None:
     parts = {"eval_loss": 2.0, "eval_hard_loss": 3.0, "eval_soft_loss": 1.0}
     lines = curve_markdown({"curve": [{"step": 2.0} | parts]}).split("\n")
-    assert lines[-3] == "| step | validation loss | cross-entropy | divergence |"
+    assert lines[-3] == "| step | validation loss | hard loss | soft loss |"
     assert lines[-1] == "| 2 | 2.0000 | 3.0000 | 1.0000 |"

@@ -10,8 +10,9 @@ V = vocabulary.
 import contextlib
 import gc
 import inspect
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,12 +21,12 @@ from distillery.models.chat_format import IGNORED, TokenizedRow
 from distillery.models.head import Head
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel, response_states
-from distillery.models.vocabulary import template_hash, tokenizer_hash, vocabulary_size
+from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
 from distillery.objectives.soft.targets import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.storage.fingerprint import canonical_json
 from distillery.teacher import teacher_identity
 from schemas.errors import RecipeError, TeacherError
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import SoftTargets
 from schemas.teacher import TransformersTeacher
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class LocalScorer:
     Scores depend on what else is in a batch by no more than the rounding of the model's precision.
     """
 
-    def __init__(self, teacher: TransformersTeacher, spec: SoftTargetSpec, *, seed: int) -> None:
+    def __init__(self, teacher: TransformersTeacher, spec: SoftTargets, *, seed: int) -> None:
         """Load ``teacher``; ``seed`` decides the draws of selection `sampled`.
 
         Raises:
@@ -57,22 +58,21 @@ class LocalScorer:
         num_logits = len(self._local.model.get_output_embeddings().weight)
         # Some tokenizers have a token for padding that the model does not know.
         self._vocab_size = min(vocabulary_size(tokenizer), num_logits)
+        self._chunk_tokens = max(1, _CHUNK_LOGITS // self._vocab_size)
         if spec.k > self._vocab_size:
             raise RecipeError(
-                f"soft_targets.k is {spec.k}, but the vocabulary of teacher {teacher.model!r} has "
-                f"{self._vocab_size} tokens. Set soft_targets.k to at most that."
+                f"training.objective.k is {spec.k}, but the vocabulary of teacher "
+                f"{teacher.model!r} has {self._vocab_size} tokens. Set it to at most that."
             )
         self.meta = SoftTargetMeta(
             teacher=canonical_json(teacher_identity(teacher)),
             tokenizer_hash=tokenizer_hash(tokenizer),
-            template_hash=template_hash(tokenizer),
-            temperatures=(spec.distillation_temperature,),
+            distillation_temperature=spec.distillation_temperature,
             selection=spec.selection,
             k=spec.k,
-            vocab_size=self._vocab_size,
         )
 
-    def score(self, rows: Sequence[ScoringRow]) -> Iterator[ScoredRow]:
+    def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
         """Yield the scores in the order of ``rows``; rows longer than the context are left out.
 
         Raises:
@@ -120,57 +120,55 @@ class LocalScorer:
     ) -> list[ScoredRow]:
         import torch
 
-        lengths = [tokens.num_response_tokens for tokens in tokenized]
+        chunks = []
+        numbers = self._numbers(rows, tokenized)
         with torch.inference_mode():
-            chunks = [[part.cpu() for part in chunk] for chunk in self._chunks(rows, tokenized)]
-        by_row = [
-            np.split(torch.cat(parts).numpy(), np.cumsum(lengths)[:-1])
-            for parts in zip(*chunks, strict=True)
-        ]
-        scored = []
-        for row, tokens, *numbers in zip(rows, tokenized, *by_row, strict=True):
-            ids_NK, log_probs_NK, log_rest_N, *counts_NK = numbers
-            scored.append(
-                ScoredRow(
-                    row.prompt_id,
-                    row.split,
-                    tokens.response_ids,
-                    ids_NK.astype(np.int32),
-                    log_probs_NK,
-                    log_rest_N[:, None],
-                    counts_NK[0].astype(np.uint16) if counts_NK else None,
-                )
-            )
-        return scored
-
-    def _chunks(
-        self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
-    ) -> Iterator[tuple["Tensor", ...]]:
-        """Yield ids, log-probabilities, log of the rest and, of draws, counts, chunk by chunk."""
-        import torch
-
-        from distillery.objectives.soft.selection import (
-            draw_tokens,
-            likeliest_tokens,
-            uniform_numbers,
-        )
-
-        k, temperature = self._spec.k, self._spec.distillation_temperature
-        if self._spec.selection == "top_k":
             for logits_CV in self._logits(tokenized):
                 self._refuse_broken(logits_CV, rows)
-                yield likeliest_tokens(logits_CV, k, temperature)
-            return
+                chunks.append([part.cpu() for part in self._selected(logits_CV, next(numbers))])
+        starts = np.cumsum([tokens.num_response_tokens for tokens in tokenized])[:-1]
+        by_row = [np.split(torch.cat(parts).numpy(), starts) for parts in zip(*chunks, strict=True)]
+        return [
+            ScoredRow(
+                row.prompt_id,
+                row.split,
+                tokens.response_ids,
+                ids_NK.astype(np.int32),
+                log_probs_NK,
+                log_rest_N,
+                counts_NK[0].astype(np.uint16) if counts_NK else None,
+            )
+            for row, tokens, ids_NK, log_probs_NK, log_rest_N, *counts_NK in zip(
+                rows, tokenized, *by_row, strict=True
+            )
+        ]
+
+    def _numbers(
+        self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
+    ) -> Iterator["Tensor | None"]:
+        """Yield the random numbers of each chunk's draws, [C, K]; None where nothing is drawn."""
+        import torch
+
+        from distillery.objectives.soft.selection import uniform_numbers
+
+        if self._spec.selection == "top_k":
+            return itertools.repeat(None)
         numbers_NK = torch.cat(
             [
-                uniform_numbers(row.prompt_id, self._seed, tokens.num_response_tokens, k)
+                uniform_numbers(row.prompt_id, self._seed, tokens.num_response_tokens, self._spec.k)
                 for row, tokens in zip(rows, tokenized, strict=True)
             ]
         )
-        for logits_CV in self._logits(tokenized):
-            self._refuse_broken(logits_CV, rows)
-            numbers_CK, numbers_NK = numbers_NK[: len(logits_CV)], numbers_NK[len(logits_CV) :]
-            yield draw_tokens(logits_CV, numbers_CK.to(logits_CV.device), temperature)
+        return iter(torch.split(numbers_NK, self._chunk_tokens))
+
+    def _selected(self, logits_CV: "Tensor", numbers_CK: "Tensor | None") -> tuple["Tensor", ...]:
+        """Return ids, log-probabilities, log of the rest and, of draws, counts."""
+        from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens
+
+        temperature = self._spec.distillation_temperature
+        if numbers_CK is None:
+            return likeliest_tokens(logits_CV, self._spec.k, temperature)
+        return draw_tokens(logits_CV, numbers_CK.to(logits_CV.device), temperature)
 
     def _logits(self, rows: list[TokenizedRow]) -> Iterator["Tensor"]:
         """Yield the logits of the response tokens in float32, a chunk [C, V] at a time.
@@ -189,7 +187,7 @@ class LocalScorer:
         ids_BT = padded([row.input_ids for row in rows], 0)
         mask_BT = padded([[1] * len(row.input_ids) for row in rows], 0)
         labels_BT = padded([row.labels for row in rows], IGNORED)
-        size = max(1, _CHUNK_LOGITS // self._vocab_size)
+        size = self._chunk_tokens
         if self._split.holds_logits:
             logits_NV = self._own_logits(ids_BT, labels_BT[:, 1:] != IGNORED)
             yield from (chunk.float() for chunk in torch.split(logits_NV, size))
@@ -213,7 +211,7 @@ class LocalScorer:
     def _refuse_broken(self, logits_CV: "Tensor", rows: list[ScoringRow]) -> None:
         if not bool(logits_CV.amax(-1).isfinite().all()):  # NaN is the highest of all
             raise TeacherError(
-                f"teacher {self._teacher.model!r} gives logits that are no finite numbers in "
+                f"teacher {self._teacher.model!r} gives logits that are not finite in "
                 f"{self._teacher.dtype}, among rows {rows[0].prompt_id!r} to "
                 f"{rows[-1].prompt_id!r}. Set teacher.dtype to float32 or bfloat16."
             )

@@ -1,10 +1,8 @@
 """Soft targets from a served vLLM: probabilities of responses that are there, at T = 1."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from distillery.data.chat import Message
 from distillery.objectives.soft.targets import ScoredRow, ScoringRow, SoftTargetMeta
@@ -27,7 +25,7 @@ from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import PassingFault, RefusedRequest
 from distillery.teacher.protocol import teacher_identity
 from schemas.errors import RecipeError, TeacherError, TrainingError
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import SoftTargets
 from schemas.teacher import OpenAITeacher
 
 # The reply to one request, JSON: 3,200 tokens at k = 64. vLLM cuts its work itself.
@@ -51,7 +49,7 @@ class _Row(NamedTuple):
         return self.ids[self.start :]
 
 
-def check_served(teacher: OpenAITeacher, spec: SoftTargetSpec) -> None:
+def check_served(teacher: OpenAITeacher, spec: SoftTargets) -> None:
     """Ask the server for the probabilities of a few tokens, before anything is spent.
 
     Raises:
@@ -73,7 +71,7 @@ class ServedScorer:
     """
 
     def __init__(
-        self, teacher: OpenAITeacher, spec: SoftTargetSpec, *, backoff_s: float = 0.5
+        self, teacher: OpenAITeacher, spec: SoftTargets, *, backoff_s: float = 0.5
     ) -> None:
         """Describe the scorer; nothing is sent yet.
 
@@ -90,11 +88,9 @@ class ServedScorer:
         self.meta = SoftTargetMeta(
             teacher=canonical_json(teacher_identity(teacher)),
             tokenizer_hash=None,
-            template_hash=None,
-            temperatures=(1.0,),
+            distillation_temperature=1.0,
             selection="top_k",
             k=spec.k,
-            vocab_size=None,
         )
         self._teacher, self._k = teacher, spec.k
         self._endpoint = Endpoint(teacher)
@@ -102,7 +98,7 @@ class ServedScorer:
         self._client = VllmClient(self._endpoint, backoff_s=backoff_s)
         self._most_tokens = max(1, _REPLY_BYTES // self._bytes_per_token)
 
-    def score(self, rows: Sequence[ScoringRow]) -> Iterator[ScoredRow]:
+    def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
         """Yield the scores in the order of ``rows``; rows longer than the context are left out.
 
         Raises:
@@ -139,8 +135,8 @@ class ServedScorer:
         except RefusedRequest as error:
             raise RecipeError(
                 f"endpoint '{self._addresses}' refuses to show probabilities "
-                f"({self._said(error)!r}). Serve the teacher with vLLM, or set training.objective "
-                "to hard_targets."
+                f"({self._said(error)!r}). Serve the teacher with vLLM, or set "
+                "training.objective.kind to hard_targets."
             ) from None
         except PassingFault as error:
             raise self._gave_up([hello.prompt_id], error) from None
@@ -208,14 +204,7 @@ class ServedScorer:
         """Return the scores of ``rows``, asked for together or in halves."""
         try:
             return [
-                ScoredRow(
-                    row.prompt_id,
-                    row.split,
-                    row.response_ids,
-                    shown.ids_NK,
-                    shown.log_probs_NK,
-                    shown.log_rest_N[:, np.newaxis],
-                )
+                ScoredRow(row.prompt_id, row.split, row.response_ids, *shown)
                 for row, shown in zip(rows, await self._probabilities(rows), strict=True)
             ]
         except RefusedRequest as error:
@@ -265,25 +254,26 @@ class ServedScorer:
         )
 
 
-def _check_settings(teacher: OpenAITeacher, spec: SoftTargetSpec) -> None:
+def _check_settings(teacher: OpenAITeacher, spec: SoftTargets) -> None:
     """Refuse what no server, or no server of this provider, can give."""
     if "vllm" not in teacher.provider.lower():
         raise RecipeError(
             f"teacher.provider {teacher.provider!r} is no vLLM, and no other server shows the "
             "probabilities of a given response. Serve the teacher with vLLM, or set "
-            "training.objective to hard_targets."
+            "training.objective.kind to hard_targets."
         )
     if spec.distillation_temperature != 1:
         raise RecipeError(
-            "soft_targets.distillation_temperature is "
+            "training.objective.distillation_temperature is "
             f"{spec.distillation_temperature:g}, but a served teacher shows log-probabilities at "
             "T = 1, which cannot be tempered without the rest of the vocabulary. Set it to 1, or "
             "take a local teacher."
         )
     if spec.selection != "top_k":
         raise RecipeError(
-            f"soft_targets.selection {spec.selection!r} needs all of the teacher's probabilities, "
-            "of which a served teacher shows the largest. Set it to top_k, or take a local teacher."
+            f"training.objective.selection {spec.selection!r} needs all of the teacher's "
+            "probabilities, of which a served teacher shows the largest. Set it to top_k, or "
+            "take a local teacher."
         )
 
 

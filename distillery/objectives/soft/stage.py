@@ -3,20 +3,24 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distillery.data.chat import load_messages
 from distillery.models.hardware import cpu_threads
 from distillery.objectives.soft.parts import Parts
-from distillery.objectives.soft.targets import ScoredRow, Scorer, ScoringRow, write_targets
+from distillery.objectives.soft.targets import Scorer, ScoringRow, write_targets
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import teacher_identity
-from schemas.errors import TeacherError
+from schemas.errors import RecipeError, TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +37,11 @@ def scoring_stage(rows: DatasetRef, teacher: TeacherSpec, training: TrainingSpec
     Of the training only what decides which numbers are stored is part of it: another divergence or
     another weight learns from the same soft targets.
     """
-    soft = training.soft_targets
+    soft = _soft_targets(training)
     spec: dict[str, Any] = {
         "selection": soft.selection,
         "k": soft.k,
-        "temperatures": [soft.distillation_temperature],
+        "distillation_temperature": soft.distillation_temperature,
     }
     if soft.selection == "sampled":
         spec["seed"] = training.seed
@@ -67,35 +71,31 @@ def score_soft_targets(
     Args:
         rows: A TrainingFrame.
         teacher: Who scores; it need not have written the responses.
-        training: Its `soft_targets` say what is stored, its seed decides draws.
+        training: Its objective says what is stored, its seed decides draws.
         store: Where everything is.
         execution: How the run is carried out.
         on_progress: Called with the rows done and the rows in all.
 
     Raises:
-        RecipeError: The teacher cannot score what the recipe asks for.
+        RecipeError: The objective is not soft targets, or the teacher cannot show them.
         TrainingError: The teacher's chat template changes a prompt or a response.
         TeacherError: The teacher fails, or no row fits its context.
     """
-    stage = scoring_stage(rows, teacher, training)
+    stage, soft = scoring_stage(rows, teacher, training), _soft_targets(training)
+    progress = on_progress or (lambda *_: None)
 
     def work(attempt: Attempt) -> None:
-        with (
-            cpu_threads(execution),
-            contextlib.closing(_open_scorer(teacher, training)) as scorer,
-        ):
-            if execution.forces(stage.name):
-                attempt.store.delete(attempt.checkpoints_uri)
+        if execution.forces(stage.name):
+            attempt.store.delete(attempt.checkpoints_uri)
+        with cpu_threads(execution), contextlib.closing(_open_scorer(teacher, training)) as scorer:
             parts = Parts(attempt.store, attempt.checkpoints_uri, scorer)
-            chunks = _chunks(
-                attempt.store, rows, most_chars=_CHUNK_CHARS // training.soft_targets.k
-            )
-            scoring = _Scoring(parts, chunks, rows.num_rows, on_progress or (lambda *_: None))
-            ref = write_targets(attempt, "soft_targets", scoring.scored(), scorer.meta)
+            chunks = _chunks(attempt.store, rows, most_chars=_CHUNK_CHARS // soft.k)
+            scoring = _Scoring(parts, chunks, lambda done: progress(done, rows.num_rows))
+            ref = write_targets(attempt, "soft_targets", scoring.batches(), scorer.meta)
         if not scoring.num_tokens:
             raise TeacherError(
                 f"none of {rows.num_rows} rows fits the context of teacher {teacher.model!r}. "
-                "Choose a teacher that reads longer texts, or set training.objective to "
+                "Choose a teacher that reads longer texts, or set training.objective.kind to "
                 "hard_targets."
             )
         attempt.counts |= {
@@ -115,52 +115,58 @@ def score_soft_targets(
     return run_stage(stage, store, execution, work)
 
 
-def _open_scorer(teacher: TeacherSpec, training: TrainingSpec) -> Scorer:
-    if isinstance(teacher, OpenAITeacher):
-        from distillery.objectives.soft.served import ServedScorer
-
-        return ServedScorer(teacher, training.soft_targets)
-    from distillery.objectives.soft.local import LocalScorer
-
-    return LocalScorer(teacher, training.soft_targets, seed=training.seed)
-
-
 class _Scoring:
     """Has rows scored chunk by chunk, and counts on the way."""
 
     def __init__(
-        self,
-        parts: Parts,
-        chunks: Iterable[list[ScoringRow]],
-        num_rows: int,
-        on_progress: Callable[[int, int], None],
+        self, parts: Parts, chunks: Iterable[list[ScoringRow]], on_progress: Callable[[int], None]
     ) -> None:
-        self._parts, self._chunks, self._num_rows = parts, chunks, num_rows
-        self._on_progress = on_progress
-        self.num_tokens = 0
-        self.kept_mass = 0.0
+        self._parts, self._chunks, self._on_progress = parts, chunks, on_progress
+        self.num_tokens, self.kept_mass = 0, 0.0
         self.too_long: list[str] = []
 
-    def scored(self) -> Iterator[ScoredRow]:
+    def batches(self) -> Iterator["pa.RecordBatch"]:
         """Yield the scores of all rows that fit, in order."""
         import numpy as np
 
         done = 0
         for asked in self._chunks:
-            missing = {row.prompt_id: None for row in asked}
-            for row in self._parts.scored(asked):
-                del missing[row.prompt_id]
-                self.num_tokens += len(row.response_ids)
-                self.kept_mass += float(-np.expm1(row.log_rest_NT[:, 0], dtype=np.float64).sum())
-                yield row
-            self.too_long += missing
+            batch = self._parts.scored(asked)
+            log_rest_N = batch["log_rest"].values.to_numpy()
+            self.num_tokens += len(log_rest_N)
+            self.kept_mass += float(-np.expm1(log_rest_N, dtype=np.float64).sum())
+            scored = set(batch["prompt_id"].to_pylist())
+            self.too_long += [row.prompt_id for row in asked if row.prompt_id not in scored]
+            yield batch
             done += len(asked)
-            self._on_progress(done, self._num_rows)
+            self._on_progress(done)
+        if self._parts.num_found:
+            logger.info("%d rows had been scored before", self._parts.num_found)
         if self.too_long:
             logger.warning(
                 "%d rows do not fit the teacher's context and have no soft targets, first %s",
                 len(self.too_long), self.too_long[0],
             )  # fmt: skip
+
+
+def _open_scorer(teacher: TeacherSpec, training: TrainingSpec) -> Scorer:
+    soft = _soft_targets(training)
+    if isinstance(teacher, OpenAITeacher):
+        from distillery.objectives.soft.served import ServedScorer
+
+        return ServedScorer(teacher, soft)
+    from distillery.objectives.soft.local import LocalScorer
+
+    return LocalScorer(teacher, soft, seed=training.seed)
+
+
+def _soft_targets(training: TrainingSpec) -> SoftTargets:
+    if isinstance(training.objective, SoftTargets):
+        return training.objective
+    raise RecipeError(
+        f"training.objective.kind is {training.objective.kind!r}, for which nothing is stored. Set "
+        "it to soft_targets to score responses."
+    )
 
 
 def _chunks(store: Store, rows: DatasetRef, *, most_chars: int) -> Iterator[list[ScoringRow]]:

@@ -1,7 +1,7 @@
 r"""Soft targets in the store: what is kept of the teacher's probabilities at a response token.
 
-The k most likely tokens with their log-probabilities at T = 1, and for each distillation
-temperature T the log of the mass outside of them, log_rest(T). With logits z and kept tokens K,
+The k most likely tokens with their log-probabilities at T = 1, and the log of the mass outside of
+them at the distillation temperature T, log_rest(T). With logits z and kept tokens K,
 
     log p_i = z_i - logsumexp(z), so log p_i / T is z_i / T up to a constant of the token, and
     p_i(T) = exp(z_i/T) / sum_V exp(z_j/T)
@@ -21,7 +21,7 @@ real ones, where plain numbers would take 392.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -32,8 +32,8 @@ from pydantic import BaseModel, ConfigDict
 from distillery.data.chat import Message
 from distillery.models.vocabulary import tokenizer_hash
 from schemas.errors import StoreError, TrainingError
+from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
-from schemas.soft_targets import SoftTargetSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,6 @@ _COLUMNS: dict[str, pa.DataType] = {
     "log_rest": pa.float32(),
     "counts": pa.uint16(),
 }
-_PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 _ENCODINGS = dict.fromkeys((f"{name}.list.element" for name in _COLUMNS), "BYTE_STREAM_SPLIT")
 
 
@@ -67,20 +66,14 @@ class SoftTargetMeta(BaseModel):
     tokenizer_hash: str | None
     """Of the teacher's tokenizer. None: a server does not tell."""
 
-    template_hash: str | None
-    """Of the teacher's chat template. None: a server does not tell."""
-
-    temperatures: tuple[float, ...]
-    """Distillation temperatures for which the rest of the mass is kept, in the order of columns."""
+    distillation_temperature: float
+    """T at which the rest of the mass is kept."""
 
     selection: Literal["top_k", "sampled"]
     """Which tokens are kept."""
 
     k: int
     """Tokens, or draws, per response token."""
-
-    vocab_size: int | None
-    """Range of token ids over which probabilities sum to 1. None: a server does not tell."""
 
 
 class ScoringRow(NamedTuple):
@@ -95,7 +88,7 @@ class ScoringRow(NamedTuple):
 class ScoredRow(NamedTuple):
     """The teacher's probabilities along one response.
 
-    N = response tokens, K = kept tokens, T = distillation temperatures.
+    N = response tokens, K = kept tokens.
     """
 
     prompt_id: str
@@ -111,8 +104,8 @@ class ScoredRow(NamedTuple):
     """Their log-probabilities, nats: at T = 1, of draws at the T they were drawn at. float16 when
     read."""
 
-    log_rest_NT: npt.NDArray[np.float32]
-    """Log of the mass outside of them at each T; -inf where there is none."""
+    log_rest_N: npt.NDArray[np.float32]
+    """Log of the mass outside of them at T; -inf where there is none."""
 
     counts_NK: npt.NDArray[np.uint16] | None = None
     """How often each was drawn; None where the likeliest are kept. Filling, where fewer than K
@@ -124,7 +117,7 @@ class Scorer(Protocol):
 
     meta: SoftTargetMeta
 
-    def score(self, rows: Sequence[ScoringRow]) -> Iterator[ScoredRow]:
+    def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
         """Yield the scores in the order of ``rows``; rows longer than the context are left out."""
 
     def close(self) -> None:
@@ -132,33 +125,22 @@ class Scorer(Protocol):
 
 
 def write_targets(
-    attempt: "Attempt", name: str, rows: Iterable[ScoredRow], meta: SoftTargetMeta
+    attempt: "Attempt", name: str, batches: Iterable[pa.RecordBatch], meta: SoftTargetMeta
 ) -> DatasetRef:
-    """Write ``rows`` as output ``name`` of ``attempt``; streams, some thousand tokens at a time."""
-    schema, uri = _schema(meta), f"{attempt.uri}/{name}"
-    with attempt.store.row_writer(uri, schema, encodings=_ENCODINGS) as writer:
-        for group in _groups(rows):
-            writer.write(_to_batch(group, schema))
+    """Write ``batches`` of :func:`to_batch` as output ``name`` of ``attempt``, one after the other.
+
+    They are cut into row groups that are long enough to compress well and a few MB in memory.
+    """
+    uri = f"{attempt.uri}/{name}"
+    with attempt.store.row_writer(uri, _schema(meta), encodings=_ENCODINGS) as writer:
+        for batch in batches:
+            num_tokens = len(batch["response_ids"].values)
+            rows = max(1, batch.num_rows * _GROUP_TOKENS // max(1, num_tokens))
+            for start in range(0, batch.num_rows, rows):
+                writer.write(batch.slice(start, rows))
     ref = writer.ref(attempt.stage.fingerprint)
     attempt.outputs[name] = ref
     return ref
-
-
-def pack_rows(rows: Iterable[ScoredRow], meta: SoftTargetMeta) -> bytes:
-    """Return one Arrow file with ``rows``, numbers as :func:`write_targets` keeps them."""
-    schema, sink = _schema(meta), pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema, options=_PACKING) as file:
-        for group in _groups(rows):
-            file.write_batch(_to_batch(group, schema))
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
-
-
-def unpack_rows(content: bytes, meta: SoftTargetMeta) -> Iterator[ScoredRow]:
-    """Yield the rows of :func:`pack_rows`, which ``content`` has to be, byte for byte."""
-    with pa.ipc.open_file(content) as file:
-        for n in range(file.num_record_batches):
-            yield from _to_rows(file.get_batch(n), meta)
 
 
 def _schema(meta: SoftTargetMeta) -> pa.Schema:
@@ -169,32 +151,20 @@ def _schema(meta: SoftTargetMeta) -> pa.Schema:
     )
 
 
-def _groups(rows: Iterable[ScoredRow]) -> Iterator[list[ScoredRow]]:
-    """Yield rows together until they have _GROUP_TOKENS tokens."""
-    group: list[ScoredRow] = []
-    num_tokens = 0
-    for row in rows:
-        group.append(row)
-        num_tokens += len(row.response_ids)
-        if num_tokens >= _GROUP_TOKENS:
-            yield group
-            group, num_tokens = [], 0
-    if group:
-        yield group
-
-
-def _to_batch(rows: list[ScoredRow], schema: pa.Schema) -> pa.RecordBatch:
+def to_batch(rows: Sequence[ScoredRow], meta: SoftTargetMeta) -> pa.RecordBatch:
+    """Return ``rows`` as they are stored."""
     texts = [[row.prompt_id for row in rows], [row.split for row in rows]]
-    numbers = zip(*(_flat_columns(row) for row in rows), strict=True)
     lists = [
-        _list_array(parts, kind) for parts, kind in zip(numbers, _COLUMNS.values(), strict=True)
+        _list_array([columns[at] for columns in map(_flat_columns, rows)], kind)
+        for at, kind in enumerate(_COLUMNS.values())
     ]
-    return pa.RecordBatch.from_arrays([*map(pa.array, texts), *lists], schema=schema)
+    arrays = [*(pa.array(text, pa.string()) for text in texts), *lists]
+    return pa.RecordBatch.from_arrays(arrays, schema=_schema(meta))
 
 
 def _flat_columns(row: ScoredRow) -> list[npt.NDArray[Any]]:
     """Return the row's numbers in the order of _COLUMNS, sorted by id within each token."""
-    assert len(row.response_ids) == len(row.ids_NK) == len(row.log_rest_NT)
+    assert len(row.response_ids) == len(row.ids_NK) == len(row.log_rest_N)
     order_NK = np.argsort(row.ids_NK, axis=1, kind="stable")
 
     def in_order(numbers_NK: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -204,14 +174,14 @@ def _flat_columns(row: ScoredRow) -> list[npt.NDArray[Any]]:
         np.asarray(row.response_ids, np.int32),
         np.diff(in_order(row.ids_NK), axis=1, prepend=0).ravel().astype(np.int32),
         np.maximum(in_order(row.log_probs_NK), _LOWEST).ravel().astype(np.float16),
-        row.log_rest_NT.ravel().astype(np.float32),
+        row.log_rest_N.astype(np.float32),
         np.empty(0, np.uint16) if row.counts_NK is None else in_order(row.counts_NK).ravel(),
     ]
 
 
 def _list_array(parts: Sequence[npt.NDArray[Any]], kind: pa.DataType) -> pa.ListArray:
     offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts), kind))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts) if parts else [], kind))
 
 
 def read_meta(store: "Store", ref: DatasetRef) -> SoftTargetMeta:
@@ -249,7 +219,7 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
             response_ids.tolist(),
             np.cumsum(steps.reshape(-1, meta.k), axis=1, dtype=np.int32),
             log_probs.reshape(-1, meta.k),
-            log_rest.reshape(-1, len(meta.temperatures)),
+            log_rest,
             counts.reshape(-1, meta.k) if meta.selection == "sampled" else None,
         )
 
@@ -261,7 +231,7 @@ def _cut(column: pa.ListArray) -> list[npt.NDArray[Any]]:
     return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
-def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargetSpec) -> None:
+def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargets) -> None:
     """Refuse soft targets that a student with ``tokenizer`` cannot learn from as ``spec`` says.
 
     Where the teacher's tokenizer is not known, its token ids are compared row by row instead.
@@ -274,22 +244,15 @@ def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargetSpec) ->
         raise TrainingError(
             f"the soft targets were made with the tokenizer {meta.tokenizer_hash:.12}, the "
             f"student has {ours:.12}, so the same id means another token. Choose a student that "
-            "shares the teacher's tokenizer, or set training.objective to hard_targets."
+            "shares the teacher's tokenizer, or set training.objective.kind to hard_targets."
         )
-    temperature = spec.distillation_temperature
-    if temperature not in meta.temperatures:
-        made = ", ".join(f"{kept:g}" for kept in meta.temperatures)
-        raise TrainingError(
-            f"the soft targets were made for the distillation temperature {made}, but "
-            f"soft_targets.distillation_temperature is {temperature:g}, and the mass outside of "
-            "the stored tokens is not known there. Do score_soft_targets again at this temperature."
-        )
-    for setting in ("selection", "k"):
+    for setting in ("distillation_temperature", "selection", "k"):
         kept, wanted = getattr(meta, setting), getattr(spec, setting)
         if kept != wanted:
             raise TrainingError(
-                f"the soft targets were made with {setting} {kept!r}, but soft_targets.{setting} "
-                f"is {wanted!r}. Do score_soft_targets again with this setting."
+                f"the soft targets were made with {setting} {kept!r}, but "
+                f"training.objective.{setting} is {wanted!r}. Rerun score_soft_targets with this "
+                "setting."
             )
 
 
@@ -329,3 +292,33 @@ def at_temperature(
     )
     log_p_NK = torch.log_softmax(log_probs_NK.float() / temperature, dim=-1)
     return log_p_NK + log_kept_N[:, None], log_rest_N
+
+
+def within_vocabulary(
+    ids_NK: Any, log_probs_NK: Any, log_rest_N: Any, vocab_size: int
+) -> tuple[Any, Any, Any]:
+    """Return soft targets at T = 1 without tokens beyond the vocabulary.
+
+    A server knows the model's padded vocabulary, not the tokenizer's. The mass of padding counts
+    for nobody, so what is left is scaled up. In place of such a token stands one that is not among
+    the others, with an equal share of the rest, as nothing else is known of it.
+
+    >>> import numpy as np
+    >>> shown = np.log(np.float32([[0.4, 0.2]]))  # of tokens 0 and 9; 0.4 are on other tokens
+    >>> ids, log_probs, rest = within_vocabulary(np.array([[0, 9]]), shown, shown[:, 0], 5)
+    >>> ids.tolist(), np.exp(log_probs).round(3).tolist(), np.exp(rest).round(3).tolist()
+    ([[0, 1]], [[0.5, 0.125]], [0.375])
+    """
+    beyond_NK = ids_NK >= vocab_size
+    if not beyond_NK.any():
+        return ids_NK, log_probs_NK, log_rest_N
+    ids_NK, log_probs_NK, log_rest_N = ids_NK.copy(), log_probs_NK.copy(), log_rest_N.copy()
+    for n in np.flatnonzero(beyond_NK.any(axis=1)):
+        at = np.flatnonzero(beyond_NK[n])
+        num_others = vocab_size - (ids_NK.shape[1] - len(at))
+        scale = -np.log1p(-np.exp(log_probs_NK[n, at].astype(np.float64)).sum())
+        log_probs_NK[n] += scale
+        log_probs_NK[n, at] = log_rest_N[n] + scale - np.log(num_others)
+        log_rest_N[n] += scale + np.log1p(-len(at) / num_others)
+        ids_NK[n, at] = np.setdiff1d(np.arange(vocab_size), ids_NK[n])[: len(at)]
+    return ids_NK, log_probs_NK, log_rest_N

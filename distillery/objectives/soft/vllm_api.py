@@ -129,7 +129,8 @@ def check_reply(path: str, reply: Reply) -> None:
     if status in _NO_SUCH_ROUTE and not _names_an_error(text):
         raise CannotShow(
             f"has no {path} ({message!r}), so it is not a vLLM server or hides it. Serve the "
-            "teacher with vLLM, its root reachable, or set training.objective to hard_targets."
+            "teacher with vLLM, its root reachable, or set training.objective.kind to "
+            "hard_targets."
         )
     if status == 400 and (limit := _TOO_MANY.search(text)):
         raise _above_the_limit(k=int(limit[1]), most=int(limit[2]))
@@ -146,8 +147,8 @@ def _names_an_error(text: str) -> bool:
 
 def _above_the_limit(*, k: int, most: int) -> CannotShow:
     return CannotShow(
-        f"shows at most {most} tokens per position, fewer than training.soft_targets.k={k}. Start "
-        f"vLLM with '--max-logprobs {k}', or lower training.soft_targets.k to {most}."
+        f"shows at most {most} tokens per position, fewer than training.objective.k={k}. Start "
+        f"vLLM with '--max-logprobs {k}', or lower training.objective.k to {most}."
     )
 
 
@@ -211,7 +212,7 @@ def read_probabilities(
     if any(positions is None for positions in shown):
         raise CannotShow(
             "answers without prompt_logprobs, so it shows no probabilities. Serve the teacher "
-            "with vLLM, or set training.objective to hard_targets."
+            "with vLLM, or set training.objective.kind to hard_targets."
         )
     return [
         _probabilities(positions, prompt, start, k)

@@ -15,7 +15,11 @@ import torch
 from distillery.data.chat import dump_messages
 from distillery.models.chat_format import IGNORED, ChatFormat
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
-from distillery.objectives.soft import (
+from distillery.objectives.soft import targets as storage
+from distillery.objectives.soft.local import LocalScorer
+from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens, uniform_numbers
+from distillery.objectives.soft.stage import score_soft_targets, scoring_stage
+from distillery.objectives.soft.targets import (
     ScoredRow,
     ScoringRow,
     SoftTargetMeta,
@@ -23,20 +27,16 @@ from distillery.objectives.soft import (
     check_meta,
     read_meta,
     read_targets,
-    score_soft_targets,
-    scoring_stage,
+    to_batch,
     write_targets,
 )
-from distillery.objectives.soft import targets as storage
-from distillery.objectives.soft.local import LocalScorer
-from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens, uniform_numbers
 from distillery.storage.stage import Attempt, Stage, StageResult
 from distillery.storage.store import Store
 from schemas.errors import RecipeError, StoreError, TeacherError, TrainingError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import TrainingFrame, arrow_schema
+from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
-from schemas.soft_targets import SoftTargetSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
@@ -45,18 +45,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 INLINE = ExecutionSpec()
 STAGE = Stage(StageName.SCORE_SOFT_TARGETS, 1, inputs={}, spec={})
-TOP_4 = TrainingSpec(soft_targets={"k": 4, "distillation_temperature": 2.0}, seed=3)
-DRAWN = TrainingSpec(soft_targets={"k": 8, "selection": "sampled"}, seed=3)
+TOP_4 = TrainingSpec(objective=SoftTargets(k=4, distillation_temperature=2.0), seed=3)
+DRAWN = TrainingSpec(objective=SoftTargets(k=8, selection="sampled"), seed=3)
 CONTEXT = 96  # tokens, of the teacher
 META = SoftTargetMeta(
     teacher="{}",
     tokenizer_hash=None,
-    template_hash=None,
-    temperatures=(1.0, 4.0),
+    distillation_temperature=4.0,
     selection="top_k",
     k=3,
-    vocab_size=50,
 )
+
+
+def soft_of(training: TrainingSpec) -> SoftTargets:
+    assert isinstance(training.objective, SoftTargets)
+    return training.objective
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def _put_rows(spec: StoreSpec, asked: list[ScoringRow]) -> DatasetRef:
 def _score(
     folder: Path, training: TrainingSpec, asked: list[ScoringRow], **named: Any
 ) -> list[ScoredRow]:
-    scorer = LocalScorer(_teacher(folder, **named), training.soft_targets, seed=training.seed)
+    scorer = LocalScorer(_teacher(folder, **named), soft_of(training), seed=training.seed)
     return list(scorer.score(asked))
 
 
@@ -128,7 +131,7 @@ def _random_row(name: str, num_tokens: int, seed: int, *, drawn: bool = False) -
         random.integers(0, 50, num_tokens).tolist(),
         ids_NK.astype(np.int32),
         -random.gamma(2.0, size=ids_NK.shape).astype(np.float32),
-        -random.gamma(2.0, size=(num_tokens, 2)).astype(np.float32),
+        -random.gamma(2.0, size=num_tokens).astype(np.float32),
         random.integers(0, 9, ids_NK.shape).astype(np.uint16) if drawn else None,
     )
 
@@ -140,7 +143,8 @@ def test_what_is_written_is_read_in_order_with_ids_ascending(
     monkeypatch.setattr(storage, "_GROUP_TOKENS", 7)  # several row groups
     rows = [_random_row(str(n), 1 + n * 5 % 4, n, drawn=drawn) for n in range(9)]
     meta = META.model_copy(update={"selection": "sampled"}) if drawn else META
-    ref = write_targets(attempt, "soft_targets", iter(rows), meta)
+    batches = [to_batch(rows[:5], meta), to_batch([], meta), to_batch(rows[5:], meta)]
+    ref = write_targets(attempt, "soft_targets", batches, meta)
     assert (ref.num_rows, attempt.outputs["soft_targets"]) == (9, ref)
     for splits in (None, ("train",), ("validation",)):
         wanted = [row for row in rows if splits is None or row.split in splits]
@@ -152,7 +156,7 @@ def test_what_is_written_is_read_in_order_with_ids_ascending(
             assert np.array_equal(found.ids_NK, np.take_along_axis(row.ids_NK, order, 1))
             log_probs_NK = np.take_along_axis(row.log_probs_NK, order, 1)
             assert np.array_equal(found.log_probs_NK, log_probs_NK.astype(np.float16))
-            assert np.array_equal(found.log_rest_NT, row.log_rest_NT)
+            assert np.array_equal(found.log_rest_N, row.log_rest_N)
             if row.counts_NK is None:
                 assert found.counts_NK is None
             else:
@@ -163,15 +167,16 @@ def test_what_is_written_is_read_in_order_with_ids_ascending(
 def test_impossible_tokens_and_an_empty_rest_are_kept(attempt: Attempt) -> None:
     row = _random_row("a", 2, 1)
     row.log_probs_NK[:] = [[-np.inf, -1e9, 0.0]] * 2
-    row.log_rest_NT[:] = -np.inf
-    ref = write_targets(attempt, "soft_targets", [row], META)
+    row.log_rest_N[:] = -np.inf
+    ref = write_targets(attempt, "soft_targets", [to_batch([row], META)], META)
     (found,) = read_targets(attempt.store, ref)
     assert sorted(found.log_probs_NK[0].tolist()) == [-65504.0, -65504.0, 0.0]
-    assert np.isneginf(found.log_rest_NT).all()
+    assert np.isneginf(found.log_rest_N).all()
 
 
 def test_soft_targets_say_what_they_were_made_with(attempt: Attempt) -> None:
-    ref = write_targets(attempt, "soft_targets", [_random_row("a", 2, 1)], META)
+    batch = to_batch([_random_row("a", 2, 1)], META)
+    ref = write_targets(attempt, "soft_targets", [batch], META)
     assert read_meta(attempt.store, ref) == META
 
 
@@ -191,14 +196,15 @@ def test_a_token_takes_at_most_300_bytes_at_a_real_vocabulary(attempt: Attempt, 
         ids_NK = np.argpartition(-logits_NV, k, axis=1)[:, :k].astype(np.int32)
         total_N = np.log(np.exp(logits_NV).sum(axis=1, keepdims=True))
         log_probs_NK = np.take_along_axis(logits_NV, ids_NK, 1) - total_N
-        rest_NT = np.log1p(-np.exp(log_probs_NK).sum(axis=1, keepdims=True))
+        rest_N = np.log1p(-np.exp(log_probs_NK).sum(axis=1))
         if ids == "zipf":
             ranks = (vocabulary ** random.random((num_tokens, 16 * k))).astype(np.int32) - 1
             ids_NK = np.array([random.permutation(np.unique(drawn))[:k] for drawn in ranks])
-        return ScoredRow(name, "train", ids_NK[:, 0].tolist(), ids_NK, log_probs_NK, rest_NT)
+        return ScoredRow(name, "train", ids_NK[:, 0].tolist(), ids_NK, log_probs_NK, rest_N)
 
-    meta = META.model_copy(update={"k": k, "temperatures": (1.0,)})
-    ref = write_targets(attempt, "soft_targets", map(row, "abcdefgh"), meta)
+    meta = META.model_copy(update={"k": k})
+    batch = to_batch([row(name) for name in "abcdefgh"], meta)
+    ref = write_targets(attempt, "soft_targets", [batch], meta)
     bytes_per_token = attempt.store.fs.du(attempt.store.path(ref.uri)) / (8 * num_tokens)
     assert 100 < bytes_per_token <= 300
 
@@ -256,7 +262,7 @@ def test_scores_are_those_of_a_plain_forward_pass(folder: Path) -> None:
         assert found.ids_NK.tolist() == ids_NK.tolist()
         np.testing.assert_allclose(found.log_probs_NK, values_NK, atol=1e-5)
         tempered_NV = (logits_NV / 2).log_softmax(-1).scatter(-1, ids_NK, -torch.inf)
-        np.testing.assert_allclose(found.log_rest_NT[:, 0], tempered_NV.logsumexp(-1), atol=1e-5)
+        np.testing.assert_allclose(found.log_rest_N, tempered_NV.logsumexp(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [TOP_4, DRAWN], ids=["top_k", "sampled"])
@@ -274,8 +280,8 @@ def test_scores_do_not_depend_on_the_batch(
             assert found[:3] == row[:3]
             assert np.array_equal(found.ids_NK, row.ids_NK)
             np.testing.assert_allclose(found.log_probs_NK, row.log_probs_NK, atol=1e-5)
-            np.testing.assert_allclose(found.log_rest_NT, row.log_rest_NT, atol=1e-5)
-            np.testing.assert_array_equal(found.counts_NK, row.counts_NK)  # type: ignore[arg-type]
+            np.testing.assert_allclose(found.log_rest_N, row.log_rest_N, atol=1e-5)
+            np.testing.assert_array_equal(found.counts_NK, row.counts_NK)
 
 
 def test_logits_of_padding_are_no_part_of_the_probabilities(folder: Path, tmp_path: Path) -> None:
@@ -293,7 +299,7 @@ def test_logits_of_padding_are_no_part_of_the_probabilities(folder: Path, tmp_pa
     ):
         assert np.array_equal(plain.ids_NK, padded.ids_NK)
         np.testing.assert_allclose(plain.log_probs_NK, padded.log_probs_NK, atol=1e-6)
-        np.testing.assert_allclose(plain.log_rest_NT, padded.log_rest_NT, atol=1e-6)
+        np.testing.assert_allclose(plain.log_rest_N, padded.log_rest_N, atol=1e-6)
 
 
 def test_tokens_that_the_teacher_cannot_write_have_no_mass(folder: Path, tmp_path: Path) -> None:
@@ -303,10 +309,9 @@ def test_tokens_that_the_teacher_cannot_write_have_no_mass(folder: Path, tmp_pat
     tokenizer = _tokenizer(folder)
     tokenizer.add_tokens(["<|new|>"])
     tokenizer.save_pretrained(tmp_path)
-    scorer = LocalScorer(_teacher(tmp_path), TOP_4.soft_targets, seed=0)
-    assert scorer.meta.vocab_size == len(tokenizer) - 1
+    scorer = LocalScorer(_teacher(tmp_path), soft_of(TOP_4), seed=0)
     for found, row in zip(scorer.score(_asked(2)), _score(folder, TOP_4, _asked(2)), strict=True):
-        np.testing.assert_allclose(found.log_rest_NT, row.log_rest_NT, atol=1e-6)
+        np.testing.assert_allclose(found.log_rest_N, row.log_rest_N, atol=1e-6)
 
 
 def test_a_model_that_caps_its_logits_is_scored_by_what_it_gives(
@@ -336,8 +341,8 @@ def test_a_model_that_caps_its_logits_is_scored_by_what_it_gives(
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = _asked(3)
-    assert LocalScorer(_teacher(folder), TOP_4.soft_targets, seed=0)._split.holds_logits is False
-    assert LocalScorer(_teacher(tmp_path), TOP_4.soft_targets, seed=0)._split.holds_logits is True
+    assert LocalScorer(_teacher(folder), soft_of(TOP_4), seed=0)._split.holds_logits is False
+    assert LocalScorer(_teacher(tmp_path), soft_of(TOP_4), seed=0)._split.holds_logits is True
     for found, row in zip(_score(tmp_path, TOP_4, asked), asked, strict=True):
         _, logits_NV = _by_hand(tmp_path, row)
         values_NK, ids_NK = logits_NV[:, : len(tokenizer)].log_softmax(-1).topk(4)
@@ -391,15 +396,15 @@ def test_draws_are_right_on_average_and_know_what_they_left_out() -> None:
 
 
 def test_a_k_above_the_vocabulary_is_refused_with_both_numbers(folder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"soft_targets\.k is 999, but .* has 3\d\d tokens"):
-        LocalScorer(_teacher(folder), SoftTargetSpec(k=999), seed=0)
+    with pytest.raises(RecipeError, match=r"objective\.k is 999, but .* has 3\d\d tokens"):
+        LocalScorer(_teacher(folder), SoftTargets(k=999), seed=0)
 
 
 def test_logits_that_are_not_finite_are_refused(folder: Path) -> None:
-    scorer = LocalScorer(_teacher(folder), TOP_4.soft_targets, seed=0)
+    scorer = LocalScorer(_teacher(folder), soft_of(TOP_4), seed=0)
     with torch.no_grad():
         scorer._local.model.model.norm.weight[3] = torch.nan
-    with pytest.raises(TeacherError, match=r"no finite numbers in float32, among rows 'row "):
+    with pytest.raises(TeacherError, match=r"not finite in float32, among rows 'row "):
         list(scorer.score(_asked(2)))
 
 
@@ -436,20 +441,20 @@ def test_a_tokenizer_is_told_by_its_vocabulary_and_merges_alone(
     ("made", "message"),
     [
         ({"tokenizer_hash": "f" * 64}, r"tokenizer ffffffffffff, the student has \w{12}, so"),
-        ({"temperatures": (1.0, 3.0)}, r"temperature 1, 3, but .*_temperature is 2, "),
+        ({"distillation_temperature": 3.0}, r"_temperature 3\.0, but .*_temperature is 2\.0\."),
         ({"selection": "sampled"}, r"made with selection 'sampled', but .* is 'top_k'\."),
-        ({"k": 5}, r"made with k 5, but soft_targets\.k is 4\."),
+        ({"k": 5}, r"made with k 5, but training\.objective\.k is 4\."),
     ],
 )
 def test_soft_targets_of_another_training_are_refused_by_name(
     folder: Path, made: dict[str, Any], message: str
 ) -> None:
     tokenizer = _tokenizer(folder)
-    meta = LocalScorer(_teacher(folder), TOP_4.soft_targets, seed=0).meta
+    meta = LocalScorer(_teacher(folder), soft_of(TOP_4), seed=0).meta
     for fitting in (meta, meta.model_copy(update={"tokenizer_hash": None})):
-        check_meta(fitting, tokenizer=tokenizer, spec=TOP_4.soft_targets)
+        check_meta(fitting, tokenizer=tokenizer, spec=soft_of(TOP_4))
     with pytest.raises(TrainingError, match=message):
-        check_meta(meta.model_copy(update=made), tokenizer=tokenizer, spec=TOP_4.soft_targets)
+        check_meta(meta.model_copy(update=made), tokenizer=tokenizer, spec=soft_of(TOP_4))
 
 
 def _fingerprint(
@@ -460,8 +465,8 @@ def _fingerprint(
 
 
 def _changed(training: TrainingSpec, **soft: Any) -> TrainingSpec:
-    targets = training.soft_targets.model_copy(update=soft)
-    return training.model_copy(update={"soft_targets": targets})
+    targets = soft_of(training).model_copy(update=soft)
+    return training.model_copy(update={"objective": targets})
 
 
 def test_only_what_is_stored_is_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:
@@ -507,16 +512,16 @@ def test_the_stage_scores_all_rows_that_fit_and_is_reused(
     assert [row[:3] for row in read] == [row[:3] for row in scored]
     for found, row in zip(read, scored, strict=True):
         assert np.array_equal(found.ids_NK, np.sort(row.ids_NK))
-        np.testing.assert_allclose(found.log_rest_NT, row.log_rest_NT, atol=1e-5)
+        np.testing.assert_allclose(found.log_rest_N, row.log_rest_N, atol=1e-5)
     manifest = result.manifest
     num_tokens = sum(len(row.response_ids) for row in scored)
     assert manifest.counts == {"rows": 7, "response_tokens": num_tokens, "left_out_too_long": 1}
     assert manifest.facts["left_out_first_ids"] == ["long"]
-    rest_N = np.concatenate([row.log_rest_NT[:, 0] for row in scored])
+    rest_N = np.concatenate([row.log_rest_N for row in scored])
     assert manifest.facts["mean_kept_mass"] == pytest.approx(1 - np.exp(rest_N).mean(), rel=1e-5)
     meta = read_meta(Store(spec.root), result.dataset("soft_targets"))
     assert manifest.facts["soft_targets"] == meta.model_dump(mode="json")
-    assert (meta.k, meta.temperatures, meta.selection) == (4, (2.0,), "top_k")
+    assert (meta.k, meta.distillation_temperature, meta.selection) == (4, 2.0, "top_k")
     assert meta.tokenizer_hash == tokenizer_hash(_tokenizer(folder))
 
     monkeypatch.setattr(LocalScorer, "score", None)
@@ -533,7 +538,9 @@ def _die(*_: int) -> None:
 
 def _numbers(spec: StoreSpec, result: StageResult) -> list[Any]:
     rows = read_targets(Store(spec.root), result.dataset("soft_targets"))
-    return [[part.tolist() if hasattr(part, "tolist") else part for part in row] for row in rows]
+    return [
+        [part.tolist() if isinstance(part, np.ndarray) else part for part in row] for row in rows
+    ]
 
 
 @pytest.mark.parametrize("selection", ["top_k", "sampled"])
@@ -555,7 +562,7 @@ def test_a_killed_stage_goes_on_where_it_was(
     scored = _spy_on_scores(monkeypatch)
     with caplog.at_level(logging.INFO, "distillery"):
         result = run()
-    assert "scoring goes on; 3 rows were scored before" in caplog.messages
+    assert "3 rows had been scored before" in caplog.messages
     assert scored == [row.prompt_id for row in asked[3:]]
     assert result.manifest.facts["rows_scored_before"] == 3
     assert result.manifest.facts["left_out_first_ids"] == ["long"]
@@ -665,7 +672,7 @@ def test_a_served_teacher_is_asked_through_its_endpoint(
     teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1")
     with pytest.raises(TeacherError, match="asked"):
         score_soft_targets(_put_rows(spec, _asked(1)), teacher, TOP_4, spec, INLINE)
-    assert made == [(teacher, TOP_4.soft_targets)]
+    assert made == [(teacher, soft_of(TOP_4))]
 
 
 def test_the_flow_returns_the_soft_targets_and_shows_what_is_kept(
@@ -678,7 +685,7 @@ def test_the_flow_returns_the_soft_targets_and_shows_what_is_kept(
 
     spec = StoreSpec(root=str(tmp_path))
     rows = _put_rows(spec, _asked())
-    ref = flow(rows, _teacher(folder), TOP_4, spec, INLINE)
+    ref = flow(spec, INLINE, rows, _teacher(folder), TOP_4)
     assert ref.num_rows == 7
     with get_client(sync_client=True) as client:
         key = ArtifactFilterKey(any_=["soft-targets"])

@@ -1,6 +1,7 @@
 """Soft targets from a served vLLM: the right numbers, whatever the server does meanwhile."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -30,10 +31,10 @@ from distillery.objectives.soft.vllm_api import (
     read_tokens,
 )
 from distillery.objectives.soft.vllm_client import VllmClient
-from distillery.teacher.http.chat_api import PassingFault
 from distillery.teacher.http.endpoint import Endpoint
+from distillery.teacher.http.replies import PassingFault
 from schemas.errors import DistilleryError, RecipeError, TeacherError, TrainingError
-from schemas.soft_targets import SoftTargetSpec
+from schemas.objectives import SoftTargets
 from schemas.teacher import OpenAITeacher
 from tests.fixtures_models import make_tiny_model
 from tests.stub_endpoint import Reply
@@ -51,7 +52,7 @@ def rows_of(count: int) -> list[ScoringRow]:
 
 
 def score(teacher: OpenAITeacher, rows: list[ScoringRow], k: int = K) -> list[ScoredRow]:
-    scorer = ServedScorer(teacher, SoftTargetSpec(k=k), backoff_s=0.01)
+    scorer = ServedScorer(teacher, SoftTargets(k=k), backoff_s=0.01)
     try:
         return list(scorer.score(rows))
     finally:
@@ -62,7 +63,7 @@ def assert_right(scored: list[ScoredRow], rows: list[ScoringRow], k: int = K) ->
     """Every row is there, in order, with what the stub's model gives by a dense softmax."""
     assert [row.prompt_id for row in scored] == [row.prompt_id for row in rows]
     for got, row in zip(scored, rows, strict=True):
-        prompt = render([dict(message) for message in row.messages], True)
+        prompt = render([{"role": m["role"], "content": m["content"]} for m in row.messages], True)
         answer = [*row.response.encode(), 258]
         assert list(got.response_ids) == answer
         dense_NV = LOG_PROBS[[prompt[-1], *answer[:-1]]]
@@ -71,7 +72,7 @@ def assert_right(scored: list[ScoredRow], rows: list[ScoringRow], k: int = K) ->
         best_NK = np.take_along_axis(dense_NV, ids_NK, axis=1)
         np.testing.assert_allclose(got.log_probs_NK, best_NK, atol=1e-5)
         rest_N = np.log1p(-np.exp(best_NK).sum(1))
-        np.testing.assert_allclose(got.log_rest_NT, rest_N[:, None], atol=1e-3)
+        np.testing.assert_allclose(got.log_rest_N, rest_N, atol=1e-3)
 
 
 def only_single_rows(reply: Reply) -> Any:
@@ -98,12 +99,12 @@ def test_scores_are_the_servers_probabilities_at_the_response_in_order(small_rep
 
 def test_meta_names_the_teacher_and_claims_nothing_that_a_server_does_not_tell() -> None:
     with StubVllm() as server:
-        scorer = ServedScorer(server.spec(weights="int8"), SoftTargetSpec(k=K))
+        scorer = ServedScorer(server.spec(weights="int8"), SoftTargets(k=K))
         scorer.close()
     meta = scorer.meta
     assert json.loads(meta.teacher)["weights"] == "int8"
-    assert (meta.tokenizer_hash, meta.template_hash, meta.vocab_size) == (None, None, None)
-    assert (meta.temperatures, meta.selection, meta.k) == ((1.0,), "top_k", K)
+    assert meta.tokenizer_hash is None
+    assert (meta.distillation_temperature, meta.selection, meta.k) == (1.0, "top_k", K)
 
 
 def completion(*positions: dict[int, tuple[float, int]]) -> bytes:
@@ -272,10 +273,9 @@ def test_a_row_that_fills_the_context_leaves_no_room_for_the_token_that_must_be_
 
 def test_a_consumer_that_stops_early_leaves_nothing_under_way(small_replies: None) -> None:
     with StubVllm() as server:
-        scorer = ServedScorer(server.spec(), SoftTargetSpec(k=K))
-        scores = scorer.score(rows_of(500))
-        first = next(scores)
-        scores.close()
+        scorer = ServedScorer(server.spec(), SoftTargets(k=K))
+        with contextlib.closing(scorer.score(rows_of(500))) as scores:
+            first = next(scores)
         scorer.close()
         assert first.prompt_id == "p0"
         assert len(server.completions) < 50
@@ -366,7 +366,7 @@ def test_tokens_are_asked_for_at_the_root(base_url: str, root: str) -> None:
 
 def test_a_server_that_can_is_asked_for_a_few_tokens_only() -> None:
     with StubVllm() as server:
-        check_served(server.spec(), SoftTargetSpec(k=K))
+        check_served(server.spec(), SoftTargets(k=K))
     assert server.stub.num_requests == 2
     assert len(server.completions[0]["prompt"][0]) < 20
 
@@ -395,7 +395,7 @@ def test_a_server_that_cannot_show_probabilities_is_refused_with_the_reason(
 ) -> None:
     with StubVllm(**settings) as server:
         with pytest.raises(RecipeError, match=reason) as probed:
-            check_served(server.spec(), SoftTargetSpec(k=k))
+            check_served(server.spec(), SoftTargets(k=k))
         with pytest.raises(TeacherError, match=reason):
             score(server.spec(), rows_of(3), k)
     assert len(str(probed.value)) < 320
@@ -407,14 +407,14 @@ def test_a_server_that_refuses_tokens_as_a_prompt_is_no_source() -> None:
         StubVllm(fail=lambda body: refuses) as server,
         pytest.raises(RecipeError, match=r"refuses to show.*prompt must be a string"),
     ):
-        check_served(server.spec(), SoftTargetSpec(k=K))
+        check_served(server.spec(), SoftTargets(k=K))
 
 
 def test_a_server_that_is_down_is_not_taken_for_one_that_cannot() -> None:
     with StubVllm() as server:
         teacher = server.spec(max_attempts=1)
     with pytest.raises(TeacherError, match="in 1 attempts"):
-        check_served(teacher, SoftTargetSpec(k=K))
+        check_served(teacher, SoftTargets(k=K))
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_what_no_server_gives_is_refused_before_anything_is_sent(
     teacher: dict[str, Any], spec: dict[str, Any], reason: str
 ) -> None:
     with StubVllm() as server, pytest.raises(RecipeError, match=reason):
-        check_served(server.spec(**teacher), SoftTargetSpec(**spec))
+        check_served(server.spec(**teacher), SoftTargets(**spec))
     assert server.stub.num_requests == 0
 
 
@@ -448,7 +448,7 @@ def test_the_key_is_sent_and_reaches_no_error_and_no_log(
         with pytest.raises(DistilleryError) as scored:
             score(teacher, rows_of(1))
         with pytest.raises(DistilleryError) as probed:
-            check_served(teacher, SoftTargetSpec(k=K))
+            check_served(teacher, SoftTargets(k=K))
     assert {headers["Authorization"] for headers in server.stub.headers} == {f"Bearer {KEY}"}
     for caught in (scored, probed):
         assert "no: Bearer [key]" in str(caught.value)
@@ -507,11 +507,11 @@ def test_a_real_vllm_gives_what_a_plain_forward_pass_gives(
     from distillery.models.loading import ModelFiles
 
     teacher, process = vllm
-    check_served(teacher, SoftTargetSpec(k=64))
+    check_served(teacher, SoftTargets(k=64))
     with pytest.raises(RecipeError, match=r"at most 64 tokens .*k=65"):
-        check_served(teacher, SoftTargetSpec(k=65))
+        check_served(teacher, SoftTargets(k=65))
     with pytest.raises(TeacherError, match="does not exist"):
-        check_served(teacher.model_copy(update={"model": "nobody"}), SoftTargetSpec(k=64))
+        check_served(teacher.model_copy(update={"model": "nobody"}), SoftTargets(k=64))
 
     rows = [*rows_of(50), ScoringRow("long", "train", rows_of(1)[0].messages, "x " * 400)]
     scored = score(teacher, rows, 64)
@@ -531,9 +531,9 @@ def test_a_real_vllm_gives_what_a_plain_forward_pass_gives(
         np.testing.assert_allclose(got.log_probs_NK, expected_NK, atol=5e-3)
         assert (got.log_probs_NK >= log_p_NV.topk(64).values[:, -1:].numpy() - 5e-3).all()
         rest_N = 1 - log_p_NV.double().gather(1, ids_NK).exp().sum(1).numpy()
-        np.testing.assert_allclose(np.exp(got.log_rest_NT[:, 0]), rest_N, atol=1e-4)
+        np.testing.assert_allclose(np.exp(got.log_rest_N), rest_N, atol=1e-4)
 
-    scorer = ServedScorer(teacher, SoftTargetSpec(k=64), backoff_s=0.1)
+    scorer = ServedScorer(teacher, SoftTargets(k=64), backoff_s=0.1)
     scores = scorer.score(rows_of(1200))
     try:
         next(scores)

@@ -1,18 +1,39 @@
-"""Soft targets: the teacher's probabilities, and how the student's are compared with them."""
+"""What a student learns from: one branch per objective, each with its own settings."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Spec
+from schemas.base import Branch
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl"
 ]
 
 
-class SoftTargetSpec(Spec):
-    """What the student learns from the teacher's probabilities; read with soft targets only."""
+class _Objective(Branch):
+    """What a student learns from."""
+
+    kind: str
+    """Which objective."""
+
+    def as_read(self) -> Self:
+        """Return the same with settings that are not read at their defaults.
+
+        Two objectives that teach alike become equal, and so do their fingerprints.
+        """
+        return self
+
+
+class HardTargets(_Objective):
+    """Cross-entropy on the teacher's responses: sequence-level distillation (arXiv:1606.07947)."""
+
+    kind: Literal["hard_targets"] = "hard_targets"
+    """Works with any teacher."""
+
+
+class _SoftTargetSettings(_Objective):
+    """How the student's probabilities are compared with the teacher's."""
 
     source: Literal["offline", "online"] = "offline"
     """offline: the stage `score_soft_targets` stores the teacher's most likely tokens once, and
@@ -20,7 +41,7 @@ class SoftTargetSpec(Spec):
     its probabilities; needs a local teacher and memory for both."""
 
     divergence: DivergenceName = "forward_kl"
-    """What is made small at every response token, p the teacher's and q the student's
+    """What is minimised at every response token, p the teacher's and q the student's
     probabilities. forward_kl: KL(p‖q), covers all that the teacher might say. reverse_kl:
     KL(q‖p), keeps to what the teacher would say (MiniLLM, arXiv:2306.08543). jensen_shannon:
     between them (GKD, arXiv:2306.13649). skew_forward_kl, skew_reverse_kl: towards a mixture of
@@ -53,10 +74,10 @@ class SoftTargetSpec(Spec):
     """Tokens, or draws, that are stored per response token. 64 hold nearly all of the mass at
     T = 1. A vLLM server allows 20 unless it is started with `--max-logprobs 64`."""
 
-    def as_read(self) -> "SoftTargetSpec":
-        """Return the same with what is not read at its default: two that teach alike are equal.
+    def as_read(self) -> Self:
+        """Return the same with settings that are not read at their defaults.
 
-        >>> SoftTargetSpec(jsd_beta=0.2).as_read() == SoftTargetSpec()
+        >>> SoftTargets(jsd_beta=0.2).as_read() == SoftTargets()
         True
         """
         unread = {"jsd_beta"} if self.divergence != "jensen_shannon" else set()
@@ -64,20 +85,41 @@ class SoftTargetSpec(Spec):
             unread.add("skew_alpha")
         if self.source == "online":
             unread.add("k")
-        defaults = SoftTargetSpec()
-        return self.model_copy(update={name: getattr(defaults, name) for name in unread})
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].default for name in unread})
 
     @model_validator(mode="after")
-    def _draws_fit_the_loss(self) -> "SoftTargetSpec":
+    def _draws_fit_the_loss(self) -> Self:
         if self.selection == "sampled" and self.divergence != "forward_kl":
             raise ValueError(
                 f"selection 'sampled' gives unbiased gradients of forward_kl only, not of "
-                f"{self.divergence!r}. Set soft_targets.divergence to forward_kl, or "
-                "soft_targets.selection to top_k."
+                f"{self.divergence!r}. Set objective.divergence to forward_kl, or "
+                "objective.selection to top_k."
             )
         if self.selection == "sampled" and self.source == "online":
             raise ValueError(
                 "selection 'sampled' says what is stored, but source 'online' stores nothing. Set "
-                "soft_targets.source to offline, or soft_targets.selection to top_k."
+                "objective.source to offline, or objective.selection to top_k."
             )
         return self
+
+
+class SoftTargets(_SoftTargetSettings):
+    """The teacher's probabilities too: its vocabulary has to be the student's."""
+
+    kind: Literal["soft_targets"] = "soft_targets"
+    """Refused where it is not possible."""
+
+
+class AutoObjective(_SoftTargetSettings):
+    """Soft targets with these settings where they are possible, otherwise hard targets."""
+
+    kind: Literal["auto"] = "auto"
+    """The log and the manifest say which, and why."""
+
+    def as_soft_targets(self) -> SoftTargets:
+        """Return soft targets with the same settings."""
+        return SoftTargets(**self.model_dump(exclude={"kind"}))
+
+
+Objective = Annotated[HardTargets | SoftTargets | AutoObjective, Field(discriminator="kind")]

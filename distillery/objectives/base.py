@@ -1,0 +1,138 @@
+"""The door of objectives: what each says of itself before, and does during, a training.
+
+An objective is one file beside this one, one branch of ``schemas.objectives.Objective`` and one
+entry of :data:`distillery.objectives.choice.OBJECTIVES`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from distillery.models.chat_format import TokenizedRow
+from schemas.refs import DatasetRef
+from schemas.student import StudentSpec
+from schemas.teacher import TeacherSpec
+from schemas.training import TrainingSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from distillery.models.head import Head
+    from distillery.models.local import LocalModel
+    from distillery.objectives.losses import Losses
+    from distillery.storage.store import Store
+
+Row = dict[str, Any]
+Batch = dict[str, "Tensor"]
+Columns = Callable[[Row, TokenizedRow], Row]
+Collate = Callable[[Sequence[Row], str], Batch]
+
+
+class Inputs(NamedTuple):
+    """What one process of a training has opened."""
+
+    training: TrainingSpec
+    store: "Store"
+    tokenizer: Any
+    """The student's."""
+
+    vocab_size: int
+    """Tokens that student and teacher share; logits beyond are padding of either model."""
+
+    scores: DatasetRef | None
+    """What `score_soft_targets` stored, where the objective needs it."""
+
+    teacher: "LocalModel | None"
+    """Who runs beside the student, where the objective needs it; on the CPU at first."""
+
+
+class Loss(NamedTuple):
+    """The loss of one batch."""
+
+    total: "Tensor"
+    """What is differentiated; already divided by the response tokens of the whole step."""
+
+    parts: dict[str, "Tensor"]
+    """Detached sums over the batch's response tokens, by the names of `Objective.parts`."""
+
+
+class Objective(ABC):
+    """What a student learns from, in one process of a training."""
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts of the loss, as they stand in the log beside the loss itself."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        """Take what the training has opened."""
+        self._inputs = inputs
+
+    @classmethod
+    def needs_scores(cls, spec: Any) -> bool:
+        """Return whether the stage `score_soft_targets` has to come first."""
+        return False
+
+    @classmethod
+    def needs_teacher(cls, spec: Any) -> bool:
+        """Return whether the teacher runs beside the student."""
+        return False
+
+    @classmethod
+    def obstacle(cls, spec: Any, teacher: TeacherSpec, student: StudentSpec) -> str | None:
+        """Return why it is not possible, and what would help; None when it is. Nothing is spent.
+
+        Raises:
+            RecipeError: A setting is wrong whatever the objective.
+            TeacherError: The served teacher cannot be reached, so nobody knows.
+        """
+        return None
+
+    def features(self) -> dict[str, Any]:
+        """Return the columns that it adds to a row, as features of ``datasets``."""
+        return {}
+
+    def columns(self, split: str) -> Columns:
+        """Return what makes these columns; called with the rows of ``split`` in order.
+
+        It takes a row of the training set and its tokens, and raises a TrainingError that names the
+        row when that cannot be learnt from.
+
+        Raises:
+            TrainingError: The inputs do not go with the objective's settings.
+        """
+        return lambda row, tokens: {}
+
+    def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
+        """Return what it adds to a batch; ``tokens`` collates columns with a prefix as tokens."""
+        return {}
+
+    @abstractmethod
+    def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
+        """Return the loss of ``batch``.
+
+        Args:
+            model: The student, wrapped or not, which gives hidden states in place of logits.
+            head: Its output layer.
+            batch: What the collator made.
+            normaliser: Response tokens by which sums are divided: those of the whole step.
+        """
+
+    def _response_losses(
+        self, model: Any, head: "Head", batch: Batch, normaliser: Any, **soft: Any
+    ) -> "Losses":
+        """Return the losses at the batch's response tokens; ``soft`` is for soft targets."""
+        import torch
+
+        from distillery.models.output_layer import response_states
+        from distillery.objectives.losses import response_losses
+
+        labels_BT = batch["labels"]
+        hidden_ND = response_states(model, batch, labels_BT)
+        return response_losses(
+            # Several processes hand out float32 whatever precision the model computed in.
+            hidden_ND.to(getattr(torch, self._inputs.training.dtype)),
+            head,
+            labels_BT[:, 1:][labels_BT[:, 1:] >= 0],
+            vocab_size=self._inputs.vocab_size,
+            normaliser=normaliser,
+            **soft,
+        )

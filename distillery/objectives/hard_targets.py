@@ -1,0 +1,16 @@
+"""Hard targets: cross-entropy on the teacher's responses."""
+
+from typing import TYPE_CHECKING, Any
+
+from distillery.objectives.base import Batch, Loss, Objective
+
+if TYPE_CHECKING:
+    from distillery.models.head import Head
+
+
+class HardTargetObjective(Objective):
+    """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947); has no parts."""
+
+    def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
+        """Return the mean cross-entropy of the response tokens, nats."""
+        return Loss(self._response_losses(model, head, batch, normaliser).loss, {})

@@ -1,0 +1,295 @@
+"""Soft targets: the teacher's probabilities at every response token, stored or made beside."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from distillery.data.chat import Message, load_messages
+from distillery.models.chat_format import ChatFormat, TokenizedRow
+from distillery.models.loading import ModelFiles
+from distillery.models.vocabulary import tokenizer_hash
+from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Objective, Row
+from distillery.objectives.soft.targets import (
+    at_temperature,
+    check_meta,
+    read_meta,
+    read_targets,
+    within_vocabulary,
+)
+from schemas.errors import RecipeError, TrainingError
+from schemas.objectives import SoftTargets
+from schemas.student import FromScratchStudent, StudentSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec
+
+if TYPE_CHECKING:
+    from distillery.models.head import Head
+    from distillery.models.output_layer import SplitModel
+    from distillery.objectives.losses import Targets
+
+_PROBE = [Message(role="user", content="What is six times seven?")]
+_ANSWER = "Forty-two."
+
+
+class SoftTargetObjective(Objective):
+    """A divergence from the teacher's probabilities, beside the cross-entropy."""
+
+    parts = ("hard_loss", "soft_loss")
+
+    def __init__(self, inputs: Inputs) -> None:
+        """Take the stored scores, or the teacher beside the student."""
+        super().__init__(inputs)
+        spec = inputs.training.objective
+        assert isinstance(spec, SoftTargets)
+        self._spec = spec
+        self._source: _Stored | _Beside = (
+            _Stored(spec, inputs) if spec.source == "offline" else _Beside(inputs)
+        )
+
+    @classmethod
+    def needs_scores(cls, spec: SoftTargets) -> bool:
+        """Return whether probabilities are stored."""
+        return spec.source == "offline"
+
+    @classmethod
+    def needs_teacher(cls, spec: SoftTargets) -> bool:
+        """Return whether probabilities are made in every step."""
+        return spec.source == "online"
+
+    @classmethod
+    def obstacle(cls, spec: SoftTargets, teacher: TeacherSpec, student: StudentSpec) -> str | None:
+        """Return why probabilities cannot be had, or not be compared token by token.
+
+        Only tokenizers are loaded, and a served teacher is asked for the probabilities of a few
+        tokens.
+
+        Raises:
+            RecipeError: k is more than there are tokens.
+            TeacherError: The served teacher cannot be reached.
+        """
+        if isinstance(student, FromScratchStudent) and student.tokenizer is None:
+            return (
+                "the student gets a new tokenizer, so its tokens are not the teacher's. Set "
+                "student.tokenizer to the folder of the teacher's."
+            )
+        ours = ModelFiles.of(student).chat_format()
+        if spec.k > (num_tokens := len(ours.tokenizer.get_vocab())):
+            raise RecipeError(
+                f"training.objective.k={spec.k} is more than the {num_tokens} tokens of the "
+                "student's vocabulary. Lower it."
+            )
+        if not isinstance(teacher, OpenAITeacher):
+            theirs = ModelFiles.of(teacher).chat_format()
+            return _other_vocabulary(theirs.tokenizer, ours.tokenizer) or _other_tokens(
+                theirs, ours
+            )
+        if spec.source == "online":
+            return (
+                "training.objective.source 'online' runs the teacher beside the student, which an "
+                "endpoint cannot do. Set it to offline, or teacher.kind to transformers."
+            )
+        from distillery.objectives.soft.served import check_served
+
+        try:
+            check_served(teacher, spec)
+        except RecipeError as error:
+            return str(error)
+        return None
+
+    def features(self) -> dict[str, Any]:
+        """Return columns for the stored scores, or for the teacher's own tokens."""
+        return self._source.features()
+
+    def columns(self, split: str) -> Columns:
+        """Return what adds them to a row.
+
+        It refuses a row of whose response the teacher reads other tokens than the student is to
+        write, or that the teacher could not read.
+
+        Raises:
+            TrainingError: The scores were made with another tokenizer, or other settings.
+        """
+        return self._source.columns(split)
+
+    def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
+        """Return the stored scores as tensors, or the teacher's tokens."""
+        return self._source.collate(rows, tokens)
+
+    def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
+        """Return the weighted sum of cross-entropy and divergence, and both."""
+        losses = self._response_losses(
+            model, head, batch, normaliser, soft=self._spec, targets=self._source.targets(batch)
+        )
+        return Loss(losses.loss, {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats})
+
+
+class _Stored:
+    """Probabilities that `score_soft_targets` has stored.
+
+    N = response tokens of a batch, K = tokens stored of a teacher's distribution.
+    """
+
+    def __init__(self, spec: SoftTargets, inputs: Inputs) -> None:
+        self._spec, self._inputs = spec, inputs
+
+    def features(self) -> dict[str, Any]:
+        from datasets import List, Value
+
+        ints = List(Value("int32"))
+        return {
+            "topk_ids": ints,
+            "topk_log_probs": List(Value("float16")),
+            "log_rest": List(Value("float32")),
+            "counts": ints,
+        }
+
+    def columns(self, split: str) -> Columns:
+        store, ref = self._inputs.store, self._inputs.scores
+        assert ref is not None
+        meta = read_meta(store, ref)
+        check_meta(meta, tokenizer=self._inputs.tokenizer, spec=self._spec)
+        scores = read_targets(store, ref, splits=(split,))
+
+        def of_row(row: Row, tokens: TokenizedRow) -> Row:
+            name = row["prompt_id"]
+            # Both are in one order; rows that are too long to learn from are passed over.
+            scored = next((each for each in scores if each.prompt_id == name), None)
+            if scored is None:
+                raise TrainingError(
+                    f"row {name!r} has no soft targets: it was too long for the teacher, or they "
+                    "were made from other rows. Lower training.max_length to what the teacher can "
+                    "read, or rerun score_soft_targets (execution.force=[score_soft_targets])."
+                )
+            _refuse_other_tokens(name, tokens.response_ids, scored.response_ids)
+            ids_NK, log_probs_NK, log_rest_N = within_vocabulary(
+                scored.ids_NK, scored.log_probs_NK, scored.log_rest_N, self._inputs.vocab_size
+            )
+            counts_NK = scored.counts_NK
+            return {
+                "topk_ids": ids_NK.ravel(),
+                "topk_log_probs": log_probs_NK.ravel(),
+                "log_rest": log_rest_N,
+                "counts": [] if counts_NK is None else counts_NK.ravel().astype("int32"),
+            }
+
+        return of_row
+
+    def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
+        import torch
+
+        def joined(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.cat([torch.as_tensor(row[name], dtype=dtype) for row in rows])
+
+        return {
+            "topk_ids": joined("topk_ids", torch.long).view(-1, self._spec.k),
+            "topk_log_probs": joined("topk_log_probs").view(-1, self._spec.k),
+            "log_rest": joined("log_rest"),
+            "counts": joined("counts").view(-1, self._spec.k),
+        }
+
+    def targets(self, batch: Batch) -> "Targets":
+        from distillery.objectives.divergence import SampledTargets, SparseTargets
+
+        ids_NK, log_probs_NK = batch["topk_ids"], batch["topk_log_probs"]
+        if self._spec.selection == "sampled":
+            counts_NK = batch["counts"]
+            weights_NK = counts_NK / counts_NK.sum(-1, keepdim=True)
+            return SampledTargets(ids_NK, log_probs_NK, weights_NK)
+        temperature = self._spec.distillation_temperature
+        return SparseTargets(ids_NK, *at_temperature(log_probs_NK, batch["log_rest"], temperature))
+
+
+class _Beside:
+    """Probabilities of a teacher that runs beside the student."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        assert inputs.teacher is not None
+        self._teacher = inputs.teacher
+
+    @functools.cached_property
+    def _split(self) -> "SplitModel":
+        """The teacher before its output layer; made when it is on its device."""
+        from distillery.models.output_layer import SplitModel
+
+        return SplitModel(self._teacher.model)
+
+    def features(self) -> dict[str, Any]:
+        from datasets import List, Value
+
+        ints = List(Value("int32"))
+        return {"teacher_input_ids": ints, "teacher_labels": ints}
+
+    def columns(self, split: str) -> Columns:
+        return self._of_row
+
+    def _of_row(self, row: Row, tokens: TokenizedRow) -> Row:
+        name, messages = row["prompt_id"], load_messages(row["messages"])
+        theirs = self._teacher.chat_format.row(messages, row["response"])
+        _refuse_other_tokens(name, tokens.response_ids, theirs.response_ids)
+        num_tokens, most = len(theirs.input_ids), self._teacher.context_length
+        if most is not None and num_tokens > most:
+            raise TrainingError(
+                f"row {name!r} has {num_tokens} tokens, more than the {most} that the teacher "
+                "reads, so it cannot teach it. Lower training.max_length."
+            )
+        return {"teacher_input_ids": theirs.input_ids, "teacher_labels": theirs.labels}
+
+    def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
+        return tokens(rows, "teacher_")
+
+    def targets(self, batch: Batch) -> "Targets":
+        import torch
+
+        from distillery.models.output_layer import response_states
+        from distillery.objectives.losses import DenseTargets
+
+        split = self._split
+        with torch.no_grad():
+            hidden_NE = response_states(
+                self._teacher.model, batch, batch["teacher_labels"], "teacher_"
+            )
+        return DenseTargets(hidden_NE, split.head)
+
+
+def _refuse_other_tokens(prompt_id: str, ours: list[int], theirs: list[int]) -> None:
+    """Raise when the teacher reads other tokens in a response than the student is to write."""
+    if ours == theirs:
+        return
+    at = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), -1)
+    raise TrainingError(
+        f"row {prompt_id!r}: the student's tokenizer and chat template make {len(ours)} tokens of "
+        f"the response, the teacher's {len(theirs)}"
+        + (f", other ones from token {at}" if at >= 0 else "")
+        + ". Soft targets cannot be compared token by token. Give the student the teacher's "
+        "tokenizer and chat template, or set training.objective.kind to hard_targets."
+    )
+
+
+def _other_vocabulary(teacher: Any, student: Any) -> str | None:
+    """Return how two tokenizers differ; None when every token has the same number in both."""
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    if theirs == ours:
+        return None
+    odd = sorted(set(theirs.items()) ^ set(ours.items()), key=lambda item: (item[1], item[0]))
+    return (
+        f"the student's vocabulary ({len(ours)} tokens) differs from the teacher's "
+        f"({len(theirs)}), first at {odd[0][0]!r} ({odd[0][1]}), so probabilities cannot be "
+        "compared token by token. Choose models that share a tokenizer."
+    )
+
+
+def _other_tokens(teacher: ChatFormat, student: ChatFormat) -> str | None:
+    """Return how two formats of one vocabulary write a response differently, if they do."""
+    if tokenizer_hash(teacher.tokenizer) != tokenizer_hash(student.tokenizer):
+        return (
+            "the student's tokenizer splits text differently from the teacher's, though their "
+            "vocabularies are the same. Choose models that share a tokenizer."
+        )
+    written = [each.row(_PROBE, _ANSWER).response_ids for each in (teacher, student)]
+    if written[0] == written[1]:
+        return None
+    return (
+        f"the student's chat template writes the response {_ANSWER!r} as "
+        f"{student.tokenizer.decode(written[1])!r}, the teacher's as "
+        f"{teacher.tokenizer.decode(written[0])!r}, so probabilities cannot be compared token by "
+        "token. Give the student the teacher's chat template."
+    )
