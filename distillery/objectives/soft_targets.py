@@ -10,6 +10,7 @@ from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import tokenizer_hash
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Objective, Row
 from distillery.objectives.soft.targets import (
+    ScoredRow,
     at_temperature,
     check_meta,
     read_meta,
@@ -159,7 +160,7 @@ class _Stored:
                     "were made from other rows. Lower training.max_length to what the teacher can "
                     "read, or rerun score_soft_targets (execution.force=[score_soft_targets])."
                 )
-            _refuse_other_tokens(name, tokens.response_ids, scored.response_ids)
+            scored = up_to_the_end(scored, tokens.response_ids)
             ids_NK, log_probs_NK, log_rest_N = within_vocabulary(
                 scored.ids_NK, scored.log_probs_NK, scored.log_rest_N, self._inputs.vocab_size
             )
@@ -250,6 +251,25 @@ class _Beside:
         return DenseTargets(hidden_NE, split.head)
 
 
+def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:
+    """Return the soft targets of ``response_ids``, which the student is to write.
+
+    A server scores what its template writes after the end of a response too, a line break often.
+
+    Raises:
+        TrainingError: They were made of other tokens.
+    """
+    n = len(response_ids)
+    _refuse_other_tokens(scored.prompt_id, response_ids, list(scored.response_ids[:n]))
+    return scored._replace(
+        response_ids=response_ids,
+        ids_NK=scored.ids_NK[:n],
+        log_probs_NK=scored.log_probs_NK[:n],
+        log_rest_N=scored.log_rest_N[:n],
+        counts_NK=None if scored.counts_NK is None else scored.counts_NK[:n],
+    )
+
+
 def _refuse_other_tokens(prompt_id: str, ours: list[int], theirs: list[int]) -> None:
     """Raise when the teacher reads other tokens in a response than the student is to write."""
     if ours == theirs:
@@ -284,7 +304,10 @@ def _other_tokens(teacher: ChatFormat, student: ChatFormat) -> str | None:
             "the student's tokenizer splits text differently from the teacher's, though their "
             "vocabularies are the same. Choose models that share a tokenizer."
         )
-    written = [each.row(_PROBE, _ANSWER).response_ids for each in (teacher, student)]
+    try:
+        written = [each.row(_PROBE, _ANSWER).response_ids for each in (teacher, student)]
+    except TrainingError as error:
+        return str(error)
     if written[0] == written[1]:
         return None
     return (
