@@ -46,13 +46,16 @@ def known_vocabulary(tokenizer: Any, num_embeddings: int, *, role: str) -> int:
     Raises:
         RecipeError: The tokenizer makes tokens that the model does not know.
     """
+    size = vocabulary_size(tokenizer)
+    if size <= num_embeddings:
+        return size
     added, needed = tokenizer.added_tokens_decoder, {tokenizer.eos_token_id, tokenizer.pad_token_id}
     for token, number in tokenizer.get_vocab().items():
         is_idle = number in added and added[number].special and number not in needed
         if number >= num_embeddings and not is_idle:
             raise RecipeError(
-                f"the {role} knows {num_embeddings} tokens, but its tokenizer has "
-                f"{vocabulary_size(tokenizer)}, such as {token!r} ({number}), which it could "
-                "neither read nor write. Choose a model and a tokenizer that belong together."
+                f"the {role} knows {num_embeddings} tokens, but its tokenizer has {size}, such as "
+                f"{token!r} ({number}), which it could neither read nor write. Choose a model and "
+                "a tokenizer that belong together."
             )
-    return min(vocabulary_size(tokenizer), num_embeddings)
+    return num_embeddings

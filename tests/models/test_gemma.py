@@ -90,7 +90,8 @@ def test_gemma_learns_its_rows_and_reproduces_them(gemma: Path, bench: Bench) ->
         device="cpu",
     )
     result = bench.train(student, training)
-    losses = [entry["loss"] for entry in result.manifest.facts["curve"]]
+    curve: Any = result.manifest.facts["curve"]
+    losses = [entry["loss"] for entry in curve if "loss" in entry]
     assert losses[-1] < 0.1 * losses[0]
 
     folder = Path(bench.store.path(result.model("model").uri))
