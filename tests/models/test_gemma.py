@@ -76,8 +76,8 @@ def test_gemma_learns_its_rows_and_reproduces_them(gemma: Path, bench: Bench) ->
     student = PretrainedStudent(model=str(gemma))
     teacher = TransformersTeacher(model=str(gemma), device="cpu")
     data = DataSpec(system_prompt=SYSTEM["content"])
-    assert check_models(student, teacher, data, ExecutionSpec()) == []
-    check_prompts(bench.prompts, student, teacher, bench.spec)
+    assert check_models(student, None, data, ExecutionSpec()) == []
+    check_prompts(bench.prompts, None, teacher, bench.spec)
 
     training = TrainingSpec(
         method=LoraMethod(r=8, alpha=16),
