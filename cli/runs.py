@@ -151,11 +151,12 @@ def _print_plan(recipe: GenerationRecipe) -> None:
     from distillery.preflight.recipe import check_generation_recipe, check_recipe
     from distillery.teacher.plan import plan_recipe, sentences
 
-    task, data, teacher, store = recipe.task, recipe.data, recipe.teacher, recipe.store
+    task, data, teacher = recipe.task, recipe.data, recipe.teacher
+    store, execution = recipe.store, recipe.execution
     if isinstance(recipe, Recipe):
-        check_recipe(task, data, teacher, recipe.student, store)
+        check_recipe(task, data, teacher, recipe.student, recipe.training, store, execution)
     else:
-        check_generation_recipe(task, data, teacher, store)
+        check_generation_recipe(task, data, teacher, store, execution)
     out = console()
     for line in sentences(plan_recipe(recipe)):
         out.print(escape(line))

@@ -11,7 +11,7 @@ from schemas.generation import Generation
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from tasks.dispatch import dispatch
-from tasks.prompts import load_prompts, validate_prompts
+from tasks.prompts import check_prompts, load_prompts, validate_prompts
 
 
 @flow(name="answer-prompts", flow_run_name="{task.name}")
@@ -26,9 +26,10 @@ def answer_prompts(
 
     A later run of the spine on the same sections reuses them.
     """
-    check_generation_recipe(task, data, teacher, store)
+    check_generation_recipe(task, data, teacher, store, execution)
     loaded = load_prompts(data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
+    check_prompts(rows.prompts, task, data, teacher, None, None, store, execution)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     made = generate(rows.prompts, teacher, task)
     return Generation(

@@ -23,7 +23,7 @@ from schemas.training import TrainingSpec
 from tasks.dataset import filter_responses, release_dataset
 from tasks.dispatch import dispatch
 from tasks.evaluation import compare_models, promote_student
-from tasks.prompts import load_prompts, validate_prompts
+from tasks.prompts import check_prompts, load_prompts, validate_prompts
 from tasks.training import choose_objective
 
 TRAIN_BASELINE, TRAIN_STUDENT = StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT
@@ -43,7 +43,7 @@ def distill_student(
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> Distillation:
     """Distil ``teacher`` into ``student`` and promote the student if it passes the gate."""
-    check_recipe(task, data, teacher, student, store)
+    check_recipe(task, data, teacher, student, training, store, execution)
     chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
@@ -52,6 +52,7 @@ def distill_student(
 
     loaded = load_prompts(data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
+    check_prompts(rows.prompts, task, data, teacher, student, chosen.training, store, execution)
     responses = generate(rows.prompts, teacher, task).dataset("responses")
     filtered = filter_responses(responses, task, filters, store, execution)
     training_set = release_dataset(filtered, task, filters, store, execution)

@@ -2,11 +2,19 @@
 
 import logging
 
-from distillery.storage.stage import StageResult
+from prefect import task as prefect_task
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from distillery.storage.stage import StageResult, find_stage
+from distillery.teacher.generation import generation_stage
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef, PromptSet
+from schemas.student import StudentSpec
 from schemas.task import TaskSpec
+from schemas.teacher import TeacherSpec
+from schemas.training import TrainingSpec
 from tasks.artifacts import counts_markdown, publish_markdown
 from tasks.stage import stage_task
 
@@ -49,3 +57,23 @@ def validate_prompts(
         place = f"{store.root}/{outputs.quarantined.uri}"
         logger.info("quarantined rows, each with its reason (Parquet): %s", place)
     return outputs, result
+
+
+@prefect_task(name="check_prompts", task_run_name="check_prompts", persist_result=False)
+def check_prompts(
+    prompts: DatasetRef,
+    task: TaskSpec,
+    data: DataSpec,
+    teacher: TeacherSpec,
+    student: StudentSpec | None,
+    training: TrainingSpec | None,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> State[None] | None:
+    """Return when models and endpoint can be used on ``prompts``; skipped when all are answered."""
+    if find_stage(generation_stage(prompts, teacher, task), store, execution):
+        return Completed(name="Skipped", message="All prompts are answered already.")
+    from distillery.preflight.recipe import check_first_request
+
+    check_first_request(prompts, task, data, teacher, student, training, store, execution)
+    return None

@@ -13,6 +13,28 @@ COLOURS = {"warm": ["red", "orange", "crimson", "amber"], "cold": ["blue", "teal
 OBJECTS = ["door", "lamp", "coat", "boat", "shelf", "cup", "wheel", "roof", "sign", "chair"]
 
 
+SHORTEST: dict[str, Any] = {
+    "task": {"name": "t", "type": "qa"},
+    "data": {
+        "train": {"kind": "file", "path": "a.jsonl"},
+        "test": {"kind": "file", "path": "b.jsonl", "columns": {"reference": "answer"}},
+    },
+    "teacher": {"kind": "openai", "model": "m", "base_url": "http://host/v1"},
+    "student": {"kind": "pretrained", "model": "s"},
+}
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """Return SHORTEST with one value changed."""
+    recipe: Any = yaml.safe_load(yaml.safe_dump(SHORTEST))
+    *path, last = place.split(".")
+    section = recipe
+    for key in path:
+        section = section.setdefault(key, {})
+    section[last] = value
+    return dict(recipe)
+
+
 def label_of(text: str) -> str:
     return next(label for label, names in COLOURS.items() if any(n in text for n in names))
 

@@ -1,8 +1,16 @@
-"""Refuse what cannot work before anything is read, asked or trained."""
+"""Refuse what cannot work before anything is read, asked or trained.
 
+What only needs the recipe is checked first, by every run. Opening tokenizers takes seconds and
+asking an endpoint needs the network, so that is done right before the first request, which an
+unchanged run never makes, and whenever the run is refused anyway: then all problems come at once.
+"""
+
+import logging
 import re
 from collections.abc import Callable
 
+from distillery.preflight.endpoint import check_endpoint
+from distillery.preflight.models import check_models, check_prompts
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.task_types import task_type
 from distillery.task_types.answer_formats import check_answer_format
@@ -10,11 +18,14 @@ from distillery.teacher.choice import check_samples
 from distillery.teacher.http.keys import read_key
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
-from schemas.execution import StoreSpec
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.refs import DatasetRef
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
+
+logger = logging.getLogger("distillery.run")
 
 
 class _Problems:
@@ -23,12 +34,14 @@ class _Problems:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def collect(self, check: Callable[..., object], *args: object, **named: object) -> None:
-        """Note what ``check`` raises."""
+    def collect(self, check: Callable[..., object], *args: object, **named: object) -> bool:
+        """Note what ``check`` raises; return whether it raised nothing."""
         try:
             check(*args, **named)
         except DistilleryError as error:
             self.lines.append(str(error))
+            return False
+        return True
 
     def refuse(self) -> None:
         """Raise one RecipeError with all lines; return when there is none."""
@@ -37,7 +50,13 @@ class _Problems:
 
 
 def check_recipe(
-    task: TaskSpec, data: DataSpec, teacher: TeacherSpec, student: StudentSpec, store: StoreSpec
+    task: TaskSpec,
+    data: DataSpec,
+    teacher: TeacherSpec,
+    student: StudentSpec,
+    training: TrainingSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
 ) -> None:
     """Return when the sections fit together; otherwise raise one error with all that does not.
 
@@ -48,11 +67,8 @@ def check_recipe(
     problems.collect(task_type, task)
     problems.collect(check_answer_format, task)
     problems.collect(check_samples, teacher, task)
-    _check_teacher(problems, teacher)
-    if isinstance(student, PretrainedStudent):
-        problems.collect(model_identity, student.model, student.revision, role="student")
-    elif student.tokenizer is not None:
-        problems.collect(tokenizer_identity, student.tokenizer)
+    teacher_is_there = _check_teacher(problems, teacher)
+    student_is_there = _check_student(problems, student)
     problems.lines += _missing_prompts(data)
     if data.gold is None and not isinstance(student, PretrainedStudent):
         problems.lines.append(
@@ -60,11 +76,18 @@ def check_recipe(
             "Add the labelled rows that you have."
         )
     problems.lines += _missing_test(data) + _missing_references(data) + _unusable_ledger(store)
+    if problems.lines:
+        there = (teacher if teacher_is_there else None, student if student_is_there else None)
+        _open_and_ask(problems, task, data, *there, training, execution)
     problems.refuse()
 
 
 def check_generation_recipe(
-    task: TaskSpec, data: DataSpec, teacher: TeacherSpec, store: StoreSpec
+    task: TaskSpec,
+    data: DataSpec,
+    teacher: TeacherSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
 ) -> None:
     """Return when a teacher can answer the prompts; otherwise raise one error with all problems.
 
@@ -76,9 +99,63 @@ def check_generation_recipe(
     problems = _Problems()
     problems.collect(check_answer_format, task)
     problems.collect(check_samples, teacher, task)
-    _check_teacher(problems, teacher)
+    is_there = _check_teacher(problems, teacher)
     problems.lines += _missing_prompts(data) + _missing_references(data) + _unusable_ledger(store)
+    if problems.lines:
+        _open_and_ask(problems, task, data, teacher if is_there else None, None, None, execution)
     problems.refuse()
+
+
+def check_first_request(
+    prompts: DatasetRef,
+    task: TaskSpec,
+    data: DataSpec,
+    teacher: TeacherSpec,
+    student: StudentSpec | None,
+    training: TrainingSpec | None,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> None:
+    """Return when models and endpoint can be used on ``prompts``; the last look before spending.
+
+    Args:
+        prompts: The valid rows; of each sequence of roles some are rendered by every model.
+        task: Decides the schema of the responses.
+        data: Decides whether there is a system turn.
+        teacher: Who is about to be asked.
+        student: Who learns. None: nobody does.
+        training: Decides whether the teacher scores responses too.
+        store: Where the prompts are.
+        execution: A device is looked for only where stages run in this process.
+
+    Raises:
+        RecipeError: Each problem on its own line, with the one thing to do.
+    """
+    problems = _Problems()
+    _open_and_ask(problems, task, data, teacher, student, training, execution)
+    if not problems.lines:
+        problems.collect(check_prompts, prompts, student, teacher, store, training)
+    problems.refuse()
+
+
+def _open_and_ask(
+    problems: _Problems,
+    task: TaskSpec,
+    data: DataSpec,
+    teacher: TeacherSpec | None,
+    student: StudentSpec | None,
+    training: TrainingSpec | None,
+    execution: ExecutionSpec,
+) -> None:
+    """Note what the models' files tell, and the endpoint; its warnings are logged."""
+    problems.lines += check_models(student, teacher, data, execution, training)
+    if isinstance(teacher, OpenAITeacher):
+        problems.collect(_ask_endpoint, teacher, task)
+
+
+def _ask_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> None:
+    for warning in check_endpoint(teacher, task):
+        logger.warning(warning)
 
 
 def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec) -> None:
@@ -100,15 +177,21 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
     problems.refuse()
 
 
-def _check_teacher(problems: _Problems, teacher: TeacherSpec) -> None:
-    """Note a local model that is not there, or a key that is not set.
+def _check_student(problems: _Problems, student: StudentSpec) -> bool:
+    """Note files that are not there; return whether they are."""
+    if isinstance(student, PretrainedStudent):
+        return problems.collect(model_identity, student.model, student.revision, role="student")
+    return student.tokenizer is None or problems.collect(tokenizer_identity, student.tokenizer)
+
+
+def _check_teacher(problems: _Problems, teacher: TeacherSpec) -> bool:
+    """Note a local model that is not there, or a key that is not set; return whether it is.
 
     A secret is not looked up: it may be readable only where the teacher is asked.
     """
     if not isinstance(teacher, OpenAITeacher):
-        problems.collect(model_identity, teacher.model, teacher.revision, role="teacher")
-    elif teacher.api_key_env is not None:
-        problems.collect(read_key, teacher)
+        return problems.collect(model_identity, teacher.model, teacher.revision, role="teacher")
+    return teacher.api_key_env is None or problems.collect(read_key, teacher)
 
 
 def _missing_prompts(data: DataSpec) -> list[str]:

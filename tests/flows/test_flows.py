@@ -13,7 +13,7 @@ from distillery.storage.store import Store
 from schemas.errors import DistilleryError, InputDataError, RecipeError, TeacherError
 from schemas.task import TaskSpec
 from tests.fixtures_recipe import load, make_recipe, scripted_teacher, write_rows
-from tests.stub_endpoint import Reply, StubEndpoint
+from tests.stub_endpoint import Reply, StubEndpoint, listing
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -138,6 +138,15 @@ def test_too_many_broken_rows_stop_the_run_before_the_teacher_is_asked(
     with pytest.raises(InputDataError, match="duplicate_id 4"):
         distil(raw).result()
     assert teacher.num_requests == 0
+
+
+def test_a_model_that_the_endpoint_does_not_list_is_refused_before_the_first_request(
+    tmp_path: Path,
+) -> None:
+    with StubEndpoint(respond=scripted_teacher, models=listing("another")) as endpoint:
+        with pytest.raises(RecipeError, match=r"does not know teacher\.model 'scripted'"):
+            distil(make_recipe(tmp_path, endpoint.base_url)).result()
+        assert (endpoint.num_requests, endpoint.gets[0]) == (0, "models")
 
 
 @pytest.mark.parametrize(

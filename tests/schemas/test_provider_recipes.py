@@ -39,7 +39,7 @@ def test_there_is_one_for_each_provider_that_the_docs_name() -> None:
 @each_recipe
 def test_it_runs_once_its_variable_is_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, teacher = _recipe(path), _teacher(path)
-    sections = (recipe.task, recipe.data, teacher, recipe.store)
+    sections = (recipe.task, recipe.data, teacher, recipe.store, recipe.execution)
     if teacher.api_key_env:
         monkeypatch.delenv(teacher.api_key_env, raising=False)
         with pytest.raises(RecipeError, match=teacher.api_key_env):

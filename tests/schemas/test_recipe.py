@@ -7,7 +7,6 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distillery.preflight.recipe import check_generation_recipe, check_recipe
 from schemas.base import Branch
 from schemas.errors import RecipeError
 from schemas.recipe import (
@@ -19,29 +18,9 @@ from schemas.recipe import (
 )
 from schemas.teacher import OpenAITeacher
 from schemas.training import LoraMethod, TrainingSpec
+from tests.fixtures_recipe import SHORTEST, changed
 
 ROOT = Path(__file__).resolve().parents[2]
-
-GOOD: dict[str, Any] = {
-    "task": {"name": "t", "type": "qa"},
-    "data": {
-        "train": {"kind": "file", "path": "a.jsonl"},
-        "test": {"kind": "file", "path": "b.jsonl", "columns": {"reference": "answer"}},
-    },
-    "teacher": {"kind": "openai", "model": "m", "base_url": "http://host/v1"},
-    "student": {"kind": "pretrained", "model": "s"},
-}
-
-
-def _with(place: str, value: Any) -> dict[str, Any]:
-    """Return a good recipe with one value changed."""
-    recipe: Any = yaml.safe_load(yaml.safe_dump(GOOD))
-    *path, last = place.split(".")
-    section = recipe
-    for key in path:
-        section = section.setdefault(key, {})
-    section[last] = value
-    return dict(recipe)
 
 
 def _refusal(raw: dict[str, Any]) -> str:
@@ -59,7 +38,7 @@ def _only_error(raw: dict[str, Any]) -> str:
 
 
 def test_a_good_recipe_is_taken_with_the_defaults() -> None:
-    recipe = validate_recipe(GOOD, Recipe, source="r.yaml")
+    recipe = validate_recipe(SHORTEST, Recipe, source="r.yaml")
     assert recipe.training == TrainingSpec()
     assert list(recipe.parameters()) == list(Recipe.model_fields)
 
@@ -138,7 +117,7 @@ def test_a_good_recipe_is_taken_with_the_defaults() -> None:
 def test_an_error_names_its_place_the_value_and_what_to_do(
     place: str, value: Any, sentence: str
 ) -> None:
-    assert _only_error(_with(place, value)).startswith(sentence)
+    assert _only_error(changed(place, value)).startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +137,12 @@ def test_an_error_names_its_place_the_value_and_what_to_do(
     ],
 )
 def test_labels_that_cannot_be_used_are_named_in_one_line(labels: str, sentence: str) -> None:
-    raw = _with("task.answer_format", yaml.safe_load(f"{{kind: labels, labels: {labels}}}"))
+    raw = changed("task.answer_format", yaml.safe_load(f"{{kind: labels, labels: {labels}}}"))
     assert _only_error(raw).startswith(f"task.answer_format.labels: {sentence}")
 
 
 def test_all_errors_come_at_once_each_with_its_place() -> None:
-    raw = _with("training.epochs", "three")
+    raw = changed("training.epochs", "three")
     raw["teacher"] |= {"concurrency": 0, "tempature": 1}
     raw["filters"] = {"rules": [{"kind": "refusl"}, {"kind": "length", "min_chars": -1}]}
     del raw["task"]
@@ -179,14 +158,14 @@ def test_all_errors_come_at_once_each_with_its_place() -> None:
 
 
 def test_an_api_key_in_place_of_a_name_is_not_repeated() -> None:
-    message = _only_error(_with("teacher.api_key_env", "sk-123-secret"))
+    message = _only_error(changed("teacher.api_key_env", "sk-123-secret"))
     assert message.startswith("teacher.api_key_env: *** does not match")
     assert "secret" not in message
 
 
 def test_keys_of_a_sibling_branch_are_dropped_quietly() -> None:
-    switched = {**GOOD["teacher"], "dtype": "float16", "batch_size": 3}
-    recipe = validate_recipe(_with("teacher", switched), Recipe, source="r.yaml")
+    switched = {**SHORTEST["teacher"], "dtype": "float16", "batch_size": 3}
+    recipe = validate_recipe(changed("teacher", switched), Recipe, source="r.yaml")
     assert recipe.teacher == OpenAITeacher(model="m", base_url="http://host/v1")
     assert "dtype" not in recipe.teacher.model_dump()
 
@@ -198,7 +177,7 @@ def test_a_branch_alone_refuses_keys_of_no_branch_and_shows_every_error() -> Non
 
 
 def test_a_validated_branch_passes_again() -> None:
-    recipe = validate_recipe(GOOD, Recipe, source="r.yaml")
+    recipe = validate_recipe(SHORTEST, Recipe, source="r.yaml")
     assert validate_recipe(recipe.parameters(), Recipe, source="again") == recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
@@ -239,7 +218,7 @@ def test_every_field_of_the_json_schema_is_described() -> None:
 @pytest.fixture
 def good_file(tmp_path: Path) -> Path:
     path = tmp_path / "good.yaml"
-    path.write_text(yaml.safe_dump(GOOD))
+    path.write_text(yaml.safe_dump(SHORTEST))
     return path
 
 
@@ -312,7 +291,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_yaml_anchors_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    text = yaml.safe_dump(GOOD) + "filters: {rules: [&e {kind: empty}, *e]}\n"
+    text = yaml.safe_dump(SHORTEST) + "filters: {rules: [&e {kind: empty}, *e]}\n"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     rules = load_recipe(path, [], Recipe).filters.rules
     assert rules is not None
@@ -328,54 +307,10 @@ def test_every_recipe_of_the_project_parses(path: Path) -> None:
 
 def test_a_recipe_of_the_spine_is_one_of_generation_and_keeps_its_order_of_sections() -> None:
     assert list(GenerationRecipe.model_fields) == list(Recipe.model_fields)
-    assert validate_recipe(GOOD, GenerationRecipe, source="r.yaml").student is not None
-    alone = {name: GOOD[name] for name in ("task", "data", "teacher")}
+    assert validate_recipe(SHORTEST, GenerationRecipe, source="r.yaml").student is not None
+    alone = {name: SHORTEST[name] for name in ("task", "data", "teacher")}
     assert validate_recipe(alone, GenerationRecipe, source="r.yaml").student is None
     with pytest.raises(RecipeError, match=r"student: is missing\. Add it"):
         validate_recipe(alone, Recipe, source="r.yaml")
     with pytest.raises(RecipeError, match="there is no key 'studnet' here"):
         validate_recipe(alone | {"studnet": {}}, GenerationRecipe, source="r.yaml")
-
-
-def test_the_spine_needs_test_rows_and_generation_alone_does_not() -> None:
-    raw = _with("data.test", None)
-    raw["teacher"] = raw["teacher"] | {"base_url": "http://host/v1"}
-    recipe = validate_recipe(raw, Recipe, source="r.yaml")
-    check_generation_recipe(recipe.task, recipe.data, recipe.teacher, recipe.store)
-    with pytest.raises(RecipeError, match=r"data\.test is missing"):
-        check_recipe(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.store)
-
-
-def test_generation_without_prompts_is_refused_with_everything_else_that_is_wrong() -> None:
-    raw = _with("data.train", None)
-    raw["teacher"] = raw["teacher"] | {"api_key_env": "NO_SUCH_KEY"}
-    recipe = validate_recipe(raw, GenerationRecipe, source="r.yaml")
-    with pytest.raises(RecipeError, match=r"NO_SUCH_KEY(?s:.*)data\.train is missing"):
-        check_generation_recipe(recipe.task, recipe.data, recipe.teacher, recipe.store)
-
-
-def test_sections_that_do_not_fit_together_are_refused_before_anything_is_read() -> None:
-    raw = _with("teacher.api_key_env", "NO_SUCH_KEY")
-    raw["student"] = {
-        **{"kind": "from_scratch", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32},
-        **{"num_heads": 2, "tokenizer": "o/m"},
-    }
-    raw["data"] |= {"train": None, "test": {"kind": "file", "path": "b.jsonl"}}
-    raw |= {"store": {"root": "s3://bucket/x"}}
-    raw["task"] |= {"answer_format": {"kind": "json", "json_schema": {"type": "objct"}}}
-    raw["teacher"] |= {"samples": {"num_samples": 3, "choice": {"kind": "label"}}}
-    raw["teacher"] |= {"sampling_temperature": 1.0}
-    recipe = validate_recipe(raw, Recipe, source="r.yaml")
-    with pytest.raises(RecipeError) as caught:
-        check_recipe(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.store)
-    subjects = [" ".join(line.split()[:2]) for line in str(caught.value).split("\n")]
-    assert [subject for subject in subjects if not subject.startswith("task.type")] == [
-        "task.answer_format.json_schema is",
-        "teacher.samples.choice has",
-        "the environment",
-        "student.tokenizer 'o/m'",
-        "data.train is",
-        "data.gold is",
-        "data.test.columns.reference is",
-        "store.root 's3://bucket/x'",
-    ]

@@ -1,0 +1,83 @@
+"""What a recipe asks for and cannot have is refused at once, all of it in one error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillery.preflight.recipe import check_generation_recipe, check_recipe
+from schemas.errors import RecipeError
+from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
+from tests.fixtures_recipe import changed, load, make_recipe
+from tests.stub_endpoint import StubEndpoint, listing
+
+
+def check(recipe: Recipe) -> None:
+    spine = (recipe.student, recipe.training, recipe.store, recipe.execution)
+    check_recipe(recipe.task, recipe.data, recipe.teacher, *spine)
+
+
+def check_alone(recipe: GenerationRecipe) -> None:
+    where = (recipe.store, recipe.execution)
+    check_generation_recipe(recipe.task, recipe.data, recipe.teacher, *where)
+
+
+def test_the_spine_needs_test_rows_and_generation_alone_does_not() -> None:
+    raw = changed("data.test", None)
+    raw["teacher"] = raw["teacher"] | {"base_url": "http://host/v1"}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    check_alone(recipe)
+    with pytest.raises(RecipeError, match=r"data\.test is missing"):
+        check(recipe)
+
+
+def test_generation_without_prompts_is_refused_with_everything_else_that_is_wrong() -> None:
+    raw = changed("data.train", None)
+    raw["teacher"] = raw["teacher"] | {"api_key_env": "NO_SUCH_KEY"}
+    recipe = validate_recipe(raw, GenerationRecipe, source="r.yaml")
+    with pytest.raises(RecipeError, match=r"NO_SUCH_KEY(?s:.*)data\.train is missing"):
+        check_alone(recipe)
+
+
+def test_sections_that_do_not_fit_together_are_refused_before_anything_is_read() -> None:
+    raw = changed("teacher.api_key_env", "NO_SUCH_KEY")
+    raw["student"] = {
+        **{"kind": "from_scratch", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32},
+        **{"num_heads": 2, "tokenizer": "o/m"},
+    }
+    raw["data"] |= {"train": None, "test": {"kind": "file", "path": "b.jsonl"}}
+    raw |= {"store": {"root": "s3://bucket/x"}}
+    raw["task"] |= {"answer_format": {"kind": "json", "json_schema": {"type": "objct"}}}
+    raw["teacher"] |= {"samples": {"num_samples": 3, "choice": {"kind": "label"}}}
+    raw["teacher"] |= {"sampling_temperature": 1.0}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError) as caught:
+        check(recipe)
+    subjects = [" ".join(line.split()[:2]) for line in str(caught.value).split("\n")]
+    assert [subject for subject in subjects if not subject.startswith("task.type")] == [
+        "task.answer_format.json_schema is",
+        "teacher.samples.choice has",
+        "the environment",
+        "student.tokenizer 'o/m'",
+        "data.train is",
+        "data.gold is",
+        "data.test.columns.reference is",
+        "store.root 's3://bucket/x'",
+    ]
+
+
+def test_a_recipe_without_problems_asks_its_endpoint_nothing_yet(tmp_path: Path) -> None:
+    with StubEndpoint(models=listing("another")) as endpoint:
+        check(load(make_recipe(tmp_path, endpoint.base_url)))
+        assert endpoint.gets == []
+
+
+def test_what_the_endpoint_says_is_told_along_with_another_problem(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"data": {"gold": None}}
+    with StubEndpoint(models=listing("another")) as endpoint:
+        recipe = load(make_recipe(tmp_path, endpoint.base_url, **changes))
+        with pytest.raises(RecipeError) as caught:
+            check(recipe)
+    gold, model = str(caught.value).split("\n")
+    assert gold.startswith("data.gold is missing")
+    assert "does not know teacher.model 'scripted'; it lists 'another'" in model
