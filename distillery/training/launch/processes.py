@@ -47,7 +47,17 @@ def train_in_processes(
     """
     import torch
 
-    environment = os.environ | _shared_environment(num_processes)
+    addresses = psutil.net_if_addrs().items()
+    loopback = next(
+        name for name, all_of in addresses if "127.0.0.1" in (a.address for a in all_of)
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
     if job.training.device == "cpu" or not torch.cuda.device_count():
         num_threads = (job.execution.cpu_threads or torch.get_num_threads()) // num_processes
         execution = job.execution.model_copy(update={"cpu_threads": max(1, num_threads)})
@@ -77,8 +87,11 @@ def train_in_processes(
 
 
 def _start(rank: int, scratch: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    own["TORCHELASTIC_ERROR_FILE"] = str(scratch / f"error-{rank}.json")
+    own = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "TORCHELASTIC_ERROR_FILE": str(scratch / f"error-{rank}.json"),
+    }
     with (scratch / f"output-{rank}.log").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-u", "-P", "-m", _WORKER, str(scratch)],
@@ -89,22 +102,6 @@ def _start(rank: int, scratch: Path, environment: dict[str, str]) -> subprocess.
             # Ctrl-C in a terminal is for this process, which then stops them.
             start_new_session=True,
         )
-
-
-def _shared_environment(num_processes: int) -> dict[str, str]:
-    """Return what processes need to import what this one does, and to talk on this machine only."""
-    loopback = next(
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        if any(address.address == "127.0.0.1" for address in addresses)
-    )
-    return {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
-        "WORLD_SIZE": str(num_processes),
-        "LOCAL_WORLD_SIZE": str(num_processes),
-    }
 
 
 class _Inbox:
@@ -144,20 +141,25 @@ class _Inbox:
 def failure(scratch: Path, codes: list[int | None]) -> DistilleryError:
     """Return the one error to raise for processes of which at least one has failed.
 
-    An error of ours comes as it was raised; the first, if there are several.
+    An error of ours comes as it was raised; the first, if there are several. Otherwise the process
+    is named that failed by itself, as the others fail because it is gone: one that was killed, or
+    exited at once, leaves no error file, and the others complain of it. SIGABRT is a consequence
+    too: NCCL ends its process so when it loses another.
 
     Args:
         scratch: Where the processes left their error files and output.
         codes: Exit codes by rank when the first failure was noticed; None: still running.
     """
-    texts = _reported(scratch, len(codes))
-    for text in texts.values():
+    raised = _raised(scratch, len(codes))
+    for text in raised.values():
         kind, _, message = text.partition(": ")
         error = getattr(schemas.errors, kind, None)
         if isinstance(error, type) and issubclass(error, DistilleryError):
             return error(message)
-    rank = culprit(codes, list(texts))
-    how = f"raised {texts[rank].rstrip('.')}" if rank in texts else _ended(codes[rank] or 0)
+    failed = [rank for rank, code in enumerate(codes) if code]
+    silent = [rank for rank in failed if codes[rank] != -signal.SIGABRT and rank not in raised]
+    rank = [*silent, *raised, *failed][0]
+    how = f"raised {raised[rank].rstrip('.')}" if rank in raised else _ended(codes[rank] or 0)
     output = (scratch / f"output-{rank}.log").read_text(encoding="utf-8", errors="replace")
     tail = output.strip().splitlines()[-_TAIL_LINES:]
     return TrainingError(
@@ -167,7 +169,7 @@ def failure(scratch: Path, codes: list[int | None]) -> DistilleryError:
     )
 
 
-def _reported(scratch: Path, num_processes: int) -> dict[int, str]:
+def _raised(scratch: Path, num_processes: int) -> dict[int, str]:
     """Return class and message of what processes raised, by rank, in the order of time."""
     files = {rank: scratch / f"error-{rank}.json" for rank in range(num_processes)}
     found = [(file.stat().st_mtime_ns, rank) for rank, file in files.items() if file.exists()]
@@ -176,26 +178,6 @@ def _reported(scratch: Path, num_processes: int) -> dict[int, str]:
         with contextlib.suppress(ValueError):  # it was stopped while it wrote
             texts[rank] = json.loads(files[rank].read_bytes())["message"]["message"]
     return texts
-
-
-def culprit(codes: list[int | None], told: list[int]) -> int:
-    """Return the rank that failed by itself; the others fail because it is gone.
-
-    One that was killed, or exited at once, leaves no error file, and the others complain of it.
-    SIGABRT is a consequence too: NCCL ends its process so when it loses another.
-
-    Args:
-        codes: Exit codes by rank.
-        told: Ranks that wrote an error file, the first first.
-
-    >>> culprit([1, -9], told=[0])
-    1
-    >>> culprit([-6, 1, 1], told=[2, 1])
-    2
-    """
-    failed = [rank for rank, code in enumerate(codes) if code]
-    silent = [rank for rank in failed if codes[rank] != -signal.SIGABRT and rank not in told]
-    return [*silent, *told, *failed][0]
 
 
 def _ended(exit_code: int) -> str:

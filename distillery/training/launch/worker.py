@@ -21,20 +21,11 @@ Target = Callable[[TrainingJob, Path, OnProgress | None], TrainingOutcome]
 _TIMEOUT = timedelta(hours=6)
 
 
-def main() -> None:
-    """Take part in the training whose scratch folder is the first argument."""
-    work(train)
-
-
 def work(target: Target) -> None:
-    """Run ``target`` on the job in the scratch folder and exit as it does.
+    """Run ``target`` on the job in the scratch folder, the first argument, and exit as it does.
 
     Its outcome, progress and log go to the file ``messages-<rank>.jsonl`` of that folder, a line of
-    JSON each; its error goes to torch's error file.
-
-    Args:
-        target: Gets the job, the scratch folder, and in the first process a function to report
-            progress to.
+    JSON each; its error goes to torch's error file. Only the first process reports progress.
     """
     _end_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -115,4 +106,4 @@ def _joined(scratch: Path, *, uses_gpu: bool) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    work(train)

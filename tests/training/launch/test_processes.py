@@ -217,6 +217,25 @@ def test_the_first_of_several_errors_wins_and_half_a_report_is_none(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("codes", "raised", "rank"),
+    [
+        ([1, -9], [0], 1),  # killed: the other complains of it
+        ([1, 7], [0], 1),
+        ([-6, 1, 1], [2, 1], 2),
+        ([None, -6], [], 1),
+    ],
+)
+def test_the_process_that_failed_by_itself_is_named(
+    tmp_path: Path, codes: list[int | None], raised: list[int], rank: int
+) -> None:
+    for at, told in enumerate(raised):
+        _write_error(tmp_path, told, at, "RuntimeError: connection closed by peer")
+    for each in range(len(codes)):
+        (tmp_path / f"output-{each}.log").touch()
+    assert f"training process {rank} (of 0" in str(failure(tmp_path, codes))
+
+
+@pytest.mark.parametrize(
     ("num_gpus", "settings", "expected"),
     [
         (0, {"device": "auto"}, 1),
