@@ -1,11 +1,9 @@
 """The machine that a model runs on: what it is, and how much of it a process takes."""
 
 import contextlib
-import dataclasses
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +14,6 @@ from pydantic import JsonValue
 from schemas.errors import RecipeError
 from schemas.execution import ExecutionSpec
 
-_SAMPLING_S = 0.005
 _GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -142,54 +139,6 @@ def _group_room(group: Path) -> Iterator[int]:
             counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             used = int((group / usage).read_text()) - int(counts[cache])
             yield max(0, int((group / limit).read_text()) - used)
-
-
-@dataclasses.dataclass
-class PeakMemory:
-    """The most memory that was held over a time."""
-
-    bytes: int = 0
-
-
-@contextlib.contextmanager
-def peak_memory(device: Any) -> Iterator[PeakMemory]:
-    """Yield a record of the most memory held inside, which is filled in at the end.
-
-    Tensors of this process on a GPU; on a CPU all of this process' resident memory, looked at every
-    few milliseconds.
-    """
-    import torch
-
-    device, peak = torch.device(device), PeakMemory()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        try:
-            yield peak
-        finally:
-            peak.bytes = torch.cuda.max_memory_allocated(device)
-        return
-    is_over, before = threading.Event(), process_peak_bytes()
-    sampler = threading.Thread(target=_sample, args=(peak, is_over), daemon=True)
-    sampler.start()
-    try:
-        yield peak
-    finally:
-        is_over.set()
-        sampler.join()
-        # What the system remembers is exact, but not of this time unless it was never more before.
-        after = process_peak_bytes()
-        if before is not None and after is not None and after > before:
-            peak.bytes = after
-
-
-def _sample(peak: PeakMemory, is_over: threading.Event) -> None:
-    import psutil
-
-    process = psutil.Process()
-    while True:
-        peak.bytes = max(peak.bytes, process.memory_info().rss)
-        if is_over.wait(_SAMPLING_S):
-            return
 
 
 def _cpu_model() -> str:

@@ -19,17 +19,10 @@ class ModelShape:
 
     layers: int
     width: int
-    queries: int
-    """Width of all query heads together."""
-
-    keys: int
-    """Width of all key heads together."""
-
-    inner: int
-    """Width inside the feed-forward block, for the experts that one token goes through."""
-
-    embeddings: int
-    """Parameters of input embedding and output layer."""
+    queries: int  # width of all query heads together
+    keys: int  # width of all key heads together
+    inner: int  # width inside the feed-forward block, of all experts that one token goes through
+    embeddings: int  # parameters of input embedding and output layer
 
     @classmethod
     def of(cls, config: Any, vocab_size: int) -> Self | None:
@@ -80,12 +73,10 @@ def _largest(config: Any, name: str) -> int | None:
 class TeacherSize:
     """What a teacher that runs beside the student takes."""
 
-    weight_bytes: int
-    """Its weights, in the precision in which they are loaded."""
-
+    weight_bytes: int  # in the precision in which they are loaded
+    # Of the layer that is being computed; nothing is kept for a backward pass. 0 where the
+    # configuration does not tell the shape of a layer: weights are the most of what it takes.
     bytes_per_token: int
-    """Of the layer that is being computed; nothing is kept for a backward pass. 0 where the
-    configuration does not tell the shape of a layer: weights are the most of what it takes."""
 
     @classmethod
     def of(cls, model: Any) -> Self:
@@ -110,28 +101,15 @@ class MemoryEstimate:
     """
 
     shape: ModelShape
-    num_parameters: int
-    """Of the student, adapters included."""
-
-    num_trainable: int
-    """Those among them that are trained."""
-
+    num_parameters: int  # of the student, adapters included
+    num_trainable: int  # those among them that are trained
     training: TrainingSpec
-    max_length: int
-    """Tokens of the longest row."""
-
-    vocab_size: int
-    """Logits that count."""
-
+    max_length: int  # tokens of the longest row
+    vocab_size: int  # logits that count
     teacher: TeacherSize | None
-    num_processes: int
-    """Each with a device of its own, or a share of the CPU."""
-
-    chunk_tokens: int
-    """Response tokens whose logits exist at a time."""
-
-    holds_logits: bool
-    """All logits of a forward pass exist at a time, because the student changes them."""
+    num_processes: int  # each with a device of its own, or a share of the CPU
+    chunk_tokens: int  # response tokens whose logits exist at a time
+    holds_logits: bool  # all logits of a forward pass exist at a time, as the student changes them
 
     @functools.cached_property
     def parts(self) -> dict[str, int]:
@@ -174,11 +152,7 @@ class MemoryEstimate:
         return f"{bytes_text(self.total)} of memory: {parts}"
 
     def check(self, available_bytes: int, device_name: str) -> None:
-        """Return when it fits.
-
-        Args:
-            available_bytes: What the device has for this training.
-            device_name: Its name, as torch gives it. Processes on a CPU share its memory.
+        """Return when it fits into what the device has; processes on a CPU share its memory.
 
         Raises:
             TrainingError: It does not fit; the message says what to change, and what comes of it.
@@ -291,24 +265,14 @@ class MemoryEstimate:
         return tokens * self.vocab_size * (4 if self.itemsize == 4 else 4 + 2)
 
 
-# They go together: none leaves rows out or needs more devices.
-_TOGETHER = (
-    "training.gradient_checkpointing to true",
-    "training.micro_batch_size to 1",
-    "training.dtype to bfloat16",
-    "training.method.kind to lora",
-)
-
-
 def _advice(estimate: MemoryEstimate, room: int, *, on_cpu: bool) -> str:
     """Return the first change with which it fits, several where no single one is enough."""
-    for what, changed in [*_changes(estimate), *([] if on_cpu else _splits(estimate))]:
+    for what, changed in _changes(estimate, on_cpu=on_cpu):
         if changed.total <= room:
             return f"Set {what}: about {bytes_text(changed.total)}."
-    names: list[str] = []
-    smallest = estimate
+    names, smallest = [], estimate
     for what in _TOGETHER:
-        changed = dict(_changes(smallest)).get(what, smallest)
+        changed = dict(_changes(smallest, on_cpu=True)).get(what, smallest)
         if changed.total < smallest.total:
             names.append(what)
             smallest = changed
@@ -328,32 +292,32 @@ def _advice(estimate: MemoryEstimate, room: int, *, on_cpu: bool) -> str:
     )
 
 
-def _changes(estimate: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
+# None leaves rows out or needs more devices.
+_TOGETHER = (
+    "training.gradient_checkpointing to true",
+    "training.micro_batch_size to 1",
+    "training.dtype to bfloat16",
+    "training.method.kind to lora",
+)
+
+
+def _changes(estimate: MemoryEstimate, *, on_cpu: bool) -> Iterator[tuple[str, MemoryEstimate]]:
     """Yield single changes and what comes of each, those that cost least first."""
     if not estimate.training.gradient_checkpointing:
-        changed = estimate.with_training(gradient_checkpointing=True)
-        yield "training.gradient_checkpointing to true", changed
+        yield _TOGETHER[0], estimate.with_training(gradient_checkpointing=True)
     for rows in range(estimate.rows - 1, 0, -1):
         changed = estimate.with_training(micro_batch_size=rows)
         if changed.rows == rows:  # the batch can be made of it
             yield f"training.micro_batch_size to {rows}", changed
     if estimate.itemsize == 4:
-        yield "training.dtype to bfloat16", estimate.with_training(dtype="bfloat16")
+        yield _TOGETHER[2], estimate.with_training(dtype="bfloat16")
     if estimate.trains_all:
         method, shape = LoraMethod(), estimate.shape
         adapters = shape.layers * method.r * sum(map(sum, shape.linear_sizes))
-        yield (
-            "training.method.kind to lora",
-            dataclasses.replace(
-                estimate.with_training(method=method),
-                num_parameters=estimate.num_parameters + adapters,
-                num_trainable=adapters,
-            ),
-        )
-
-
-def _splits(estimate: MemoryEstimate) -> Iterator[tuple[str, MemoryEstimate]]:
-    for count in range(max(2, estimate.num_processes), _MOST_PROCESSES + 1):
+        total, lora = estimate.num_parameters + adapters, estimate.with_training(method=method)
+        lora = dataclasses.replace(lora, num_parameters=total, num_trainable=adapters)
+        yield _TOGETHER[3], lora
+    for count in range(max(2, estimate.num_processes), 0 if on_cpu else _MOST_PROCESSES + 1):
         if estimate.training.batch_size % count == 0:
             split = estimate.with_training(parallelism="fsdp2", num_processes=count)
             what = f"training.parallelism to fsdp2 and training.num_processes to {count}"

@@ -1,13 +1,12 @@
-"""How much memory a machine has for this process, and how much the process held."""
+"""How much memory a machine has for this process."""
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from distillery.models import hardware
-from distillery.models.hardware import available_memory, peak_memory
+from distillery.models.hardware import available_memory
 
 
 def test_a_cpu_has_what_the_machine_can_give_and_the_process_holds() -> None:
@@ -48,21 +47,3 @@ def test_the_tightest_control_group_limits_a_cpu(
     assert available_memory("cpu") == pytest.approx(held + 500 * 2**20, abs=20 * 2**20)
     lines.write_text("0::/elsewhere\n")
     assert available_memory("cpu") > held + 520 * 2**20
-
-
-def test_the_peak_within_a_block_is_seen_although_it_was_higher_before() -> None:
-    import psutil
-
-    torch.ones(300 * 2**18).sum()  # 300 MiB, given back
-    before = psutil.Process().memory_info().rss
-    with peak_memory("cpu") as peak:
-        held = torch.ones(100 * 2**18)
-        time.sleep(0.05)
-        del held
-    assert 90 * 2**20 < peak.bytes - before < 200 * 2**20
-
-
-def test_the_peak_is_told_of_a_block_that_fails() -> None:
-    with pytest.raises(RuntimeError, match="halfway"), peak_memory("cpu") as peak:
-        raise RuntimeError("halfway")
-    assert peak.bytes > 2**20

@@ -309,7 +309,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 from distillery.training.adapters import held_dtype, with_adapters
 from distillery.objectives.losses import default_chunk_tokens, response_losses
-from distillery.models.hardware import peak_memory
+from distillery.models.hardware import process_peak_bytes
 from distillery.training.memory import MemoryEstimate, ModelShape
 from distillery.models.output_layer import SplitModel, response_states
 from schemas.training import TrainingSpec
@@ -361,9 +361,9 @@ def config(width, layers, vocab_size):
 steps(config(32, 1, 64), batch_of(2, 8))  # libraries and kernels
 import psutil
 before = psutil.Process().memory_info().rss
-with peak_memory("cpu") as peak:
-    real = config(256, 6, vocab_size)
-    model, trainable, holds_logits = steps(real, batch_of(rows, tokens))
+real = config(256, 6, vocab_size)
+model, trainable, holds_logits = steps(real, batch_of(rows, tokens))
+peak_bytes = process_peak_bytes()
 assert holds_logits == (kind == "gemma2")
 estimate = MemoryEstimate(
     shape=ModelShape.of(real, vocab_size), num_trainable=trainable, training=training,
@@ -371,7 +371,7 @@ estimate = MemoryEstimate(
     vocab_size=vocab_size, teacher=None, num_processes=1, holds_logits=holds_logits,
     chunk_tokens=default_chunk_tokens(vocab_size, torch.device("cpu")),
 )
-print(json.dumps([peak.bytes - before, estimate.total]))
+print(json.dumps([peak_bytes - before, estimate.total]))
 """
 
 
