@@ -6,7 +6,7 @@ from typing import Any
 
 from distillery.teacher import Request, Response, Sampling, make_request, teacher_identity
 from distillery.teacher.http.openai import EndpointTeacher
-from distillery.teacher.protocol import Tally, kept
+from distillery.teacher.protocol import kept
 from schemas.teacher import OpenAITeacher
 from tests.stub_endpoint import StubEndpoint
 
@@ -31,8 +31,8 @@ def answer(
     on_response: Callable[[Response], object],
     *,
     backoff_s: float = 0.01,
-) -> Tally:
-    """Have the requests answered."""
+) -> int:
+    """Have the requests answered, and return how many 429s that took."""
 
     def keep(response: Response) -> "Future[None]":
         on_response(response)
@@ -40,7 +40,8 @@ def answer(
 
     teacher = EndpointTeacher(spec, backoff_s=backoff_s)
     try:
-        return teacher.answer(requests, keep)
+        teacher.answer(requests, keep)
+        return teacher.activity.rate_limited
     finally:
         teacher.close()
 

@@ -37,13 +37,29 @@ def let_time_fly(
 ) -> None:
     """Have teachers wait for nothing but answers; ``hangs`` tells the prompts without one."""
     clock = _Clock()
+    channels: list[Channel] = []
+    opened = Channel.__init__
+
+    def open_and_note(channel: Channel, *args: Any, **named: Any) -> None:
+        channels.append(channel)
+        opened(channel, *args, **named)
+
+    def channel_here() -> Channel | None:
+        """Return the channel whose loop runs in this thread."""
+        here, connections = (
+            threading.current_thread(),
+            [vars(c).get("_connection") for c in channels],
+        )
+        found = (c for c, used in zip(channels, connections, strict=True) if used is not None)
+        return next((c for c in found if c._connection.thread is here), None)
+
     loop_time, select = asyncio.BaseEventLoop.time, selectors.DefaultSelector.select
 
     def time_of_loop(loop: asyncio.BaseEventLoop) -> float:
-        return loop_time(loop) + (clock.flown_s if _channel() else 0.0)
+        return loop_time(loop) + (clock.flown_s if channel_here() else 0.0)
 
     def select_or_fly(selector: Any, timeout: float | None = None) -> Any:
-        channel = _channel()
+        channel = channel_here()
         if channel is None or timeout is None or timeout <= 0:
             return select(selector, timeout)
         if (ready := select(selector, 0)) or not _is_stuck(channel, hangs):
@@ -51,16 +67,11 @@ def let_time_fly(
         clock.flown_s += timeout
         return []
 
+    monkeypatch.setattr(Channel, "__init__", open_and_note)
     monkeypatch.setattr(channel_module, "time", clock)
     monkeypatch.setattr(gate_module, "time", clock)
     monkeypatch.setattr(asyncio.BaseEventLoop, "time", time_of_loop)
     monkeypatch.setattr(selectors.DefaultSelector, "select", select_or_fly)
-
-
-def _channel() -> Channel | None:
-    """Return the channel whose loop runs in this thread."""
-    channels = list(channel_module._opened.channels.values())
-    return next((c for c in channels if c._connection.thread is threading.current_thread()), None)
 
 
 def _is_stuck(channel: Channel, hangs: Callable[[str], bool]) -> bool:

@@ -20,7 +20,6 @@ from distillery.teacher.protocol import (
     OnResponse,
     Request,
     Response,
-    Tally,
     read_response,
     teacher_identity,
 )
@@ -71,7 +70,7 @@ class LocalTeacher:
             in_flight=self._in_flight, limit=self._spec.batch_size, retries=self._retries
         )
 
-    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
+    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
         """Answer all requests; a batch is kept for good before the next one is generated.
 
         Tasks that share the process wait for each other here. A sampled response without text is
@@ -87,16 +86,14 @@ class LocalTeacher:
         refused = {response.request.request_hash for response in odd}
         waiting = [request for request in requests if request.request_hash not in refused]
         if not waiting:
-            return Tally()
+            return
         waiting.sort(key=_alike)
         with _loaded.lock:
-            retries_before = self._retries  # of callers whose turn was before
             model = self._model()
             for _, alike in itertools.groupby(waiting, key=_alike):
                 left = [Attempts(request) for request in alike]
                 while left:
                     left = self._round(model, left, on_response)
-            return Tally(retries=self._retries - retries_before)
 
     def close(self) -> None:
         """Keep the model for the next one to ask; :func:`release_models` drops it."""

@@ -307,7 +307,7 @@ class _Estimate:
             yield "latency", f"{self._averages.latency_s:.2g} s: {known}"
             yield "concurrency", f"{self._at_once:,} from the first request on ({side})"
         if self._endpoint:
-            yield "attempts", "one per request: no retry, repair, or second one for a slow answer"
+            yield "attempts", "one per request: no retry and no repair"
 
 
 def sentences(plan: GenerationPlan) -> list[str]:

@@ -184,17 +184,6 @@ class Activity:
     """Attempts after the first so far."""
 
 
-@dataclasses.dataclass
-class Tally:
-    """How much trouble some requests were."""
-
-    retries: int = 0
-    """Attempts after the first, whatever their reason."""
-
-    rate_limited: int = 0
-    """429s."""
-
-
 class Teacher(Protocol):
     """Who answers requests."""
 
@@ -206,8 +195,8 @@ class Teacher(Protocol):
     def activity(self) -> Activity:
         """Return what it is doing at this moment; safe to call from any thread."""
 
-    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
-        """Ask all requests, hand over each response, failed ones too, and return the trouble.
+    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
+        """Ask all requests and hand over each response, failed ones too.
 
         ``on_response`` is called from one thread at a time, in no particular order. When it, or
         the future that it returns, raises, nothing more is asked and the error is raised here.

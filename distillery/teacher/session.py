@@ -232,10 +232,12 @@ class TeacherSession:
                 for r in requests
             ]
             self._asks_suspects_only &= all(request.is_suspect for request in requests)
-        tally = self._backend.answer(requests, keep)
-        with self._lock:
-            self.totals.retries += tally.retries
-            self.totals.rate_limited += tally.rate_limited
+        try:
+            self._backend.answer(requests, keep)
+        finally:
+            activity = self._backend.activity
+            self.totals.retries = activity.retries
+            self.totals.rate_limited = activity.rate_limited
 
     def keep(self, response: Response) -> "Future[None]":
         """Commit a response; the future is done when it is safe."""

@@ -1,9 +1,8 @@
 """The local teacher: every request gets its final response, whatever is in the prompt."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -234,26 +233,6 @@ def test_a_sampled_response_without_text_is_asked_again_with_another_seed(
     assert response.completion_tokens is not None
     assert response.billed_completion_tokens == 2 + response.completion_tokens
     assert teacher.activity.retries == 2
-
-
-def test_a_caller_that_waits_for_its_turn_does_not_count_the_retries_of_others(
-    teacher: LocalTeacher,
-) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        waiting = []
-
-        def script(prompt: str, times_asked: int) -> str:
-            if "second" in prompt:
-                return "yes"
-            if times_asked == 1:
-                second = [_request("second", SAMPLED)]
-                waiting.append(pool.submit(teacher.answer, second, lambda _: _done()))
-                time.sleep(0.2)
-            return "" if times_asked < 3 else "yes"
-
-        _Scripted(teacher, script)
-        assert teacher.answer([_request("first", SAMPLED)], lambda _: _done()).retries == 2
-        assert waiting[0].result().retries == 0
 
 
 @pytest.mark.parametrize(("sampling", "attempts"), [(SAMPLED, 3), (GREEDY, 1)])

@@ -229,8 +229,7 @@ def test_a_plan_in_words_names_its_assumptions(folder: Path) -> None:
         "count of this teacher's tokens",
         "                   tokens per response: teacher.max_new_tokens, the most there can be: "
         "the ledger has no count of this teacher's tokens",
-        "                   attempts: one per request: no retry, repair, or second one for a slow "
-        "answer",
+        "                   attempts: one per request: no retry and no repair",
     ]
 
 

@@ -25,7 +25,7 @@ def _schema(schema: Any = TICKET) -> ResponseSchema:
 
 
 def _task(schema: Any) -> TaskSpec:
-    return TaskSpec(name="t", type="qa", answer_format=JsonFormat(json_schema=schema))  # type: ignore[arg-type]
+    return TaskSpec(name="t", type="qa", answer_format=JsonFormat(json_schema=schema))
 
 
 def _request(schema: ResponseSchema | None) -> Request:

@@ -1,4 +1,4 @@
-"""One endpoint as this process sees it: one event loop, one session, one queue for all callers.
+"""One endpoint as a session sees it: one event loop, one connection, one queue for all callers.
 
 Chunks of a run work in threads of their own, and all of them ask through the same channel: so
 there is one limiter, and the queue does not run dry where one chunk ends and the next begins.
@@ -9,14 +9,10 @@ kept, not when it has arrived: what a kill can lose is what was in flight.
 """
 
 import asyncio
-import collections
-import contextlib
 import dataclasses
 import logging
-import os
-import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from distillery.teacher.budget import Budget
@@ -34,7 +30,7 @@ from distillery.teacher.http.replies import (
     Unreachable,
     used_up_s,
 )
-from distillery.teacher.protocol import Activity, OnResponse, Request, Response, Tally
+from distillery.teacher.protocol import Activity, OnResponse, Request, Response
 from schemas.errors import BudgetError, TeacherError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +43,7 @@ _CHARS_PER_TOKEN = 4.0
 
 
 class Channel:
-    """Asks one endpoint for all callers of this process. Open one with :func:`open_channel`."""
+    """Asks one endpoint for all threads that call it."""
 
     def __init__(self, endpoint: Endpoint, *, backoff_s: float) -> None:
         self._endpoint, self._spec, self._backoff_s = endpoint, endpoint.spec, backoff_s
@@ -76,10 +72,10 @@ class Channel:
             retries=self._num_retries,
         )
 
-    def run(self, requests: Sequence[Request], on_response: OnResponse, budget: Budget) -> Tally:
-        """Bring all requests to an end and return how much trouble they were."""
+    def run(self, requests: Sequence[Request], on_response: OnResponse, budget: Budget) -> None:
+        """Bring all requests to an end."""
         if not requests:
-            return Tally()
+            return
         batch, loop = Batch(requests, on_response, budget), self._connection.loop
         loop.call_soon_threadsafe(self._submit, batch)
         try:
@@ -89,7 +85,6 @@ class Channel:
                 loop.call_soon_threadsafe(self._fail, batch, asyncio.CancelledError())
         if batch.error is not None:
             raise batch.error
-        return batch.tally
 
     def close(self) -> None:
         """End the loop and close the connections."""
@@ -166,7 +161,6 @@ class Channel:
             self._connection.loop.call_later(look_again_s, self._pump)
         if item.attempts.count:
             self._num_retries += 1
-            item.batch.tally.retries += 1
         item.attempts.count += 1
         self._start(self._attempt(item, expected, now), item.batch)
 
@@ -271,7 +265,6 @@ class Channel:
     def _note_rate_limit(self, item: Item, error: RateLimited, sent_at: float) -> None:
         """Wait as the endpoint asks, all or this request alone; no attempt is spent."""
         now = time.monotonic()
-        item.batch.tally.rate_limited += 1
         all_wait, wait_s = self._gate.note_limit(error, sent_at, now)
         if wait_s > self._spec.max_outage_s:
             self._end(self._endpoint.asks_to_wait(wait_s, self._endpoint.redact(str(error))))
@@ -384,43 +377,3 @@ def _tokens(response: Response, num_chars: int) -> tuple[int, int]:
         round(num_chars / _CHARS_PER_TOKEN) if read is None else read,
         round(num_written / _CHARS_PER_TOKEN) if written is None else written,
     )
-
-
-@dataclasses.dataclass
-class _Opened:
-    """The channels of this process."""
-
-    channels: dict[object, Channel] = dataclasses.field(default_factory=dict)
-    users: collections.Counter[object] = dataclasses.field(default_factory=collections.Counter)
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-
-_opened = _Opened()
-
-# What a channel does not read: runs that differ in it alone share their endpoint's limits.
-_OF_THE_REQUEST = {
-    *("max_new_tokens", "sampling_temperature", "top_p", "seed", "samples", "structured_output"),
-    *("price", "budget", "declared"),
-}
-
-
-@contextlib.contextmanager
-def open_channel(endpoint: Endpoint, *, backoff_s: float) -> Iterator[Channel]:
-    """Yield the channel to ``endpoint``, shared with whoever has it open in this process."""
-    asking = endpoint.spec.model_dump_json(exclude=_OF_THE_REQUEST)
-    key = (os.getpid(), asking, endpoint.key, backoff_s)
-    with _opened.lock:
-        if key not in _opened.channels:
-            _opened.channels[key] = Channel(endpoint, backoff_s=backoff_s)
-        _opened.users[key] += 1
-        channel = _opened.channels[key]
-    try:
-        yield channel
-    finally:
-        with _opened.lock:
-            _opened.users[key] -= 1
-            last = _opened.users[key] == 0
-            if last:
-                del _opened.channels[key], _opened.users[key]
-        if last:
-            channel.close()

@@ -1,26 +1,21 @@
 """A teacher behind an OpenAI-compatible chat endpoint."""
 
-import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from distillery.teacher.budget import Budget
-from distillery.teacher.http.channel import Channel, open_channel
+from distillery.teacher.http.channel import Channel
 from distillery.teacher.http.endpoint import Endpoint
-from distillery.teacher.protocol import Activity, OnResponse, Request, Tally, teacher_identity
+from distillery.teacher.protocol import Activity, OnResponse, Request, teacher_identity
 from schemas.teacher import OpenAITeacher
 
 
 class EndpointTeacher:
-    """Asks an OpenAI-compatible endpoint, together with all others of this process that do."""
+    """Asks an OpenAI-compatible endpoint; all threads that ask it share its limits."""
 
     def __init__(
-        self,
-        spec: OpenAITeacher,
-        *,
-        budget: Budget | None = None,
-        backoff_s: float = 0.5,
+        self, spec: OpenAITeacher, *, budget: Budget | None = None, backoff_s: float = 0.5
     ) -> None:
         """Describe the teacher; nothing is sent yet.
 
@@ -31,7 +26,6 @@ class EndpointTeacher:
         """
         self._spec, self._backoff_s = spec, backoff_s
         self._budget = budget or Budget(spec.budget, spec.price, num_tokens=0, cost=0.0)
-        self._opened = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._channel: Channel | None = None
 
@@ -42,11 +36,11 @@ class EndpointTeacher:
 
     @property
     def activity(self) -> Activity:
-        """Return what is going on at the endpoint, for all callers of this process."""
+        """Return what is going on at the endpoint, for all callers."""
         channel = self._channel
         return channel.activity if channel else Activity()
 
-    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> Tally:
+    def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
         """Ask all requests and hand over each response, those that failed too.
 
         The first request to an endpoint goes alone until it is answered, 0.2 s at most, so that
@@ -58,21 +52,18 @@ class EndpointTeacher:
                 model, refuses every request, or has gone away.
             BudgetError: A cap keeps the rest from being asked.
         """
-        if not requests:
-            return Tally()
-        return self._open().run(requests, on_response, self._budget)
+        self._open().run(requests, on_response, self._budget)
 
     def close(self) -> None:
-        """Close the connections, unless others of this process use them."""
+        """Close the connections."""
         with self._lock:
-            self._channel = None
-            self._opened.close()
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def _open(self) -> Channel:
         """Return the channel; opened when it is first needed, so that ledger hits need no key."""
         with self._lock:
             if self._channel is None:
-                endpoint = Endpoint(self._spec)
-                opened = open_channel(endpoint, backoff_s=self._backoff_s)
-                self._channel = self._opened.enter_context(opened)
+                self._channel = Channel(Endpoint(self._spec), backoff_s=self._backoff_s)
             return self._channel

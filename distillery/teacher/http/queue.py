@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from distillery.teacher.attempts import Attempts
 from distillery.teacher.budget import Budget
-from distillery.teacher.protocol import OnResponse, Request, Response, Tally
+from distillery.teacher.protocol import OnResponse, Request, Response
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,7 +45,6 @@ class Batch:
         self.num_left = len(self.items)
         self.held: list[tuple[Item, Response]] = []
         """Refusals that are kept back until something is answered."""
-        self.tally = Tally()
         self.tasks: set[asyncio.Task[None]] = set()
         self.error: BaseException | None = None
         self.done = threading.Event()
