@@ -1,6 +1,7 @@
 """Tasks: filter the responses, release the training set."""
 
 import logging
+from typing import cast
 
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
@@ -32,7 +33,9 @@ def filter_responses(
         num_responses=result.manifest.counts["responses"],
         drop_reasons=result.drop_reasons,
     )
+    rewrites = cast("dict[str, int]", result.manifest.facts["rewrites"])
     counts = {"kept": outputs.kept.num_rows} | outputs.drop_reasons
+    counts |= {f"kept, rewritten: {reason}": count for reason, count in rewrites.items()}
     publish_table(
         f"filters-{task.name}",
         [{"reason": reason, "rows": count} for reason, count in counts.items()],

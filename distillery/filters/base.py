@@ -60,6 +60,6 @@ class SetFilter(_Filter[SpecT], ABC):
         """Return a relation with `position`, `detail` and `score` of the rows to drop.
 
         Args:
-            sql: A DuckDB connection with the table `rows`: all that are left, numbered by
-                `position` in their order.
+            sql: A DuckDB connection with the table `rows`: all that are left, in order; a row's
+                `rowid` is its position.
         """

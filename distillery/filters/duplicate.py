@@ -18,11 +18,11 @@ class Duplicate(SetFilter[DuplicateFilter]):
         """
         return sql.sql("""
             SELECT
-                position,
+                rowid AS position,
                 'the same prompt with the same response came before' AS detail,
                 NULL::DOUBLE AS score
             FROM rows
             QUALIFY row_number() OVER (
-                PARTITION BY split, state, messages, response ORDER BY position
+                PARTITION BY split, state, messages, response ORDER BY rowid
             ) > 1
         """)

@@ -1,5 +1,6 @@
 """The stage that filters teacher responses: dropped rows are kept, with filter and reason."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,13 +22,10 @@ from schemas.task import TaskSpec
 _LOGIC_VERSION = 3
 _BATCH_ROWS = 4096
 
-_NUMBER_ROWS = """
-    CREATE TABLE rows AS SELECT *, row_number() OVER () AS position FROM incoming
-"""
 _WITH_DROPS = """
     SELECT rows.*, drops.position IS NOT NULL AS is_dropped, drops.detail, drops.score
-    FROM rows LEFT JOIN drops USING (position)
-    ORDER BY position
+    FROM rows LEFT JOIN drops ON rows.rowid = drops.position
+    ORDER BY rows.rowid
 """
 
 Rows = list[dict[str, Any]]
@@ -94,7 +92,7 @@ class _Filtering:
         self.rewrites: Counter[str] = Counter()
 
     def passing(self, name: str, chosen: Chosen, rows: Iterable[Rows]) -> Iterator[Rows]:
-        """Return the rows that a filter keeps, some of them with another response."""
+        """Yield the rows that a filter keeps, some of them with another response."""
         assert chosen.when == "after_teacher", f"{name!r} belongs before the teacher"
         if isinstance(chosen, RowFilter):
             return self._row_by_row(name, chosen, rows)
@@ -107,9 +105,8 @@ class _Filtering:
             kept, dropped = [], []
             for row in batch:
                 match chosen.row(row, self._task):
-                    case Drop(reason, detail, score):
-                        named = {"reason": reason, "detail": detail, "score": score}
-                        dropped.append(row | named)
+                    case Drop() as drop:
+                        dropped.append(row | dataclasses.asdict(drop))
                     case Rewrite(response, reason):
                         self.rewrites[reason.value] += 1
                         kept.append(row | {"response": response})
@@ -120,16 +117,15 @@ class _Filtering:
 
     def _together(self, name: str, chosen: SetFilter[Any], rows: Iterable[Rows]) -> Iterator[Rows]:
         schema = arrow_schema(ResponseFrame)
-        arrow = (pa.RecordBatch.from_pylist(batch, schema) for batch in rows)
-        with querying(incoming=pa.RecordBatchReader.from_batches(schema, arrow)) as sql:
-            sql.execute(
-                "CREATE TABLE rows AS SELECT *, row_number() OVER () position FROM incoming"
-            )
+        with querying(incoming=schema.empty_table()) as sql:
+            sql.execute("CREATE TABLE rows AS FROM incoming")
+            for batch in rows:
+                sql.register("incoming", pa.Table.from_pylist(batch, schema))
+                sql.execute("INSERT INTO rows FROM incoming")
             sql.register("drops", chosen.rows(sql))
             for read in sql.sql(_WITH_DROPS).to_arrow_reader(_BATCH_ROWS):
-                batch = read.to_pylist()
-                named = {"reason": chosen.reason}
-                self._reject(name, [row | named for row in batch if row["is_dropped"]])
+                batch = [row | {"reason": chosen.reason} for row in read.to_pylist()]
+                self._reject(name, [row for row in batch if row["is_dropped"]])
                 yield [row for row in batch if not row["is_dropped"]]
 
     def _reject(self, name: str, dropped: Rows) -> None:
@@ -140,6 +136,5 @@ class _Filtering:
 
 def _write(writer: RowWriter, rows: Rows, contract: Any) -> None:
     if rows:
-        schema = arrow_schema(contract)
-        table = pa.Table.from_pylist(rows, schema)
+        table = pa.Table.from_pylist(rows, arrow_schema(contract))
         writer.write(check_frame(table.to_pandas(), contract))

@@ -16,7 +16,7 @@ from schemas.filters import (
 from schemas.task import TaskSpec
 
 SetMetric = Callable[[Sequence[str | None], Sequence[str]], float | None]
-"""A metric of all answers together, given as texts (None where there is none), and references."""
+"""A metric of all answers (their texts; None where there is none), given the references."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,11 @@ class TaskType:
     A teacher can answer a task of any kind, so reading needs no metric; :meth:`score` does.
     """
 
-    primary: ClassVar[Metric]
-    """The metric by which models are compared and students promoted."""
-
-    others: ClassVar[tuple[Metric, ...]] = ()
-    """Further metrics of one answer."""
+    metrics: ClassVar[tuple[Metric, ...]]
+    """The metrics of one answer. By the first, models are compared and students promoted."""
 
     of_the_set: ClassVar[Mapping[str, SetMetric]] = {}
-    """Metrics that no single answer has."""
+    """Metrics that no single answer has, all the better the higher."""
 
     default_rules: ClassVar[tuple[Filter, ...]] = (
         EmptyFilter(),
@@ -56,6 +53,11 @@ class TaskType:
 
     def __init__(self, task: TaskSpec) -> None:
         self.task = task
+
+    @property
+    def primary(self) -> Metric:
+        """Return the metric that decides."""
+        return self.metrics[0]
 
     def read(self, response: str) -> Answer | Violation:
         """Return the answer in a response, or why there is none.

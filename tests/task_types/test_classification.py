@@ -77,7 +77,17 @@ def test_what_was_not_obtained_or_has_no_right_answer_is_unscored() -> None:
 
 
 def test_models_are_compared_by_accuracy_the_higher_the_better() -> None:
-    assert TASK_TYPES[TaskKind.CLASSIFICATION].primary == Metric("accuracy", higher_is_better=True)
+    task = TaskSpec(name="t", type=TaskKind.CLASSIFICATION)
+    assert task_type(task).primary == Metric("accuracy", higher_is_better=True)
+
+
+def test_naming_the_majority_label_has_a_low_macro_f1() -> None:
+    references = ["a"] * 95 + ["b"] * 5
+    macro_f1 = TASK_TYPES[TaskKind.CLASSIFICATION].of_the_set["macro_f1"]
+    assert macro_f1(["a"] * 100, references) == pytest.approx((2 * 95 / 195 + 0) / 2)
+    assert macro_f1(references, references) == 1.0
+    assert macro_f1([None] * 100, references) == 0.0
+    assert macro_f1([], []) is None
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TaskKind if kind not in TASK_TYPES])
