@@ -237,7 +237,7 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
         arguments = training_arguments(training, Path(folder), steps=NUM_STEPS, is_trial=True)
         rows = Rows(size, size.batch_size, is_soft=variant == "soft")
         # Rows come with tokens and probabilities, so no tokenizer and no scores are read.
-        objective = objective_class(training)(
+        objective = objective_class(training).open(
             Inputs(
                 training=training,
                 store=Store(folder),

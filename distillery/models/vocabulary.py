@@ -18,11 +18,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return sha256({"vocabulary": tokenizer.get_vocab(), "model": model})
 
 
-def template_hash(tokenizer: Any) -> str:
-    """Return a hash of the chat template, 64 hex digits."""
-    return sha256(tokenizer.chat_template)
-
-
 def vocabulary_size(tokenizer: Any) -> int:
     """Return the range of token ids: the highest one plus 1.
 

@@ -67,6 +67,11 @@ class Objective(ABC):
         self._inputs = inputs
 
     @classmethod
+    def open(cls, inputs: Inputs) -> "Objective":
+        """Return the objective for one process of a training."""
+        return cls(inputs)
+
+    @classmethod
     def needs_scores(cls, spec: Any) -> bool:
         """Return whether the stage `score_soft_targets` has to come first."""
         return False

@@ -24,6 +24,7 @@ from schemas.teacher import OpenAITeacher, TeacherSpec
 
 if TYPE_CHECKING:
     from distillery.models.head import Head
+    from distillery.models.local import LocalModel
     from distillery.models.output_layer import SplitModel
     from distillery.objectives.losses import Targets
 
@@ -37,14 +38,15 @@ class SoftTargetObjective(Objective):
     parts = ("hard_loss", "soft_loss")
 
     def __init__(self, inputs: Inputs) -> None:
-        """Take the stored scores, or the teacher beside the student."""
+        """Take what the training has opened."""
         super().__init__(inputs)
-        spec = inputs.training.objective
-        assert isinstance(spec, SoftTargets)
-        self._spec = spec
-        self._source: _Stored | _Beside = (
-            _Stored(spec, inputs) if spec.source == "offline" else _Beside(inputs)
-        )
+        assert isinstance(inputs.training.objective, SoftTargets)
+        self._spec = inputs.training.objective
+
+    @classmethod
+    def open(cls, inputs: Inputs) -> Objective:
+        """Return the objective with stored scores, or with a teacher beside the student."""
+        return _Stored(inputs) if inputs.teacher is None else _Beside(inputs)
 
     @classmethod
     def needs_scores(cls, spec: SoftTargets) -> bool:
@@ -96,41 +98,23 @@ class SoftTargetObjective(Objective):
             return str(error)
         return None
 
-    def features(self) -> dict[str, Any]:
-        """Return columns for the stored scores, or for the teacher's own tokens."""
-        return self._source.features()
-
-    def columns(self, split: str) -> Columns:
-        """Return what adds them to a row.
-
-        It refuses a row of whose response the teacher reads other tokens than the student is to
-        write, or that the teacher could not read.
-
-        Raises:
-            TrainingError: The scores were made with another tokenizer, or other settings.
-        """
-        return self._source.columns(split)
-
-    def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
-        """Return the stored scores as tensors, or the teacher's tokens."""
-        return self._source.collate(rows, tokens)
-
     def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
         """Return the weighted sum of cross-entropy and divergence, and both."""
         losses = self._response_losses(
-            model, head, batch, normaliser, soft=self._spec, targets=self._source.targets(batch)
+            model, head, batch, normaliser, soft=self._spec, targets=self._targets(batch)
         )
         return Loss(losses.loss, {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats})
 
+    def _targets(self, batch: Batch) -> "Targets":
+        """Return the teacher's probabilities at the batch's response tokens."""
+        raise NotImplementedError
 
-class _Stored:
+
+class _Stored(SoftTargetObjective):
     """Probabilities that `score_soft_targets` has stored.
 
     N = response tokens of a batch, K = tokens stored of a teacher's distribution.
     """
-
-    def __init__(self, spec: SoftTargets, inputs: Inputs) -> None:
-        self._spec, self._inputs = spec, inputs
 
     def features(self) -> dict[str, Any]:
         from datasets import List, Value
@@ -187,7 +171,7 @@ class _Stored:
             "counts": joined("counts").view(-1, self._spec.k),
         }
 
-    def targets(self, batch: Batch) -> "Targets":
+    def _targets(self, batch: Batch) -> "Targets":
         from distillery.objectives.divergence import SampledTargets, SparseTargets
 
         ids_NK, log_probs_NK = batch["topk_ids"], batch["topk_log_probs"]
@@ -199,12 +183,13 @@ class _Stored:
         return SparseTargets(ids_NK, *at_temperature(log_probs_NK, batch["log_rest"], temperature))
 
 
-class _Beside:
+class _Beside(SoftTargetObjective):
     """Probabilities of a teacher that runs beside the student."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        assert inputs.teacher is not None
-        self._teacher = inputs.teacher
+    @property
+    def _teacher(self) -> "LocalModel":
+        assert self._inputs.teacher is not None
+        return self._inputs.teacher
 
     @functools.cached_property
     def _split(self) -> "SplitModel":
@@ -237,7 +222,7 @@ class _Beside:
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
         return tokens(rows, "teacher_")
 
-    def targets(self, batch: Batch) -> "Targets":
+    def _targets(self, batch: Batch) -> "Targets":
         import torch
 
         from distillery.models.output_layer import response_states

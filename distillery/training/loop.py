@@ -73,7 +73,7 @@ class _Training:
             scores=self._job.soft_targets,
             teacher=self._teacher,
         )
-        self._objective = objective_class(training)(inputs)
+        self._objective = objective_class(training).open(inputs)
         with self._timed("tokenize"), arguments.distributed_state.main_process_first():
             self._rows = TokenRows(self._job, chat_format, self._objective, self._scratch)
         self._collate = collator(training, tokenizer.pad_token_id, self._objective)

@@ -126,7 +126,7 @@ def _trainer(
     beside: Any = None if teacher is None else SimpleNamespace(model=teacher)
     vocab_size = model.config.vocab_size
     inputs = Inputs(training, nobody, nobody, vocab_size, scores=None, teacher=beside)
-    objective = objective_class(training)(inputs)
+    objective = objective_class(training).open(inputs)
     collate = collator(training, 0, objective)
     splits = {"train": rows, "validation": NO_ROWS}
     trainer = StudentTrainer(model, arguments, splits, collate, objective, split, training)
