@@ -111,7 +111,7 @@ def test_a_template_that_writes_responses_otherwise_makes_auto_hard(
     teacher = TransformersTeacher(model=models["teacher"])
     chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
     assert chosen.training == TrainingSpec()
-    assert "writes the response 'Forty-two.' as 'Forty-two. .<|end|>'" in chosen.because
+    assert "turns the response 'Forty-two.' into 'Forty-two. .'" in chosen.because
 
 
 def test_a_tokenizer_that_splits_text_otherwise_makes_auto_hard(

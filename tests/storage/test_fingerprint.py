@@ -42,7 +42,9 @@ SPECS: list[BaseModel] = [
     TransformersTeacher(model="teacher"),
     OpenAITeacher(model="teacher", base_url="http://host/v1"),
     PretrainedStudent(model="student"),
-    FromScratchStudent(num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2),
+    FromScratchStudent(
+        num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, tokenizer="tokenizer"
+    ),
     TrainingSpec(),
     LoraMethod(),
     HardTargets(),
@@ -81,6 +83,8 @@ RUNTIME_FIELDS = {
     "TrainingSpec.gradient_checkpointing",
     "TrainingSpec.device",
     "EvaluationSpec.batch_size",
+    "PretrainedStudent.chat_template",
+    "FromScratchStudent.chat_template",
 }
 
 # Values other than the present one, where the type alone does not give one that is valid.
@@ -91,6 +95,9 @@ OTHER_VALUES: dict[str, Any] = {
     "DataSpec.test": FileSource(path="test.jsonl", max_rows=5),
     "RefusalFilter.patterns": ("^no",),
     "FileSource.encoding": "latin-1",
+    "TransformersTeacher.chat_template_kwargs": {"enable_thinking": False},
+    "PretrainedStudent.chat_template_kwargs": {"enable_thinking": False},
+    "FromScratchStudent.chat_template_kwargs": {"enable_thinking": False},
     "FilterSpec.rules": (LengthFilter(),),
     "FromScratchStudent.num_heads": 4,
     "FromScratchStudent.hidden_size": 32,

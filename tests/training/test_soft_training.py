@@ -1,5 +1,6 @@
 """A student learns from its teacher's probabilities: stored, or made beside it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -179,21 +180,17 @@ def test_soft_targets_of_another_tokenizer_are_refused_by_name(
         school.teach(SOFT, soft_targets=targets)
 
 
-@pytest.mark.parametrize("source", ["offline", "online"])
-def test_a_chat_template_that_writes_responses_otherwise_is_refused_with_the_row(
-    school: School, tmp_path: Path, source: str
+def test_a_teacher_that_reads_other_tokens_in_a_response_is_refused_with_the_row(
+    school: School, tmp_path: Path
 ) -> None:
-    from transformers import AutoTokenizer
-
     other = make_tiny_model(tmp_path / "other")
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
-    tokenizer.save_pretrained(other)
-    training = soft_training(objective=soft_targets(source=source))
-    targets = school.score(training) if source == "offline" else None
+    file = other / "tokenizer.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw["model"]["merges"].reverse()
+    file.write_text(json.dumps(raw), encoding="utf-8")
     school.student = school.student.model_copy(update={"tokenizer": str(other)})
-    with pytest.raises(TrainingError, match=r"row '0': .* chat template make \d+ tokens of the re"):
-        school.teach(training, soft_targets=targets)
+    with pytest.raises(TrainingError, match=r"row '2': .* chat template make \d+ tokens of the re"):
+        school.teach(soft_training(objective=soft_targets(source="online")))
 
 
 def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
