@@ -38,7 +38,7 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
     if plan:
         _print_plan(recipe)
         return
-    outcome = _run(recipe, _spine)
+    outcome = run_flow(recipe, _spine)
     from distillery.evaluation.tables import findings, terminal_table
     from distillery.storage.store import Store
 
@@ -69,7 +69,7 @@ def run_generation(path: str, overrides: Sequence[str], *, plan: bool, jsonl: Pa
 
     if jsonl:
         check_jsonl(jsonl, recipe.data)
-    outcome = _run(recipe, _generation)
+    outcome = run_flow(recipe, _generation)
     store, out = Store(recipe.store.root), console()
     out.print()
     made_at = outcome.made_at if outcome.reused else None
@@ -85,7 +85,7 @@ def run_generation(path: str, overrides: Sequence[str], *, plan: bool, jsonl: Pa
 def run_teacher_training(path: str, overrides: Sequence[str]) -> None:
     """Train a teacher by a recipe and print where it is."""
     recipe = _load(path, overrides, TeacherTrainingRecipe)
-    model = _run(recipe, _teacher_training)
+    model = run_flow(recipe, _teacher_training)
     console().print(f"Teacher: {recipe.output} ({model.num_parameters:,} parameters)")
 
 
@@ -114,7 +114,7 @@ def _load(path: str, overrides: Sequence[str], kind: type[RecipeT]) -> RecipeT:
     return load_recipe(path, overrides, kind)
 
 
-def _run(recipe: "BaseModel", load_flow: Callable[[], "Flow[..., R]"]) -> R:
+def run_flow(recipe: "BaseModel", load_flow: Callable[[], "Flow[..., R]"]) -> R:
     """Return what a flow returns for the sections of ``recipe`` that it takes.
 
     The flow is imported here, while the temporary server starts beside it.

@@ -44,9 +44,10 @@ def stage_states(state: Any, *, last: str) -> dict[str, str]:
     give_up_at = time.monotonic() + 60
     with get_client(sync_client=True) as client:
         while time.monotonic() < give_up_at:
-            runs = [run for run in client.read_task_runs(flow_run_filter=of_run) if run.state]
-            if any(run.name == last for run in runs) and all(run.state.is_final() for run in runs):
-                return {run.name: run.state.name for run in runs}
+            runs = client.read_task_runs(flow_run_filter=of_run)
+            states = {run.name: run.state for run in runs if run.state}
+            if last in states and all(state.is_final() for state in states.values()):
+                return {name: str(state.name) for name, state in states.items()}
             time.sleep(0.1)
     raise AssertionError(f"the task run {last!r} was not recorded within 60 s")
 
@@ -59,7 +60,7 @@ def artifact(key: str) -> Any:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
         )
-    return max(found, key=lambda item: item.updated)
+    return max(found, key=lambda item: str(item.updated))
 
 
 def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(

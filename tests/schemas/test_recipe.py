@@ -184,7 +184,8 @@ def test_a_validated_branch_passes_again() -> None:
 
 def _sections(kind: type[BaseModel]) -> dict[str, Any]:
     schema = kind.model_json_schema()
-    return schema["$defs"] | {kind.__name__: schema}
+    definitions: dict[str, Any] = schema["$defs"]
+    return definitions | {kind.__name__: schema}
 
 
 def _branches(kind: type[Branch] = Branch) -> set[str]:
@@ -236,6 +237,7 @@ def test_overrides_are_yaml_and_merged_deeply(good_file: Path) -> None:
     recipe = load_recipe(good_file, overrides, Recipe)
     assert (recipe.training.epochs, recipe.training.learning_rate) == (1.5, 1e-3)
     assert recipe.training.method == LoraMethod(r=4, alpha=8)
+    assert recipe.data.test is not None
     assert recipe.data.test.columns.id == "key"
     assert recipe.data.test.columns.reference == "answer"
     assert recipe.execution.force == ("train_student", "train_baseline")

@@ -1,0 +1,41 @@
+"""The temporary server lives exactly as long as the run that started it."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from cli.server import TemporaryServer
+server = TemporaryServer(Path(sys.argv[1]))
+server.wait()
+print(server._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_run_leaves_no_server(tmp_path: Path) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    server = psutil.Process(int(run.stdout.readline()))
+    assert server.is_running()
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    wait_until(lambda: not _lives(server))
+
+
+def _lives(process: psutil.Process) -> bool:
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
