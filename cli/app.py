@@ -29,7 +29,7 @@ RecipeFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[section.key=value ...]",
+        metavar="section.key=value",
         help="laid over the recipe, deeply; the value is YAML (training.epochs=3)",
         show_default=False,
     ),
