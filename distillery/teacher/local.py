@@ -211,10 +211,10 @@ def _refused(request: Request, error: str) -> Response:
 
 
 def _not_text(messages: list[Message]) -> str | None:
-    r"""Return why no tokenizer could read ``messages``, or None: half a character is no text.
+    r"""Return why no tokenizer could read ``messages``, or None: half a character is not text.
 
     >>> _not_text([{"role": "user", "content": "half an emoji: \ud83d"}])
-    'message 0 has a lone surrogate (U+D83D) at character 15, which is no text'
+    'message 0 has a lone surrogate (U+D83D) at character 15, which is not text'
     """
     for number, message in enumerate(messages):
         try:
@@ -223,7 +223,7 @@ def _not_text(messages: list[Message]) -> str | None:
             half = ord(message["content"][error.start])
             return (
                 f"message {number} has a lone surrogate (U+{half:04X}) at character "
-                f"{error.start}, which is no text"
+                f"{error.start}, which is not text"
             )
     return None
 

@@ -346,7 +346,7 @@ def _cost(plan: GenerationPlan, most: str) -> str:
 
 def _time(plan: GenerationPlan) -> str:
     if plan.seconds is None:
-        told = "" if plan.is_local else ", and no limit is told"
+        told = "" if plan.is_local else ", and the recipe sets no limit"
         return f"unknown: the ledger has no response of this teacher{told}"
     if not plan.to_ask:
         return "none"

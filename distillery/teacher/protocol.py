@@ -50,7 +50,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class ResponseSchema:
-    """What a response has to look like, and what the teacher is told of it."""
+    """What a response has to look like, and how the teacher is asked for it."""
 
     json_schema: str
     """JSON schema (draft 2020-12) as JSON text, its properties in the recipe's order: endpoints

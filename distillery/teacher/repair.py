@@ -9,8 +9,8 @@ _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to f
 def schema_violation(text: str, schema: ResponseSchema) -> str | None:
     """Return one sentence on what breaks ``schema`` in ``text``, or None when it satisfies it.
 
-    It is judged like everywhere else: thoughts and a Markdown fence around the value are no matter,
-    as the filters take them off.
+    As everywhere else, thoughts and a Markdown fence around the value do not matter: the filters
+    take them off.
 
     >>> schema = ResponseSchema('{"required":["label"],"type":"object"}', "validate")
     >>> schema_violation('{"label": "refund"}', schema)

@@ -207,7 +207,7 @@ def test_a_lone_surrogate_is_refused_and_the_others_answered(
     place, half = len(content) - 1, ord(content[-1])
     assert (odd.state, odd.text) == ("refused", "")
     assert odd.error == (
-        f"message 0 has a lone surrogate (U+{half:04X}) at character {place}, which is no text"
+        f"message 0 has a lone surrogate (U+{half:04X}) at character {place}, which is not text"
     )
     assert whole.text != ""
 

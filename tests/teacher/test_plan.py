@@ -223,8 +223,8 @@ def test_a_plan_in_words_names_its_assumptions(folder: Path) -> None:
         "prompt tokens      about 50",
         "completion tokens  up to about 80",
         "cost               up to about 0.0085 EUR; the ledger saves 0.00 EUR",
-        "time               unknown: the ledger has no response of this teacher, and no limit is "
-        "told",
+        "time               unknown: the ledger has no response of this teacher, and the recipe "
+        "sets no limit",
         "assumed            tokens per character: 1/4, as in English prose: the ledger has no "
         "count of this teacher's tokens",
         "                   tokens per response: teacher.max_new_tokens, the most there can be: "

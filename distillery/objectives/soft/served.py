@@ -81,7 +81,7 @@ class ServedScorer:
             backoff_s: First pause before a request is sent again; each next one is doubled.
 
         Raises:
-            RecipeError: No server can give these soft targets, this one says that it is no vLLM,
+            RecipeError: No server can give these soft targets, this one says that it is not vLLM,
                 or its address or key cannot be used.
         """
         _check_settings(teacher, spec)
@@ -258,7 +258,7 @@ def _check_settings(teacher: OpenAITeacher, spec: SoftTargets) -> None:
     """Refuse what no server, or no server of this provider, can give."""
     if "vllm" not in teacher.provider.lower():
         raise RecipeError(
-            f"teacher.provider {teacher.provider!r} is no vLLM, and no other server shows the "
+            f"teacher.provider {teacher.provider!r} is not vLLM, and no other server shows the "
             "probabilities of a given response. Serve the teacher with vLLM, or set "
             "training.objective.kind to hard_targets."
         )

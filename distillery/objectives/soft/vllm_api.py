@@ -26,7 +26,7 @@ from distillery.teacher.http.replies import PassingFault, Reply, check_status, e
 from schemas.teacher import OpenAITeacher
 
 LEAST_REST = 2.0**-23
-"""Least mass that is told apart from nothing: log-probabilities come in float32."""
+"""Least mass that can be told from zero: log-probabilities come in float32."""
 
 BYTES_PER_ENTRY = 80
 """Of one token's entry in the JSON; measured: 66 with ids of 3 digits, 74 with 6."""
@@ -49,7 +49,7 @@ class CannotShow(Exception):
 
 
 class Addresses:
-    """Where one server listens: `tokenize` stands at the root, not below `/v1`."""
+    """Where one server listens: `tokenize` is at the root, not below `/v1`."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         url = endpoint.url
@@ -200,7 +200,7 @@ def read_probabilities(
             unless it is among them.
 
     Raises:
-        PassingFault: The body is no completion of these prompts.
+        PassingFault: The body is not a completion of these prompts.
         CannotShow: It holds no log-probabilities, or too few.
     """
     try:
@@ -266,7 +266,7 @@ def log_rest(log_probs_NK: NDArray[np.float32]) -> NDArray[np.float32]:
     negative, and becomes LEAST_REST. No loss can tell that from the truth.
 
     Raises:
-        CannotShow: These are no log-probabilities: their mass is above 1, or not finite.
+        CannotShow: These are not log-probabilities: their mass is above 1, or not finite.
 
     >>> half = np.log(np.array([[0.25, 0.25], [0.5, 0.5]], np.float32))
     >>> log_rest(half).round(2).tolist()
@@ -275,8 +275,8 @@ def log_rest(log_probs_NK: NDArray[np.float32]) -> NDArray[np.float32]:
     mass_N = np.exp(log_probs_NK.astype(np.float64)).sum(axis=1)
     if not (mass_N < _MOST_MASS).all():
         raise CannotShow(
-            f"shows numbers that are no log-probabilities: their mass is {mass_N.max():.3g}. Start "
-            "vLLM with --logprobs-mode raw_logprobs, its default."
+            f"shows numbers that are not log-probabilities: their mass is {mass_N.max():.3g}. "
+            "Start vLLM with --logprobs-mode raw_logprobs, its default."
         )
     rest_N: NDArray[np.float64] = np.maximum(1.0 - mass_N, LEAST_REST)
     return np.log(rest_N).astype(np.float32)

@@ -55,7 +55,7 @@ class Channel:
         self._timer: asyncio.TimerHandle | None = None
         self._ended_by: Exception | None = None
         self._connection = Connection(endpoint, name="teacher-endpoint")
-        # Whoever still waits would wait for ever.
+        # Otherwise whoever is still waiting would wait forever.
         self._connection.before_end = lambda: self._end(endpoint.closed())
 
     # -- for callers, from any thread --------------------------------------------------------
@@ -137,7 +137,7 @@ class Channel:
     def _enter_budget(self, item: Item) -> bool:
         """Return whether the budget lets ``item`` in; end its batch when nothing can change that.
 
-        What is in flight may cost less than expected, so the end is told when it is answered.
+        What is in flight may cost less than expected, so the run ends only once it is answered.
         """
         budget, request = item.batch.budget, item.request
         if budget.enter(
@@ -227,7 +227,7 @@ class Channel:
         return dataclasses.replace(response, latency_s=latency_s)
 
     async def _settle(self, item: Item, response: Response) -> None:
-        """Hand over the response, or ask again where that is worth while."""
+        """Hand over the response, or ask again where that may help."""
         if not self._answered:
             self._answered = True
             for batch in list(self._queue.batches):

@@ -74,7 +74,7 @@ def read_reply(reply: Reply, request: Request) -> Response:
         hidden = "" if _count(details.get("reasoning_tokens")) else None
         return _read_choice(request, choice, facts, hidden)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        message = f"a body that is no chat completion: {error_of(reply.text).message}"
+        message = f"a body that is not a chat completion: {error_of(reply.text).message}"
         raise PassingFault(message, status=200) from None
 
 
@@ -84,7 +84,7 @@ def _raise_error(reply: Reply, error: Any) -> None:
     said = error_of(reply.text)
     if code.isdecimal() and 400 <= int(code) < 600:
         raise_for(int(code), reply.headers, said)
-    raise PassingFault(f"a body that is no chat completion: {said.message}", status=200)
+    raise PassingFault(f"a body that is not a chat completion: {said.message}", status=200)
 
 
 def _read_choice(
@@ -114,7 +114,7 @@ def _text(value: Any) -> str | None:
 
 
 def _count(value: Any) -> int | None:
-    """Return a number of tokens; None for what is none, such as -1."""
+    """Return a number of tokens; None for anything else, such as -1."""
     return value if type(value) is int and 0 <= value < _MOST_TOKENS else None
 
 

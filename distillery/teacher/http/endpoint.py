@@ -23,7 +23,7 @@ class Endpoint:
         """Read address and key.
 
         Raises:
-            RecipeError: The address is none, or the key is not where the recipe says.
+            RecipeError: The address is not a URL, or the key is not where the recipe says.
         """
         self.spec = spec
         self._base = _base_url(spec.base_url)

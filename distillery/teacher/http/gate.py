@@ -16,7 +16,7 @@ _MEMORY = 0.05
 
 
 class Gate:
-    """Keeps to all limits at once, told and learnt, and notes what became of each request."""
+    """Keeps to all limits, configured and learnt, and records what became of each request."""
 
     def __init__(self, spec: OpenAITeacher, *, backoff_s: float) -> None:
         now = time.monotonic()

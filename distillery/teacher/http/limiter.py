@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: told, or learnt from its refusals and its latency.
+"""How fast an endpoint may be asked: configured, or learnt from its refusals and latency.
 
 The window bounds the requests in flight, the pace bounds requests per second, a bucket bounds
 tokens per second. What the endpoint bears is found by asking for a little more until it objects.
@@ -104,7 +104,7 @@ class Bucket:
 
 
 class Pace:
-    """Requests per second: as told, or as learnt from 429s.
+    """Requests per second: as configured, or as learnt from 429s.
 
     Between two moments at which an endpoint's budget was empty, it has accepted exactly what its
     limit allows: that is the estimate, over the last minute. Before the first 429 there is no pace
@@ -207,7 +207,7 @@ class Pace:
 
 
 class Latencies:
-    """What the endpoint's responses took lately, and how long waiting is worth while.
+    """What the endpoint's responses took lately, and how long to wait for one.
 
     >>> seen = Latencies(120.0)
     >>> seen.timeout_s(attempt=1, last=False)

@@ -135,7 +135,7 @@ def test_rest_of_the_mass_is_finite_where_rounding_leaves_none() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.log(2.0), np.nan])
-def test_numbers_that_are_no_log_probabilities_are_refused(broken: float) -> None:
+def test_numbers_that_are_not_log_probabilities_are_refused(broken: float) -> None:
     with pytest.raises(CannotShow, match="--logprobs-mode raw_logprobs"):
         log_rest(np.array([[broken, -1.0]], np.float32))
 
@@ -385,7 +385,7 @@ INCAPABLE = [
         K,
         "without prompt_logprobs",
     ),
-    ({"shown": LOG_PROBS + 9}, K, "no log-probabilities"),
+    ({"shown": LOG_PROBS + 9}, K, "not log-probabilities"),
 ]
 
 
@@ -420,7 +420,7 @@ def test_a_server_that_is_down_is_not_taken_for_one_that_cannot() -> None:
 @pytest.mark.parametrize(
     ("teacher", "spec", "reason"),
     [
-        ({"provider": "openai"}, {}, r"teacher.provider 'openai' is no vLLM"),
+        ({"provider": "openai"}, {}, r"teacher.provider 'openai' is not vLLM"),
         ({}, {"distillation_temperature": 2.0}, r"distillation_temperature is 2, but .* T = 1"),
         ({}, {"selection": "sampled"}, "selection 'sampled'"),
     ],

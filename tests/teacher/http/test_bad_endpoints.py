@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("quick_retries")
 
 KEY = "sk-planted/0123+4567=="
 HTML = Reply(body="<html><h1>Welcome to   nginx!</h1></html>")
-NO_COMPLETION = "a body that is no chat completion: <html><h1>Welcome to nginx!</h1></html>"
+NO_COMPLETION = "a body that is not a chat completion: <html><h1>Welcome to nginx!</h1></html>"
 HUGE = Reply(body=b" " * (5 * 2**20))
 
 
@@ -74,16 +74,16 @@ def only_q1(bad: Reply) -> Callable[[dict[str, Any]], Reply]:
     ("bad", "told"),
     [
         pytest.param(HTML, NO_COMPLETION, id="html"),
-        pytest.param(Reply(body=b""), "a body that is no chat completion: ", id="nothing"),
-        pytest.param(Reply(body=b"\xff\xfe\x00"), "no chat completion: ", id="no text"),
-        pytest.param(Reply(body="[" * 100_000), "no chat completion: [[[", id="deep"),
-        pytest.param(Reply(body="null"), "no chat completion: null", id="null"),
-        pytest.param(Reply(choices=[]), "no chat completion: {", id="no choices"),
-        pytest.param(Reply(choices=[{"index": 0}]), "no chat completion: {", id="no message"),
-        pytest.param(Reply(text=["a"]), "no chat completion: {", id="text of parts"),  # type: ignore[arg-type]
+        pytest.param(Reply(body=b""), "a body that is not a chat completion: ", id="nothing"),
+        pytest.param(Reply(body=b"\xff\xfe\x00"), "not a chat completion: ", id="no text"),
+        pytest.param(Reply(body="[" * 100_000), "not a chat completion: [[[", id="deep"),
+        pytest.param(Reply(body="null"), "not a chat completion: null", id="null"),
+        pytest.param(Reply(choices=[]), "not a chat completion: {", id="no choices"),
+        pytest.param(Reply(choices=[{"index": 0}]), "not a chat completion: {", id="no message"),
+        pytest.param(Reply(text=["a"]), "not a chat completion: {", id="text of parts"),  # type: ignore[arg-type]
         pytest.param(
             Reply(body='{"error": {"message": "overloaded"}}'),
-            "a body that is no chat completion: overloaded",
+            "a body that is not a chat completion: overloaded",
             id="an error as 200",
         ),
         pytest.param(Reply(close_after=20), "connection lost (", id="closes within the body"),
