@@ -58,8 +58,8 @@ class ExecutionSpec(Spec):
     deployment on a work pool (`make up` starts them)."""
 
     force: tuple[StageName, ...] = ()
-    """Stages to do again although the store has their result, and with them every stage that
-    uses their results. Teacher responses come from the ledger all the same."""
+    """Stages to rerun although the store has their results, and with them every stage
+    downstream. Teacher responses come from the ledger all the same."""
 
     chunk_rows: int = Field(1000, ge=1)
     """Prompts per chunk of teacher generation. About 1,000 keep the orchestrator's load small."""
@@ -73,7 +73,7 @@ class ExecutionSpec(Spec):
     training that a nightly run should hold, short enough that a dead worker is noticed."""
 
     def forces(self, stage: StageName) -> bool:
-        """Return whether ``stage``, or a stage that it depends on, is to be done again.
+        """Return whether ``stage``, or a stage that it depends on, is to be rerun.
 
         >>> ExecutionSpec(force=(StageName.TRAIN_STUDENT,)).forces(StageName.EVALUATE_MODELS)
         True

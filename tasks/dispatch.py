@@ -103,7 +103,7 @@ def run_on_pool(
     The n-th try has the key `{idempotency_key}-{n}`. Prefect returns the same run for the same
     key, also a failed one: so tries that ended (and left no manifest) are passed over, and one
     that is still queued or running, because its parent was killed, is found again. A run that
-    crashed, which is infrastructure, is tried again here.
+    crashed, which is infrastructure, is retried here.
     """
     for num_crashes in range(1, _MOST_CRASHES + 1):
         run = cast(
@@ -132,8 +132,8 @@ def run_on_pool(
             "%s %r, %d of %d: %s", deployment, run.name, num_crashes, _MOST_CRASHES, ended
         )
     raise StageError(
-        f"deployment {deployment!r} ended as {ended}. Correct the cause (the logs of flow run "
-        f"{run.name!r} tell it) and run again; finished stages are kept."
+        f"deployment {deployment!r} ended as {ended}. Correct the cause (see the logs of flow run "
+        f"{run.name!r}) and rerun; finished stages are kept."
     )
 
 

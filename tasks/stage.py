@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 logger = logging.getLogger("distillery.run")
 
-# What a second try would meet again is not tried again, and attempts at a row belong to the
+# What would fail the same way again is not retried, and attempts at a row belong to the
 # ledger. What is left is infrastructure: a lost connection to the store or the ledger.
 _RETRIES = 2
 _RETRY_DELAY_S = 5

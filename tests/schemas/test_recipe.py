@@ -272,7 +272,7 @@ def test_an_unquoted_template_on_the_command_line_is_to_be_quoted(good_file: Pat
         (b"", "holds NoneType, not sections"),
         (b"just words", "holds str, not sections"),
         (b"a: [1\nb: 2", r"is not YAML: (?s:.*)line 2(?s:.*)Correct it\."),
-        (b"a: {b: 1}\na: {c: 2}\n", r"is not YAML: the key 'a' stands twice(?s:.*)line 2"),
+        (b"a: {b: 1}\na: {c: 2}\n", r"is not YAML: the key 'a' occurs twice(?s:.*)line 2"),
         (b"a: \xff\xfe\xfa", "is not YAML"),
         (b"a: !!python/object:os.system {}", "is not YAML"),
     ],
