@@ -39,9 +39,9 @@ class RowOrder(torch.utils.data.Sampler[int]):
     """The rows of a whole training, one epoch after the other, as one sequence.
 
     It follows from the seed alone: however the rows of a step are spread over micro-batches and
-    processes, and wherever a training that was killed goes on, a step learns from the same rows.
-    Every step is full, the last of an epoch is filled up from the next. Rows of similar length are
-    near each other, so that little is filled up.
+    processes, and wherever a killed training resumes, a step learns from the same rows.
+    Every step is full: the last of an epoch takes rows from the next. Rows of similar length are
+    near each other, so that there is little padding.
     """
 
     def __init__(self, lengths: list[int], *, batch_size: int, steps: int, seed: int) -> None:
@@ -69,7 +69,7 @@ class RowOrder(torch.utils.data.Sampler[int]):
 
 
 class PadRight:
-    """Collates tokenized rows into one batch, filled up on the right.
+    """Collates tokenized rows into one batch, padded on the right.
 
     B = rows, T = longest row.
     """

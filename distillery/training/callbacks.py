@@ -58,7 +58,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
         self._last_log = (state.global_step, time.monotonic())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Log before every save, so that averages begin anew where a training goes on."""
+        """Log before every save, so that averages start over where a training resumes."""
         control.should_log = control.should_log or control.should_save
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

@@ -18,7 +18,7 @@ def curve_markdown(facts: dict[str, Any]) -> str:
     if validation:
         best = min(validation, key=lambda entry: entry["eval_loss"])
         lines += [f"Best validation loss {best['eval_loss']:.4f} at step {best['step']:.0f}.", ""]
-        # The loss, then the parts that its objective tells of.
+        # The loss, then the parts that its objective names.
         columns = sorted((k for k in best if k.startswith("eval_")), key=lambda k: k != "eval_loss")
         titles = ["validation loss", *(_title(column) for column in columns[1:])]
         lines += [f"| step | {' | '.join(titles)} |", "|---:" * (1 + len(columns)) + "|"]

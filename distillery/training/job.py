@@ -1,4 +1,4 @@
-"""One training, as every process that takes part in it gets it, and what comes of it."""
+"""One training, as each of its processes receives it, and its outcome."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ class _Frozen(BaseModel):
 
 
 class TrainingJob(_Frozen):
-    """All that training needs. JSON, so that it can be handed to other processes."""
+    """All that training needs. JSON, so that it can be passed to other processes."""
 
     rows: DatasetRef
     """A TrainingFrame: train and validation rows."""
@@ -51,7 +51,7 @@ class TrainingJob(_Frozen):
 
 
 class TrainingOutcome(_Frozen):
-    """What a finished training says of itself; the model lies in its scratch folder, `model/`."""
+    """What a finished training reports; the model is in its scratch folder, `model/`."""
 
     num_parameters: int
     """Parameters of the merged model."""

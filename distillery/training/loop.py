@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 def train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
-    """Return what comes of ``job``; the model lies in ``scratch / "model"``.
+    """Return the outcome of ``job``; the model is in ``scratch / "model"``.
 
     Called in every process of a training; the first one writes the model, uploads checkpoints and
-    tells of progress.
+    reports progress.
     """
     return _Training(job, scratch, on_progress).run()
 
@@ -80,7 +80,7 @@ class _Training:
         with self._timed("preflight"):
             self._facts["preflight"] = self._check(model, arguments)
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
-            # Weights that were shared out stay so.
+            # Once split between processes, weights stay split.
             model, _ = self._open_model(held_dtype(training))
         if self._rows.too_long:
             self._facts["left_out_first_ids"] = self._rows.too_long[:20]
@@ -120,7 +120,7 @@ class _Training:
         spec = self._job.teacher
         if spec is None:
             return None
-        assert isinstance(spec, TransformersTeacher)  # choose_objective has seen to it
+        assert isinstance(spec, TransformersTeacher)  # choose_objective made sure
         teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
         return teacher
@@ -187,7 +187,7 @@ class _Training:
         newest = self._newest_checkpoint(trainer, folder)
         self._facts["resumed_from_step"] = int(newest.name.split("-")[1]) if newest else 0
         if newest and self._is_first:
-            logger.info("training goes on from %s", newest.name)
+            logger.info("training resumes from %s", newest.name)
         if newest and _was_over(newest):
             _restore_finished(trainer, newest)
         else:
@@ -278,6 +278,6 @@ def _was_over(checkpoint: Path) -> bool:
 
 
 def _restore_finished(trainer: StudentTrainer, newest: Path) -> None:
-    """Load the weights and the record of a training that had ended; the trainer would go on."""
+    """Load weights and record of a training that had ended; the trainer would continue it."""
     trainer.state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
     trainer._load_from_checkpoint(trainer.state.best_model_checkpoint or str(newest))

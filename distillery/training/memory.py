@@ -155,7 +155,7 @@ class MemoryEstimate:
         """Return when it fits into what the device has; processes on a CPU share its memory.
 
         Raises:
-            TrainingError: It does not fit; the message says what to change, and what comes of it.
+            TrainingError: It does not fit; the message says what to change, and what that takes.
         """
         on_cpu = device_name.startswith("cpu")
         room = available_bytes // self.num_processes if on_cpu else available_bytes
@@ -302,7 +302,7 @@ _TOGETHER = (
 
 
 def _changes(estimate: MemoryEstimate, *, on_cpu: bool) -> Iterator[tuple[str, MemoryEstimate]]:
-    """Yield single changes and what comes of each, those that cost least first."""
+    """Yield single changes and the estimate with each, the cheapest first."""
     if not estimate.training.gradient_checkpointing:
         yield _TOGETHER[0], estimate.with_training(gradient_checkpointing=True)
     for rows in range(estimate.rows - 1, 0, -1):

@@ -110,10 +110,10 @@ def check_memory(
 
 
 def check_packing(model: Any, rows: Any) -> None:
-    """Return when a row in one sequence with others gives what it gives alone.
+    """Return when a row packed with others gives what it gives alone.
 
     Raises:
-        TrainingError: It sees its neighbour: the model takes no heed of positions that start again.
+        TrainingError: It sees its neighbour: the model ignores that positions restart.
     """
     device = next(model.parameters()).device
     num_tokens = lengths(rows)
@@ -142,7 +142,7 @@ def check_packing(model: Any, rows: Any) -> None:
     rounding = max(_MOST_DIFFERENCE, _MOST_EPSILONS * torch.finfo(packed.dtype).eps)
     if moved > _MOST_MOVED or difference > rounding:
         raise TrainingError(
-            "this model does not keep rows apart that stand in one sequence: the states of a row "
+            "this model does not keep packed rows apart: the states of a row "
             f"differ by {difference:.3g} from those of the row alone, and by {moved:.3g} with the "
             "text before it. It would learn from neighbours that have nothing to do with a row. "
             "Set training.batching to padded."

@@ -86,7 +86,7 @@ def train_student(
 ) -> StageResult:
     """Return `model`: ``student`` fine-tuned on the responses of ``rows``.
 
-    Checkpoints go to the store as they are made; an attempt that finds some goes on from the
+    Checkpoints go to the store as they are made; an attempt that finds some resumes from the
     newest, and its losses are those of a training that was never stopped. The curve and the best
     step are in the manifest's facts, the curve for TensorBoard is the output `tensorboard`.
 
@@ -101,7 +101,7 @@ def train_student(
         teacher: Who runs beside the student, for objectives that need it.
         because: Why the objective was chosen, for the manifest.
         name: Under which stage name the result is kept.
-        on_progress: Told about every logged step.
+        on_progress: Called at every logged step.
 
     Raises:
         TrainingError: There is no such device, what is asked for does not fit its memory, a row
@@ -135,7 +135,7 @@ def train_student(
 
 
 def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
-    """Return what comes of ``job``: done here, or in as many processes as it asks for."""
+    """Return the outcome of ``job``: trained here, or in as many processes as it asks for."""
     from distillery.training.launch.processes import train_in_processes
     from distillery.training.preflight import check_device, default_num_processes
 

@@ -19,8 +19,8 @@ from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
 
-# Checkpoints hold whole tensors, so that a training goes on with any number of processes above 1.
-# Gradients of each micro-batch are shared out: those that wait for the last one would be whole.
+# Checkpoints hold whole tensors, so that a training resumes with any number of processes above 1.
+# Gradients are split after each micro-batch: those that wait for the last one would be whole.
 _FSDP2: dict[str, Any] = {
     "fsdp": True,
     "fsdp_config": {
@@ -110,7 +110,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
     """Trains on sums over response tokens, divided by their number in the whole step.
 
     So neither micro-batches nor processes change what is learnt. The loss that is logged is the one
-    that is differentiated; the parts that an objective tells of are logged beside it.
+    that is differentiated; the parts that an objective names are logged beside it.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         self._newest = []
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         figures = torch.stack([*losses, whole.detach().to(losses[0])])
-        # All processes have to agree: whoever went on would wait for the others for hours.
+        # All processes have to agree: one that continued would wait for the others for hours.
         if self._summed((~torch.isfinite(figures)).sum()):
             self._refuse_step(rows, losses, float(whole))
         return norm

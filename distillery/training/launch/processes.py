@@ -30,7 +30,7 @@ _TAIL_LINES = 20
 def train_in_processes(
     job: TrainingJob, scratch: Path, num_processes: int, on_progress: OnProgress | None
 ) -> TrainingOutcome:
-    """Return what comes of ``job``, trained in ``num_processes`` processes.
+    """Return the outcome of ``job``, trained in ``num_processes`` processes.
 
     Whatever ends this function, including a signal or the death of this process, ends them too.
 
@@ -38,7 +38,7 @@ def train_in_processes(
         job: What to train. Threads of a CPU are shared among the processes.
         scratch: A folder on this machine; the model is in its `model/` afterwards.
         num_processes: How many; on GPUs at most as many as there are.
-        on_progress: Told about every logged step.
+        on_progress: Called at every logged step.
 
     Raises:
         DistilleryError: A process raised it.

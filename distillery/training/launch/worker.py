@@ -74,7 +74,7 @@ class _SendingHandler(logging.Handler):
 
 
 def train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
-    """Return what comes of ``job``, trained together with the other processes."""
+    """Return the outcome of ``job``, trained together with the other processes."""
     from distillery.models.hardware import cpu_threads
     from distillery.training.loop import train as train_together
 
