@@ -3,9 +3,9 @@
     pytest --noconftest -m gpu tests/training/test_gpu.py
 
 runs on a machine with torch, transformers, peft, accelerate, tokenizers, safetensors, numpy,
-pydantic, psutil, pyarrow, fsspec, filelock, jinja2, jsonschema and pytest alone: rows are made in
-memory, so neither `datasets` nor a store nor Prefect is needed. `--noconftest` leaves out what other
-tests set up. The last test, of several GPUs, needs all that the library does.
+pydantic, psutil, pyarrow, fsspec, filelock, jinja2, jsonschema and pytest alone. Rows are made in
+memory, so neither `datasets` nor a store nor Prefect is needed; `--noconftest` leaves out what
+other tests set up. The last test, of several GPUs, needs all that the library does.
 """
 
 import gc
