@@ -142,7 +142,7 @@ def check_packing(model: Any, rows: Any) -> None:
     rounding = max(_MOST_DIFFERENCE, _MOST_EPSILONS * torch.finfo(packed.dtype).eps)
     if moved > _MOST_MOVED or difference > rounding:
         raise TrainingError(
-            "this model does not keep packed rows apart: the states of a row "
+            "this model does not keep rows apart when they are packed: the states of a row "
             f"differ by {difference:.3g} from those of the row alone, and by {moved:.3g} with the "
             "text before it. It would learn from neighbours that have nothing to do with a row. "
             "Set training.batching to padded."
