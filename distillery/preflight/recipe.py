@@ -9,8 +9,6 @@ import logging
 import re
 from collections.abc import Callable
 
-from distillery.preflight.endpoint import check_endpoint
-from distillery.preflight.models import check_models, check_prompts
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.task_types import task_type
 from distillery.task_types.answer_formats import check_answer_format
@@ -134,6 +132,8 @@ def check_first_request(
     problems = _Problems()
     _open_and_ask(problems, task, data, teacher, student, training, execution)
     if not problems.lines:
+        from distillery.preflight.models import check_prompts
+
         problems.collect(check_prompts, prompts, student, teacher, store, training)
     problems.refuse()
 
@@ -148,12 +148,16 @@ def _open_and_ask(
     execution: ExecutionSpec,
 ) -> None:
     """Note what the models' files tell, and the endpoint; its warnings are logged."""
+    from distillery.preflight.models import check_models
+
     problems.lines += check_models(student, teacher, data, execution, training)
     if isinstance(teacher, OpenAITeacher):
         problems.collect(_ask_endpoint, teacher, task)
 
 
 def _ask_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> None:
+    from distillery.preflight.endpoint import check_endpoint
+
     for warning in check_endpoint(teacher, task):
         logger.warning(warning)
 
