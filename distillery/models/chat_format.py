@@ -76,7 +76,7 @@ class ChatFormat:
         named = getattr(self._generation_config, "eos_token_id", None)
         found = {*(named if isinstance(named, list) else [named]), self.tokenizer.eos_token_id}
         after = self._ids(self._probed[2].lstrip())[:1]
-        found.update(token for token in after if token in self._special_ids)
+        found.update(token for token in after if token in self._special)
         return frozenset(int(token) for token in found - {None})
 
     def prompt_ids(self, messages: Conversation) -> list[int]:
@@ -112,10 +112,11 @@ class ChatFormat:
         prompt_ids, target_ids = self._split(prompt, target)
         ends = [at for at, token in enumerate(target_ids, 1) if token in self.end_ids]
         if not ends:
+            named = self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))
             raise TrainingError(
                 f"the chat template of {self._name!r} ends a response without any of "
-                f"{self._end_names()}, at which generation stops, so the student would never learn "
-                "to stop. Name a template that writes one in student.chat_template."
+                f"{', '.join(map(repr, named))}, at which generation stops, so the student would "
+                "never learn to stop. Name a template that writes one in student.chat_template."
             )
         # The first one, unless the template itself writes it before the response is over.
         end = next((end for end in ends if self._says(target_ids[:end], response)), None)
@@ -139,7 +140,7 @@ class ChatFormat:
             said = split_thoughts(opened + written)[1]
             if said == written:
                 return self._decode(ids, skip_special_tokens=True).strip()
-        for token in self._special_tokens:
+        for token in self._special.values():
             said = said.replace(token, "")
         return said.strip()
 
@@ -245,17 +246,11 @@ class ChatFormat:
         return text
 
     @functools.cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def _special(self) -> dict[int, str]:
+        """Return the special tokens by their ids."""
         added = self.tokenizer.added_tokens_decoder.items()
-        return frozenset(self.tokenizer.all_special_ids) | {i for i, t in added if t.special}
-
-    @functools.cached_property
-    def _special_tokens(self) -> list[str]:
-        tokens: list[str] = self.tokenizer.convert_ids_to_tokens(sorted(self._special_ids))
-        return tokens
-
-    def _end_names(self) -> str:
-        return ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(sorted(self.end_ids))))
+        named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
+        return {number: str(token) for number, token in added if token.special} | dict(named)
 
     def _says(self, target_ids: list[int], response: str) -> bool:
         """Return whether ``target_ids`` hold the response, and read as it does.
@@ -272,7 +267,7 @@ class ChatFormat:
 
     def _not_kept(self, response: str, target: str, target_ids: list[int]) -> TrainingError:
         """Return what to say of a response that does not come back from its row's tokens."""
-        special = [token for token in self._special_tokens if token in response]
+        special = [token for token in self._special.values() if token in response]
         kept = self._decode(target_ids, skip_special_tokens=True)
         if special:
             return TrainingError(

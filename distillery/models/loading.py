@@ -49,7 +49,7 @@ class ModelFiles:
         """
         from transformers import AutoConfig
 
-        with self._told("model") as place:
+        with self._errors_named("model") as place:
             config = AutoConfig.from_pretrained(place, **self._shared)
         return config.get_text_config(decoder=True)
 
@@ -62,7 +62,7 @@ class ModelFiles:
         from transformers import AutoTokenizer
 
         quiet_transformers()
-        with self._told("the tokenizer of") as place:
+        with self._errors_named("the tokenizer of") as place:
             tokenizer = AutoTokenizer.from_pretrained(place, **self._shared)
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
@@ -93,7 +93,7 @@ class ModelFiles:
         from transformers import AutoModelForCausalLM
 
         quiet_transformers()
-        with self._told("model") as place:
+        with self._errors_named("model") as place:
             model, info = AutoModelForCausalLM.from_pretrained(
                 place,
                 dtype=dtype,
@@ -120,7 +120,7 @@ class ModelFiles:
         """Return how the model generates by default; None for the folder of a tokenizer alone."""
         from transformers import GenerationConfig
 
-        with self._told("model") as place:
+        with self._errors_named("model") as place:
             for file in ("generation_config.json", "config.json"):
                 # TypeError: what transformers makes of a folder without a config.json.
                 with contextlib.suppress(OSError, TypeError):
@@ -128,8 +128,8 @@ class ModelFiles:
         return None
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[str]:
-        """Yield the folder or hub id; that it cannot be read is told with its name."""
+    def _errors_named(self, what: str) -> Iterator[str]:
+        """Yield the folder or hub id; errors in reading it name the model."""
         from safetensors import SafetensorError
 
         folder = Path(self.model).expanduser()

@@ -54,7 +54,7 @@ class SplitModel:
 
 
 def _is_plain(model: Any, layer: torch.nn.Linear) -> bool:
-    """Return whether ``model`` hands out what ``layer`` gives, but for a factor.
+    """Return whether ``model`` returns what ``layer`` gives, but for a factor.
 
     A cap shows in that hidden states 64 times as large, a factor without any rounding, do not come
     out 64 times as large; a bias that is scaled shows in the logits.
@@ -74,12 +74,12 @@ def _is_plain(model: Any, layer: torch.nn.Linear) -> bool:
     try:
         hidden, larger = logits(lambda states: states.clone()), logits(lambda states: 64 * states)
     except (IndexError, RuntimeError, ValueError):
-        return False  # it counts on as many logits as there are tokens
+        return False  # it expects as many logits as there are tokens
     finally:
         vars(layer).pop("forward", None)
         model.train(was_training)
     with torch.no_grad():
-        # Some models hand out float32, whatever they compute in.
+        # Some models return float32, whatever they compute in.
         states = hidden.to(layer.weight.dtype)
         again = torch.nn.functional.linear(states, layer.weight, layer.bias)
     is_linear = torch.equal(larger, 64 * hidden)

@@ -15,7 +15,7 @@ from schemas.errors import DistilleryError, RecipeError
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from schemas.training import TrainingSpec
 
 _RESPONSE = "Forty-two."
@@ -26,15 +26,9 @@ class _Reader(NamedTuple):
     """A model that reads the prompts of a recipe."""
 
     role: str
-    files: ModelFiles
-    learns: bool
-    """Whether responses are rendered with its template too."""
-
-    is_new: bool = False
-    """Whether only its tokenizer exists."""
-
-    device: str | None = None
-    """Where it runs, if the recipe says so."""
+    spec: PretrainedStudent | FromScratchStudent | TransformersTeacher
+    renders_responses: bool
+    """Whether responses are rendered with its template too, to learn or to score them."""
 
 
 def _readers(
@@ -42,11 +36,10 @@ def _readers(
 ) -> Iterator[_Reader]:
     """Yield the models whose files are here; a new student with a new tokenizer has none yet."""
     if isinstance(student, PretrainedStudent) or (student and student.tokenizer is not None):
-        is_new = isinstance(student, FromScratchStudent)
-        yield _Reader("student", ModelFiles.of(student), learns=True, is_new=is_new)
+        yield _Reader("student", student, renders_responses=True)
     if teacher is not None and not isinstance(teacher, OpenAITeacher):
-        reads = training is not None and reads_with_teacher(training)
-        yield _Reader("teacher", ModelFiles.of(teacher), learns=reads, device=teacher.device)
+        scores = training is not None and reads_with_teacher(training)
+        yield _Reader("teacher", teacher, renders_responses=scores)
 
 
 def check_models(
@@ -73,8 +66,8 @@ def check_models(
     for reader in _readers(student, teacher, training):
         try:
             _check_files(reader, data)
-            if reader.device is not None and execution.mode == "inline":
-                resolve_device(reader.device)
+            if isinstance(reader.spec, TransformersTeacher) and execution.mode == "inline":
+                resolve_device(reader.spec.device)
         except DistilleryError as error:
             problems.append(str(error))
     return problems
@@ -102,7 +95,8 @@ def check_prompts(
         RecipeError: The first row that a model cannot read, by its `prompt_id`.
     """
     readers = [
-        (reader, reader.files.chat_format()) for reader in _readers(student, teacher, training)
+        (reader, ModelFiles.of(reader.spec).chat_format())
+        for reader in _readers(student, teacher, training)
     ]
     seen: dict[tuple[str, ...], int] = {}
     for batch in Store(store.root).batches(prompts) if readers else ():
@@ -114,7 +108,7 @@ def check_prompts(
                 continue
             for reader, chat_format in readers:
                 try:
-                    _render(chat_format, messages, learns=reader.learns)
+                    _render(reader, chat_format, messages)
                 except DistilleryError as error:
                     raise RecipeError(
                         f"the {reader.role} cannot read row {row['prompt_id']!r} (split "
@@ -123,18 +117,18 @@ def check_prompts(
 
 
 def _check_files(reader: _Reader, data: DataSpec) -> None:
-    chat_format = reader.files.chat_format()
+    files = ModelFiles.of(reader.spec)
+    chat_format = files.chat_format()
     turns = [Message(role="user", content="What is six times seven?")]
     if data.system_prompt is not None:
         turns.insert(0, Message(role="system", content=data.system_prompt))
-    _render(chat_format, turns, learns=reader.learns)
-    if not reader.is_new:
-        size = reader.files.config().vocab_size
-        known_vocabulary(chat_format.tokenizer, size, role=reader.role)
+    _render(reader, chat_format, turns)
+    if not isinstance(reader.spec, FromScratchStudent):
+        known_vocabulary(chat_format.tokenizer, files.config().vocab_size, role=reader.role)
 
 
-def _render(chat_format: ChatFormat, messages: list[Message], *, learns: bool) -> None:
-    if learns:
+def _render(reader: _Reader, chat_format: ChatFormat, messages: list[Message]) -> None:
+    if reader.renders_responses:
         chat_format.row(messages, _RESPONSE)
     else:
         chat_format.prompt_ids(messages)
