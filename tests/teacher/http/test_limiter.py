@@ -91,6 +91,7 @@ class Endpoint(Protocol):
 def simulate(endpoint: Endpoint, rows: int, *, concurrency: int = 64) -> Outcome:
     """Ask for ``rows`` through window and pace as the channel does; 429s go back into the queue."""
     draw = random.Random(7)
+    random.seed(7)  # of the pauses that the pace draws
     window, pace = Window(concurrency), Pace(None, 0.0)
     now, waiting, done, in_flight, num_429, most = 0.0, rows, 0, 0, 0, 0
     # When, and either a reply with the moment of its request, or the end of a wait.
