@@ -135,6 +135,10 @@ def gc(
     older_than: Annotated[
         str, typer.Option(help="spare what is younger: 12h, 30d, 8w", metavar="AGE")
     ] = "7d",
+    results_older_than: Annotated[
+        str | None,
+        typer.Option(help="delete finished results as old as that, too", metavar="AGE"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and delete nothing")] = False,
     root: Root = ".distillery",
     recipe: StoreRecipe = None,
@@ -144,7 +148,9 @@ def gc(
     from cli.store import collect_garbage
 
     with clear_errors():
-        collect_garbage(store_spec(root, None, recipe), seconds(older_than), dry_run=dry_run)
+        results_s = seconds(results_older_than) if results_older_than else None
+        spec = store_spec(root, None, recipe)
+        collect_garbage(spec, seconds(older_than), results_s, dry_run=dry_run)
 
 
 def main() -> None:

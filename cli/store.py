@@ -7,11 +7,16 @@ from distillery.storage.store import Store
 from schemas.execution import StoreSpec
 
 
-def collect_garbage(spec: StoreSpec, older_than_s: float, *, dry_run: bool) -> None:
-    """Delete attempts and checkpoints that nothing names; print each, and how many there were."""
+def collect_garbage(
+    spec: StoreSpec, older_than_s: float, results_older_than_s: float | None, *, dry_run: bool
+) -> None:
+    """Delete what nobody needs any more; print each folder with its size, and the sum."""
     out = console()
-    removed = Store(spec.root).gc(older_than_s=older_than_s, dry_run=dry_run)
-    for uri in removed:
-        out.print(escape(uri))
-    folders = "1 folder" if len(removed) == 1 else f"{len(removed):,} folders"
-    out.print(f"would delete {folders}" if dry_run else f"deleted {folders}")
+    garbage = Store(spec.root).gc(
+        older_than_s=older_than_s, results_older_than_s=results_older_than_s, dry_run=dry_run
+    )
+    for uri, num_bytes in garbage:
+        out.print(f"{num_bytes / 1e6:9,.1f} MB  {escape(uri)}")
+    folders = "1 folder" if len(garbage) == 1 else f"{len(garbage):,} folders"
+    total = f"{folders}, {sum(num_bytes for _, num_bytes in garbage) / 1e6:,.1f} MB"
+    out.print(f"would delete {total}" if dry_run else f"deleted {total}")

@@ -1,7 +1,6 @@
 """The manifest: written last, its presence means that a stage is complete."""
 
 from datetime import datetime
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -16,7 +15,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     schema_version: int = SCHEMA_VERSION
-    """Version of this layout. A newer one is refused, an older one migrated."""
+    """Version of this layout; another one is refused."""
 
     stage: str
     """Name of the stage."""
@@ -65,14 +64,3 @@ class Manifest(BaseModel):
 
     lock_hash: str | None = None
     """sha256 of constraints.txt, when it is at hand."""
-
-
-def migrate(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest of an older layout in that of today.
-
-    >>> migrate({"schema_version": 1, "stage": "load_prompts", "cost_usd": None})
-    {'schema_version': 2, 'stage': 'load_prompts'}
-    """
-    if raw["schema_version"] < 2:  # cost_usd was never set
-        raw = {name: value for name, value in raw.items() if name != "cost_usd"}
-    return raw | {"schema_version": SCHEMA_VERSION}

@@ -12,7 +12,7 @@ from distillery.models.hardware import cpu_threads
 from distillery.storage.stage import Stage, StageResult
 from distillery.teacher import generation as library
 from distillery.teacher.local import release_models
-from distillery.teacher.session import Progress, TeacherSession, Totals
+from distillery.teacher.session import TeacherSession, Totals
 from distillery.teacher.summary import money, summary
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
@@ -48,9 +48,9 @@ def generate_chunk(
     if session.failed_with is not None:
         return Completed(name="Skipped", message="Another chunk met what this one would meet.")
 
-    def show(now: Progress) -> None:
+    def show(num_done: int) -> None:
         progress.update(
-            now.done,
+            num_done,
             part=chunk.start,
             note=lambda: progress_note(session),
             num_free=session.totals.from_ledger,

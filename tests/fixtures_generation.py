@@ -70,7 +70,10 @@ def write_prompts(store: StoreSpec, rows: list[Row], *, batch: int = 4) -> Datas
 
     fingerprint = sha256(rows)
     path = f"prompts/{fingerprint[:12]}/y"
-    return Store(store.root).write_rows(path, batches(), schema, fingerprint=fingerprint)
+    with Store(store.root).row_writer(path, schema) as writer:
+        for rows_of_group in batches():
+            writer.write(rows_of_group)
+    return writer.ref(fingerprint)
 
 
 def train_prompts(store: StoreSpec, count: int, *, prefix: str = "q") -> DatasetRef:

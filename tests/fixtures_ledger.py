@@ -68,6 +68,12 @@ def failed(prompt: str, **changes: Any) -> LedgerRow:
     )
 
 
+def commit(ledger: Ledger, *rows: LedgerRow, purpose: str | None = None) -> None:
+    """Commit rows and wait until they are there."""
+    for future in [ledger.commit_soon(row, purpose=purpose) for row in rows]:
+        future.result(60)
+
+
 def kept(ledger: Ledger, prompt: str) -> LedgerRow:
     """What the ledger has for ``prompt``."""
     request_hash = row(prompt).request_hash

@@ -1,7 +1,6 @@
 """The ledger of teacher responses."""
 
-from distillery.ledger.claims import Owner
 from distillery.ledger.ledger import Ledger
 from distillery.ledger.rows import Averages, LedgerRow, Spending
 
-__all__ = ["Averages", "Ledger", "LedgerRow", "Owner", "Spending"]
+__all__ = ["Averages", "Ledger", "LedgerRow", "Spending"]

@@ -35,7 +35,13 @@ def ledger_url(spec: StoreSpec) -> sa.URL:
         RecipeError: The root is remote and names no ``ledger_url``, or that URL cannot be used.
     """
     if spec.ledger_url is None:
-        return sa.URL.create("sqlite", database=str(_sqlite_file(spec)))
+        store = Store(spec.root)
+        if not store.is_local:
+            raise RecipeError(
+                f"store.root {spec.root!r} is remote and store.ledger_url is not set. SQLite needs "
+                "a local disk. Set store.ledger_url to a PostgreSQL database."
+            )
+        return sa.URL.create("sqlite", database=os.path.abspath(store.path("ledger.sqlite")))
     try:
         url = sa.make_url(expand_variables(spec.ledger_url))
     except sa.exc.ArgumentError:
@@ -43,19 +49,20 @@ def ledger_url(spec: StoreSpec) -> sa.URL:
             "store.ledger_url is not a SQLAlchemy URL. Write it as "
             "postgresql+psycopg://user@host/database or sqlite:////folder/ledger.sqlite."
         ) from None
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
+    kind = url.get_backend_name()
+    if kind not in ("sqlite", "postgresql"):
         raise RecipeError(
-            f"store.ledger_url names {url.get_backend_name()!r}, which the ledger does not "
-            "speak. Use sqlite or postgresql+psycopg."
+            f"store.ledger_url names {kind!r}, which the ledger does not speak. Use sqlite or "
+            "postgresql+psycopg."
         )
-    if url.get_backend_name() == "sqlite":
-        if url.database in (None, "", ":memory:"):
-            raise RecipeError(
-                "store.ledger_url names an SQLite database in memory, which is gone when the run "
-                "ends. Name a file: sqlite:////folder/ledger.sqlite."
-            )
-        url = url.set(database=os.path.abspath(str(url.database)))
-    return url
+    if kind == "postgresql":
+        return url
+    if url.database in (None, "", ":memory:"):
+        raise RecipeError(
+            "store.ledger_url names an SQLite database in memory, which is gone when the run "
+            "ends. Name a file: sqlite:////folder/ledger.sqlite."
+        )
+    return url.set(database=os.path.abspath(str(url.database)))
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
@@ -67,7 +74,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
     """
     try:
         if url.get_backend_name() == "sqlite":
-            _make_folder(url)
+            Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
             # One style of parameters for both: rows go to the driver as dictionaries.
             engine = sa.create_engine(url, paramstyle="named")
             sa.event.listen(engine, "connect", _configure_sqlite)
@@ -86,26 +93,10 @@ def open_engine(url: sa.URL) -> sa.Engine:
             f"store.ledger_url needs the driver {error.name!r}, which is not installed. Install "
             f"it: pip install {error.name}."
         ) from error
-
-
-def _sqlite_file(spec: StoreSpec) -> Path:
-    """Return the path of the ledger inside a local root."""
-    store = Store(spec.root)
-    if not store.is_local:
-        raise RecipeError(
-            f"store.root {spec.root!r} is remote and store.ledger_url is not set. SQLite needs a "
-            "local disk. Set store.ledger_url to a PostgreSQL database."
-        )
-    return Path(store.path("ledger.sqlite")).absolute()
-
-
-def _make_folder(url: sa.URL) -> None:
-    folder = Path(str(url.database)).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        folder = os.path.dirname(str(url.database))
         raise StoreError(
-            f"cannot create {str(folder)!r}: {error.strerror}. Give this user write access, "
+            f"cannot create {folder!r}: {error.strerror}. Give this user write access, "
             "or name another store.root."
         ) from error
 

@@ -5,24 +5,21 @@ a response is paid for once. A response is committed as it arrives; a claim says
 asking for what, and ends with that run.
 """
 
-import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import Future
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import sqlalchemy as sa
 
 from distillery.ledger import reports
-from distillery.ledger.claims import Owner, portions
-from distillery.ledger.commits import Entry
-from distillery.ledger.database import is_away
+from distillery.ledger.claims import Claims
+from distillery.ledger.commits import GroupCommit, Writer
+from distillery.ledger.database import Database, portions
 from distillery.ledger.engine import ledger_url
-from distillery.ledger.purge import Criteria, count_matches, purge
-from distillery.ledger.registry import Shared, acquire, give_back
+from distillery.ledger.purge import purge
 from distillery.ledger.rows import Averages, LedgerRow, Spending
-from distillery.ledger.tables import responses
-from distillery.ledger.transfer import export_rows, import_rows
+from distillery.ledger.tables import create_tables, responses
 from schemas.execution import StoreSpec
 
 
@@ -30,31 +27,35 @@ class Ledger:
     """Responses, claims and spending in one database. Safe to use from several threads.
 
     A database that goes away for a while (locked, restarted) is waited for; then a StoreError
-    says so.
+    says so. A forked process opens one of its own.
     """
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._database = shared.database
-        self._is_closed = False
+    def __init__(self, url: sa.URL) -> None:
+        self._database = Database(url)
+        try:
+            create_tables(self._database)
+            writer = Writer(self._database.engine)
+        except BaseException:
+            self._database.dispose()
+            raise
+        self._group = GroupCommit(self._database, writer)
+        self._claims = Claims(self._database, writer)
 
     @classmethod
     def open(cls, spec: StoreSpec) -> Self:
         """Return the ledger of a store; close it after use (it is a context manager).
 
-        Ledgers of one process at one place share its connections and its committing thread.
-
         Raises:
             RecipeError: A remote root names no ``ledger_url``, or that URL cannot be used.
-            StoreError: The database cannot be reached, or was written by a newer version.
+            StoreError: The database cannot be reached, or was written by another version.
         """
-        return cls(acquire(ledger_url(spec)))
+        return cls(ledger_url(spec))
 
     def close(self) -> None:
-        """Give up the connections; the last to do so commits what is left and closes them."""
-        if not self._is_closed:
-            self._is_closed = True
-            give_back(self._shared)
+        """Commit what is left, let go of all claims and close the connections."""
+        self._group.close()
+        self._claims.close()
+        self._database.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -77,59 +78,36 @@ class Ledger:
 
         return self._database.read(work)
 
-    def commit(self, *rows: LedgerRow, purpose: str | None = None) -> None:
-        """Commit rows with this run's figures, and drop the claims on them, in one transaction.
+    def commit_soon(self, row: LedgerRow, *, purpose: str | None = None) -> "Future[None]":
+        """Return a future that is done when ``row`` is committed and the claim on it is dropped.
 
         Figures add up with those that are there. The text takes the place of the one that is
         there unless that is ok, or the request failed this time and had not before.
 
-        Args:
-            rows: In any number, also of one request.
-            purpose: What their spending is put down to. None: nothing.
-        """
-        if rows:
-            entries = [Entry(row, purpose) for row in rows]
-            self._database.write(
-                lambda connection: self._shared.writer.commit(connection, entries),
-                survives=is_away,
-            )
-
-    def commit_soon(self, row: LedgerRow, *, purpose: str | None = None) -> "Future[None]":
-        """Return a future that is done when ``row`` is committed, as :meth:`commit` does.
-
         A thread commits as soon as something is there, and all that has come meanwhile with it.
-        It fails with a StoreError when the database stays away, or refuses this row.
+        The future fails with a StoreError when the database stays away, or refuses this row.
+
+        Args:
+            row: A row with this run's figures.
+            purpose: What its cost is put down to. None: nothing.
         """
-        return self._shared.group.submit(Entry(row, purpose))
+        return self._group.submit(row, purpose)
 
     # -- claims ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def working(self, endpoint: str | None) -> Iterator[Owner]:
-        """Yield an owner of claims at work on ``endpoint``; it and its claims end with the block.
+    def working(self) -> AbstractContextManager[str]:
+        """Yield the id of an owner of claims, which end with the block.
 
-        Others see it as long as this process lives: it beats in a thread.
+        They end with this process, too: others see at once that it is gone.
         """
-        owner = self._shared.desk.open(endpoint)
-        try:
-            yield owner
-        finally:
-            self._shared.desk.close(owner)
+        return self._claims.working()
 
     def claim(self, hashes: Collection[str], owner: str, *, max_new_tokens: int) -> set[str]:
         """Return those of ``hashes`` that ``owner`` may ask the teacher for.
 
-        They are the ones without a final row (see :meth:`LedgerRow.is_final`) that nobody alive
-        claims. Hosts that share a SQLite file need clocks that agree to within some seconds.
-
-        Raises:
-            ValueError: ``owner`` is not at work; see :meth:`working`.
+        They are those without a final row (:meth:`LedgerRow.is_final`) that nobody alive claims.
         """
-        return self._shared.desk.claim(hashes, owner, max_new_tokens=max_new_tokens)
-
-    def release(self, owner: str) -> None:
-        """Drop all claims of ``owner``."""
-        self._shared.desk.release(owner)
+        return self._claims.claim(hashes, owner, max_new_tokens=max_new_tokens)
 
     # -- reports -----------------------------------------------------------------------------
 
@@ -144,28 +122,6 @@ class Ledger:
     def stats(self) -> list[dict[str, Any]]:
         """Return one dictionary per teacher; see :func:`distillery.ledger.reports.stats`."""
         return self._database.read(reports.stats)
-
-    # -- housekeeping ------------------------------------------------------------------------
-
-    def export(self, path: str | Path, *, teacher: str | None = None) -> int:
-        """Write rows to a file, one JSON object per line, and return how many.
-
-        Args:
-            path: File to write; compressed when its name ends in `.gz`.
-            teacher: Model name or start of a teacher id. None: all.
-        """
-        return export_rows(self._database, Path(path), teacher)
-
-    def import_rows(self, path: str | Path) -> tuple[int, int]:
-        """Return how many rows of an exported file were taken in, and how many had no need.
-
-        What is there stays unless the file has something better; then figures add up. Importing a
-        file again changes nothing.
-
-        Raises:
-            InputDataError: A line is no row of a ledger; the rows before it stay.
-        """
-        return import_rows(self._database, self._shared.writer, Path(path))
 
     def purge(
         self,
@@ -190,10 +146,11 @@ class Ledger:
         Raises:
             ValueError: There is no criterion.
         """
-        criteria = Criteria(
+        return purge(
+            self._database,
             teacher=teacher,
             older_than_s=older_than_s,
             prompt_hashes=prompt_hashes,
             contains=contains,
+            dry_run=dry_run,
         )
-        return (count_matches if dry_run else purge)(self._database, criteria)

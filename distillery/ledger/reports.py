@@ -1,12 +1,13 @@
 """What the ledger knows as a whole: by teacher, by purpose, on average."""
 
+import collections
 import json
 from typing import Any
 
 import sqlalchemy as sa
 
 from distillery.ledger.rows import Averages, Spending
-from distillery.ledger.tables import responses, spending
+from distillery.ledger.tables import charges, responses
 
 _SAMPLE_ROWS = 1000
 
@@ -25,9 +26,16 @@ def model_name(identity: dict[str, Any]) -> str:
 
 def spent(connection: sa.Connection, purpose: str) -> Spending:
     """Return what was spent for ``purpose``."""
-    query = sa.select(spending).where(spending.c.purpose == purpose)
-    row = connection.execute(query).mappings().first()
-    return Spending() if row is None else Spending(**{k: row[k] for k in row if k != "purpose"})
+    c, count, total = charges.c, sa.func.count(), sa.func.sum
+    query = sa.select(count, total(c.prompt_tokens), total(c.completion_tokens), total(c.cost))
+    requests, prompt, completion, cost = connection.execute(query.where(c.purpose == purpose)).one()
+    # PostgreSQL's sums of big integers are decimals.
+    return Spending(
+        requests=requests,
+        prompt_tokens=int(prompt or 0),
+        completion_tokens=int(completion or 0),
+        cost=cost or 0.0,
+    )
 
 
 def averages(connection: sa.Connection, teacher_id: str) -> Averages:
@@ -73,38 +81,33 @@ def stats(connection: sa.Connection) -> list[dict[str, Any]]:
         sa.func.min(c.created_at).label("oldest"),
         sa.func.max(c.created_at).label("newest"),
     ).group_by(c.teacher_id, c.state, c.currency)
-    by_teacher: dict[str, dict[str, Any]] = {}
-    for row in connection.execute(query.order_by(c.teacher_id, c.state)):
-        _add(by_teacher.setdefault(row.teacher_id, _no_stats(row)), row)
-    return sorted(by_teacher.values(), key=lambda stat: -stat["num_rows"])
+    by_teacher = collections.defaultdict(list)
+    for row in connection.execute(query).mappings():
+        by_teacher[row["teacher_id"]].append(dict(row))
+    return sorted(map(_stat, by_teacher.values()), key=lambda stat: -stat["num_rows"])
 
 
-def _no_stats(row: Any) -> dict[str, Any]:
-    identity = json.loads(row.teacher)
+def _stat(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the rows of one teacher, by state and currency, add up to."""
+    identity = json.loads(rows[0]["teacher"])
+    states: collections.Counter[str] = collections.Counter()
+    cost: dict[str | None, float] = {}
+    for row in rows:
+        states[row["state"]] += row["num_rows"]
+        if row["cost"] is not None:
+            cost[row["currency"]] = cost.get(row["currency"], 0.0) + row["cost"]
+    # PostgreSQL's sums of big integers are decimals.
+    counted = ("num_rows", "prompt_tokens", "completion_tokens", "repaired")
     return {
-        "teacher_id": row.teacher_id,
+        "teacher_id": rows[0]["teacher_id"],
         "teacher": identity,
         "model": model_name(identity),
-        "num_rows": 0,
-        "states": {},
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
-        "cost": {},
-        "repaired": 0,
-        "oldest": row.oldest,
-        "newest": row.newest,
+        "states": dict(states),
+        "cost": cost,
+        **{name: sum(int(row[name]) for row in rows) for name in counted},
+        "oldest": min(row["oldest"] for row in rows),
+        "newest": max(row["newest"] for row in rows),
     }
-
-
-def _add(stat: dict[str, Any], row: Any) -> None:
-    # PostgreSQL's sums of big integers are decimals.
-    for name in ("num_rows", "prompt_tokens", "completion_tokens", "repaired"):
-        stat[name] += int(getattr(row, name))
-    stat["states"][row.state] = stat["states"].get(row.state, 0) + row.num_rows
-    if row.cost is not None:
-        stat["cost"][row.currency] = stat["cost"].get(row.currency, 0.0) + row.cost
-    stat["oldest"] = min(stat["oldest"], row.oldest)
-    stat["newest"] = max(stat["newest"], row.newest)
 
 
 def teachers(connection: sa.Connection, teacher: str) -> list[str]:

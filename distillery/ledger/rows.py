@@ -30,7 +30,10 @@ class LedgerRow:
     """ok, empty, truncated, malformed, refused or failed."""
 
     text: str
-    """The response; empty when refused or failed."""
+    """The response without the thoughts before it; empty when refused or failed."""
+
+    reasoning: str | None = None
+    """The thoughts. None: the teacher shows none."""
 
     finish_reason: str | None
     """Why the teacher stopped, in its own word."""

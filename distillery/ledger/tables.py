@@ -2,6 +2,13 @@
 
 import sqlalchemy as sa
 
+from distillery.ledger.database import Database
+from schemas.errors import StoreError
+
+SCHEMA_VERSION = 3
+
+_CREATE_LOCK = 0x64697374  # "dist": one creator of the tables at a time
+
 metadata = sa.MetaData()
 
 meta = sa.Table("meta", metadata, sa.Column("schema_version", sa.Integer, primary_key=True))
@@ -17,6 +24,7 @@ responses = sa.Table(
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("text", sa.Text, nullable=False),
+    sa.Column("reasoning", sa.Text),
     sa.Column("finish_reason", sa.Text),
     sa.Column("max_new_tokens", sa.BigInteger, nullable=False),
     sa.Column("prompt_tokens", sa.BigInteger),
@@ -36,42 +44,57 @@ responses = sa.Table(
     sa.Index("ix_responses_teacher_created", "teacher_id", "created_at"),
 )
 
-# Who is at work now. An owner that has not been heard of at `expires_at` is taken for dead.
-owners = sa.Table(
-    "owners",
-    metadata,
-    sa.Column("owner", sa.String(64), primary_key=True),
-    sa.Column("process", sa.Text, nullable=False),
-    sa.Column("machine", sa.Text, nullable=False),
-    sa.Column("pid", sa.BigInteger, nullable=False),
-    sa.Column("endpoint", sa.Text),
-    sa.Column("expires_at", sa.Double, nullable=False),
-)
-
-# Which owner is asking for what. Void without its owner.
+# Who is asking for what. Void when its process is no longer alive.
 claims = sa.Table(
     "claims",
     metadata,
     sa.Column("request_hash", sa.String(64), primary_key=True),
     sa.Column("owner", sa.String(64), nullable=False, index=True),
+    sa.Column("process", sa.String(64), nullable=False),
 )
 
-spending = sa.Table(
-    "spending",
+# What each committed row cost. Its key is made before the commit, so that a commit whose answer
+# was lost can be repeated: the charge is there by then, or it is not.
+charges = sa.Table(
+    "charges",
     metadata,
-    sa.Column("purpose", sa.Text, primary_key=True),
-    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("charge", sa.String(32), primary_key=True),
+    sa.Column("purpose", sa.Text, index=True),
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("cost", sa.Double, nullable=False),
 )
 
-# One row per transaction that adds up figures, written in it: whether it was committed, where the
-# answer to COMMIT was lost. Transaction numbers cannot tell: a server that crashes gives those out
-# again that it had not written down.
-receipts = sa.Table(
-    "receipts",
-    metadata,
-    sa.Column("receipt", sa.String(32), primary_key=True),
-    sa.Column("created_at", sa.Double, nullable=False),
-)
+
+def create_tables(database: Database) -> None:
+    """Create the tables of ``database`` where there are none yet.
+
+    Raises:
+        StoreError: The database cannot be used, or holds the tables of another version.
+    """
+    # Nearly always everything is there, and nobody's turn at writing needs to be waited for.
+    version = database.read(_version, outage_s=0)
+    if version is None:
+        version = database.write(_create, outage_s=0)
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"ledger {database.name!r} has schema_version {version}, and this Distillery reads "
+            f"{SCHEMA_VERSION} only. Name another store.root or store.ledger_url."
+        )
+
+
+def _version(connection: sa.Connection) -> int | None:
+    """Return the version of the tables; None when there are none."""
+    if not sa.inspect(connection).has_table(meta.name):
+        return None
+    return connection.execute(sa.select(sa.func.max(meta.c.schema_version))).scalar()
+
+
+def _create(connection: sa.Connection) -> int:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATE_LOCK)))
+    version = _version(connection)  # another process may have been here meanwhile
+    if version is None:
+        metadata.create_all(connection)
+        connection.execute(sa.insert(meta).values(schema_version=SCHEMA_VERSION))
+    return version or SCHEMA_VERSION

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 from pydantic import JsonValue
@@ -24,6 +24,7 @@ from schemas.manifest import Manifest
 from schemas.refs import DatasetRef, ModelRef, ReportRef
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R", DatasetRef, ModelRef, ReportRef)
 
 _ROOT = Path(__file__).resolve().parents[2]
 _VERSIONED_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "prefect")
@@ -69,20 +70,19 @@ class StageResult:
 
     def dataset(self, name: str) -> DatasetRef:
         """Return the output data set ``name``."""
-        ref = self.manifest.outputs[name]
-        assert isinstance(ref, DatasetRef)
-        return ref
+        return self._output(name, DatasetRef)
 
     def model(self, name: str) -> ModelRef:
         """Return the output model ``name``."""
-        ref = self.manifest.outputs[name]
-        assert isinstance(ref, ModelRef)
-        return ref
+        return self._output(name, ModelRef)
 
     def report(self, name: str) -> ReportRef:
         """Return the output report ``name``."""
+        return self._output(name, ReportRef)
+
+    def _output(self, name: str, kind: type[R]) -> R:
         ref = self.manifest.outputs[name]
-        assert isinstance(ref, ReportRef)
+        assert isinstance(ref, kind)
         return ref
 
 
@@ -114,11 +114,10 @@ class Attempt:
         self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema
     ) -> DatasetRef:
         """Write rows as output ``name``; streams."""
-        ref = self.store.write_rows(
-            f"{self.uri}/{name}", batches, schema, fingerprint=self.stage.fingerprint
-        )
-        self.outputs[name] = ref
-        return ref
+        with self.row_writer(name, schema) as writer:
+            for batch in batches:
+                writer.write(batch)
+        return writer.ref(self.stage.fingerprint)
 
     @contextlib.contextmanager
     def row_writer(self, name: str, schema: pa.Schema) -> Iterator[RowWriter]:
@@ -129,19 +128,16 @@ class Attempt:
 
     def add_model(self, name: str, folder: Path, *, num_parameters: int) -> ModelRef:
         """Upload a local model folder as output ``name``."""
-        self.store.upload(f"{self.uri}/{name}", folder)
-        ref = ModelRef(
-            uri=f"{self.uri}/{name}",
-            fingerprint=self.stage.fingerprint,
-            num_parameters=num_parameters,
-        )
+        report = self.add_folder(name, folder)
+        ref = ModelRef(**dict(report), num_parameters=num_parameters)
         self.outputs[name] = ref
         return ref
 
     def add_folder(self, name: str, folder: Path) -> ReportRef:
         """Upload a local folder of files for people as output ``name``."""
-        self.store.upload(f"{self.uri}/{name}", folder)
-        ref = ReportRef(uri=f"{self.uri}/{name}", fingerprint=self.stage.fingerprint)
+        uri = f"{self.uri}/{name}"
+        self.store.upload(uri, folder)
+        ref = ReportRef(uri=uri, fingerprint=self.stage.fingerprint)
         self.outputs[name] = ref
         return ref
 
@@ -181,7 +177,7 @@ class Attempt:
 
 
 def find_stage(stage: Stage, store: StoreSpec, execution: ExecutionSpec) -> StageResult | None:
-    """Return the finished result of ``stage``, or None when it has to be done (again)."""
+    """Return the finished result of ``stage``, or None when it has to be made."""
     if execution.forces(stage.name):
         return None
     opened = Store(store.root)
@@ -196,8 +192,8 @@ def run_stage(
 ) -> StageResult:
     """Return the result of ``stage``: from its manifest, or by doing ``work`` and sealing it.
 
-    When ``work`` raises, nothing is sealed, what the attempt wrote is deleted as far as possible
-    but for its checkpoints, and the next run does this stage again. A sealed stage needs none.
+    When ``work`` raises, nothing is sealed and the next run starts this stage again. What the
+    attempt wrote is deleted as far as possible, but not its checkpoints; those go with the seal.
     """
     if found := find_stage(stage, store, execution):
         return found

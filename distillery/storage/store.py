@@ -13,9 +13,9 @@ import errno
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +27,7 @@ from distillery.storage.scratch import scratch_folder
 from schemas.base import Ref
 from schemas.errors import StoreError
 from schemas.execution import StageName
-from schemas.manifest import SCHEMA_VERSION, Manifest, migrate
+from schemas.manifest import SCHEMA_VERSION, Manifest
 from schemas.promotion import ChampionPointer
 from schemas.refs import DatasetRef
 
@@ -39,6 +39,16 @@ SHARD_ROWS = 100_000
 
 # They have no folders to make; fsspec would make a bucket of a misspelt name instead.
 _OBJECT_STORES = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://")
+
+
+class Garbage(NamedTuple):
+    """What nobody needs any more."""
+
+    uri: str
+    """Its folder in the store."""
+
+    num_bytes: int
+    """Its size."""
 
 
 class Store:
@@ -81,24 +91,24 @@ class Store:
         """Return the manifest of a finished stage, or None.
 
         Raises:
-            StoreError: The manifest was written by a newer version, or cannot be parsed.
+            StoreError: The manifest was written by another version, or cannot be parsed.
         """
         uri = f"{stage}/{fingerprint}/manifest.json"
         raw = self.read_json(uri)
         if raw is None:
             return None
         version = raw.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
             raise StoreError(
-                f"manifest {self.path(uri)!r} has schema_version {version!r}; this Distillery "
-                f"reads up to {SCHEMA_VERSION}. Upgrade Distillery, or name another store.root."
+                f"manifest {self.path(uri)!r} has schema_version {version!r}, and this Distillery "
+                f"reads {SCHEMA_VERSION} only. Name another store.root."
             )
         try:
-            return Manifest.model_validate(migrate(raw))
+            return Manifest.model_validate(raw)
         except ValidationError as error:
             raise StoreError(
-                f"manifest {self.path(uri)!r} is damaged: {error.errors()[0]['msg']}. Delete it; "
-                "the stage will be done again."
+                f"manifest {self.path(uri)!r} is damaged: {error.errors()[0]['msg']}. Delete it, "
+                "and the next run makes that result again."
             ) from None
 
     def read_json(self, uri: str) -> dict[str, Any] | None:
@@ -112,8 +122,8 @@ class Store:
             value = None
         if not isinstance(value, dict):
             raise StoreError(
-                f"{self.path(uri)!r} is no JSON object, so it was damaged from outside. Delete it; "
-                "what it described will be done again."
+                f"{self.path(uri)!r} is not a JSON object, so it was damaged from outside. Delete "
+                "it, and the next run makes what it described again."
             )
         return value
 
@@ -155,10 +165,7 @@ class Store:
         with _read_errors(self.path(ref.uri)):
             files = sorted(self.fs.glob(self.path(ref.uri) + "/*.parquet"))
             if not files:
-                raise StoreError(
-                    f"data set {self.path(ref.uri)!r} is gone from the store. Run again: the "
-                    "stages that miss it are done again."
-                )
+                raise self._gone(ref)
             import pyarrow.dataset as pads  # brings pandas
 
             return pads.dataset(files, filesystem=self.fs, format="parquet")
@@ -178,10 +185,7 @@ class Store:
         """Yield a local folder with the files of ``ref``: itself when local, else a download."""
         if self.is_local:
             if not Path(self.path(ref.uri)).is_dir():
-                raise StoreError(
-                    f"{self.path(ref.uri)!r} is gone from the store. Run again: the stages that "
-                    "miss it are done again."
-                )
+                raise self._gone(ref)
             yield Path(self.path(ref.uri))
             return
         with scratch_folder("download") as scratch:
@@ -206,15 +210,6 @@ class Store:
         with _store_errors(f"write {self.path(uri)!r}"):
             self.make_folder(uri)
             self.fs.put(f"{folder}/", self.path(uri) + "/", recursive=True)
-
-    def write_rows(
-        self, uri: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, fingerprint: str
-    ) -> DatasetRef:
-        """Write Parquet shards (zstd) below ``uri`` and return a ref to them; streams."""
-        with self.row_writer(uri, schema) as writer:
-            for batch in batches:
-                writer.write(batch)
-        return writer.ref(fingerprint)
 
     @contextlib.contextmanager
     def row_writer(
@@ -248,46 +243,73 @@ class Store:
                 return []
         return sorted(e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
-    def gc(self, *, older_than_s: float = 7 * 86_400.0, dry_run: bool = False) -> list[str]:
-        """Delete what nothing names and is older than ``older_than_s``; return what went.
+    def gc(
+        self,
+        *,
+        older_than_s: float = 7 * 86_400.0,
+        results_older_than_s: float | None = None,
+        dry_run: bool = False,
+    ) -> list[Garbage]:
+        """Delete what nobody needs any more and return it.
 
-        With ``dry_run`` nothing goes.
+        What an alias names stays, and so does what the manifest of a result that stays names.
 
-        Attempts that lost or died, and checkpoints of stages that are finished or abandoned. What
-        a manifest or an alias names stays. A week by default: no attempt takes that long, so
-        nothing under way is hit.
+        Args:
+            older_than_s: Age of attempts that lost or died, and of checkpoints of stages that are
+                finished or abandoned. A week by default: no attempt takes that long, so nothing
+                under way is hit.
+            results_older_than_s: Age of finished results. A run that wants one again makes it
+                again; teacher responses come from the ledger. None: all stay.
+            dry_run: Delete nothing.
         """
-        named = self._named_attempts()
-        removed = []
-        for stage in StageName:
-            for fingerprint in self.list_folders(stage):
-                for folder in self.list_folders(f"{stage}/{fingerprint}"):
-                    uri = f"{stage}/{fingerprint}/{folder}"
-                    if uri not in named and self._age_s(uri) > older_than_s:
-                        if not dry_run:
-                            self.delete(uri)
-                        removed.append(uri)
-        return removed
+        promoted = self._promoted()
+        results = {
+            uri: {_attempt(ref) for ref in manifest.outputs.values()}
+            for uri in self._stages()
+            if (manifest := self.find(*uri.split("/")))
+        }
+        old = set()
+        if results_older_than_s is not None:
+            candidates = (uri for uri, attempts in results.items() if not attempts & promoted)
+            old = {uri for uri in candidates if self._age_s(uri) > results_older_than_s}
+        # What a younger result names is kept with all that is beside it.
+        needed = promoted.union(*(results[uri] for uri in results if uri not in old))
+        found = sorted(old - {attempt.rpartition("/")[0] for attempt in needed})
+        named = promoted.union(*results.values())
+        for uri in self._stages():
+            if uri not in found:
+                folders = [f"{uri}/{folder}" for folder in self.list_folders(uri)]
+                found += [f for f in folders if f not in named and self._age_s(f) > older_than_s]
+        garbage = [Garbage(uri, int(self.fs.du(self.path(uri)))) for uri in found]
+        for uri, _ in () if dry_run else garbage:
+            self.delete(f"{uri}/manifest.json")  # first: what is half deleted must not look whole
+            self.delete(uri)
+        return garbage
 
-    def _named_attempts(self) -> set[str]:
-        """Return the attempts, as stage/fingerprint/attempt, that manifests and aliases name."""
-        refs: list[Ref] = []
+    def _stages(self) -> Iterator[str]:
+        """Yield the folders of stages, as stage/fingerprint."""
         for stage in StageName:
-            for fingerprint in self.list_folders(stage):
-                if manifest := self.find(stage, fingerprint):
-                    refs += manifest.outputs.values()
-        for task in self.list_folders("aliases"):
-            for file in self.fs.glob(self.path(f"aliases/{task}/*.json")):
-                raw = self.read_json(f"aliases/{task}/{file.rsplit('/', 1)[-1]}")
-                pointer = ChampionPointer.model_validate(raw)
-                refs += [pointer.current.student, *(p.student for p in pointer.previous)]
-        return {"/".join(ref.uri.split("/")[:3]) for ref in refs}
+            yield from (f"{stage}/{fingerprint}" for fingerprint in self.list_folders(stage))
+
+    def _promoted(self) -> set[str]:
+        """Return the attempts that aliases name."""
+        students: list[Ref] = []
+        for file in self.fs.glob(self.path("aliases/*/*.json")):
+            uri = "/".join(file.split("/")[-3:])
+            pointer = ChampionPointer.model_validate(self.read_json(uri))
+            students += [pointer.current.student, *(p.student for p in pointer.previous)]
+        return set(map(_attempt, students))
 
     def _age_s(self, uri: str) -> float:
         """Return the seconds since anything below ``uri`` was written."""
         path = self.path(uri)
         written = [self.fs.modified(file).timestamp() for file in self.fs.find(path) or [path]]
         return time.time() - float(max(written))
+
+    def _gone(self, ref: Ref) -> StoreError:
+        return StoreError(
+            f"{self.path(ref.uri)!r} is gone from the store. Run again: it is made again."
+        )
 
 
 class RowWriter:
@@ -349,6 +371,11 @@ class RowWriter:
         self._shard, self._shard_rows = self._shard + 1, 0
 
 
+def _attempt(ref: Ref) -> str:
+    """Return the attempt that made ``ref``, as stage/fingerprint/attempt."""
+    return "/".join(ref.uri.split("/")[:3])
+
+
 def new_attempt() -> str:
     """Return the name of a new attempt's folder."""
     return uuid.uuid4().hex
@@ -389,6 +416,6 @@ def _read_errors(path: str) -> Iterator[None]:
             yield
     except pa.ArrowInvalid as error:
         raise StoreError(
-            f"data set {path!r} is damaged: {error}. Delete that folder; the stages that miss it "
-            "are done again."
+            f"data set {path!r} is damaged: {error}. Delete that folder, and the next run makes "
+            "it again."
         ) from error

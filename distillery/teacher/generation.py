@@ -17,7 +17,7 @@ from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
 from distillery.teacher.choice import Sample, choose
-from distillery.teacher.session import AskedFor, Progress, TeacherSession, Totals
+from distillery.teacher.session import AskedFor, TeacherSession, Totals
 from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
@@ -111,7 +111,7 @@ def generate_chunk(
     session: TeacherSession,
     task: TaskSpec,
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, int]:
     """Have the rows of ``chunk`` answered and return the number of responses by state.
 
@@ -123,7 +123,7 @@ def generate_chunk(
         chunk: Which rows.
         session: Who answers; shared by all chunks.
         task: What the responses have to look like.
-        on_progress: Called as responses arrive.
+        on_progress: Called with the number of rows that have their response.
 
     Raises:
         RecipeError: The teacher cannot be used as the recipe describes it.

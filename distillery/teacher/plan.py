@@ -15,6 +15,7 @@ from distillery.storage.stage import find_stage
 from distillery.teacher import Request, teacher_identity
 from distillery.teacher.generation import generation_stage, prompt_requests
 from distillery.teacher.summary import money
+from schemas.budget import BudgetSpec
 from schemas.execution import StoreSpec
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
@@ -141,23 +142,30 @@ def plan_generation(
         tally = _tally(prompt_requests(prompts, teacher, task, store), teacher, ledger)
         averages = ledger.averages(sha256(teacher_identity(teacher)))
         spent = ledger.spent(generation_stage(prompts, teacher, task).fingerprint)
-    estimate = _Estimate(tally, teacher, averages)
+    endpoint = teacher if isinstance(teacher, OpenAITeacher) else None
+    price = endpoint.price if endpoint else None
+    per_char, per_response = _tokens_per_char(averages), _tokens_per_response(teacher, averages)
+    prompt_tokens = math.ceil(tally.chars_to_ask * per_char)
+    completion_tokens = math.ceil(tally.to_ask * per_response)
+    num_tokens = prompt_tokens + completion_tokens
+    cost = price.cost(prompt_tokens, completion_tokens) if price else None
+    saved = (tally.saved_prompt_tokens, tally.saved_completion_tokens)
     return GenerationPlan(
         num_rows=tally.num_rows,
         num_samples=teacher.samples.num_samples,
         num_requests=tally.in_ledger + tally.to_ask,
         in_ledger=tally.in_ledger,
         to_ask=tally.to_ask,
-        prompt_tokens=estimate.prompt_tokens,
-        completion_tokens=estimate.completion_tokens,
-        is_upper_bound=estimate.is_upper_bound,
-        cost=estimate.cost(estimate.prompt_tokens, estimate.completion_tokens),
-        saved_cost=estimate.cost(tally.saved_prompt_tokens, tally.saved_completion_tokens),
-        currency=estimate.currency,
-        is_local=not isinstance(teacher, OpenAITeacher),
-        seconds=estimate.seconds,
-        caps=tuple(estimate.caps(spent)),
-        assumptions=tuple(estimate.assumptions()),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        is_upper_bound=averages.completion_tokens is None,
+        cost=cost,
+        saved_cost=price.cost(*saved) if price else None,
+        currency=price.currency if price else None,
+        is_local=endpoint is None,
+        seconds=_seconds(tally.to_ask, num_tokens, teacher, averages),
+        caps=_caps(endpoint.budget, spent, num_tokens, cost) if endpoint else (),
+        assumptions=tuple(_assumptions(tally, teacher, averages)) if tally.to_ask else (),
     )
 
 
@@ -204,110 +212,74 @@ def _portions(requests: Iterable[Request]) -> Iterator[list[Request]]:
         yield some
 
 
-class _Estimate:
-    """Tokens, cost and time of what is to be asked, from the teacher's averages where it has any.
+def _tokens_per_char(averages: "Averages") -> float:
+    tokens, chars = averages.prompt_tokens, averages.prompt_chars
+    return tokens / chars if tokens and chars else 1 / _CHARS_PER_TOKEN
 
-    Each figure has its entry in ``assumptions``.
-    """
 
-    def __init__(self, tally: _Tally, teacher: TeacherSpec, averages: "Averages") -> None:
-        self._tally, self._teacher, self._averages = tally, teacher, averages
-        self._endpoint = teacher if isinstance(teacher, OpenAITeacher) else None
-        self._price = self._endpoint.price if self._endpoint else None
-        self.currency = self._price.currency if self._price else None
-        self.prompt_tokens = math.ceil(tally.chars_to_ask * self._tokens_per_char)
-        self.completion_tokens = math.ceil(tally.to_ask * self._tokens_per_response)
+def _tokens_per_response(teacher: TeacherSpec, averages: "Averages") -> float:
+    average, most = averages.completion_tokens, teacher.max_new_tokens
+    return most if average is None else min(average, most)
 
-    @property
-    def is_upper_bound(self) -> bool:
-        """Return whether no average of the responses' length is known."""
-        return self._averages.completion_tokens is None
 
-    @property
-    def _tokens_per_char(self) -> float:
-        tokens, chars = self._averages.prompt_tokens, self._averages.prompt_chars
-        return tokens / chars if tokens and chars else 1 / _CHARS_PER_TOKEN
+def _at_once(teacher: TeacherSpec) -> int:
+    return teacher.concurrency if isinstance(teacher, OpenAITeacher) else teacher.batch_size
 
-    @property
-    def _tokens_per_response(self) -> float:
-        average, most = self._averages.completion_tokens, self._teacher.max_new_tokens
-        return most if average is None else min(average, most)
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Return the price of tokens; None without a price table."""
-        return self._price.cost(prompt_tokens, completion_tokens) if self._price else None
+def _seconds(
+    to_ask: int, num_tokens: int, teacher: TeacherSpec, averages: "Averages"
+) -> float | None:
+    """Return the time that latency and limits allow, the slowest of them; None: unknown."""
+    if not to_ask:
+        return 0.0
+    bounds = []
+    if averages.latency_s is not None:
+        bounds.append(math.ceil(to_ask / _at_once(teacher)) * averages.latency_s)
+    if isinstance(teacher, OpenAITeacher):
+        if teacher.requests_per_minute:
+            bounds.append(60 * to_ask / teacher.requests_per_minute)
+        if teacher.tokens_per_minute:
+            bounds.append(60 * num_tokens / teacher.tokens_per_minute)
+    return max(bounds, default=None)
 
-    @property
-    def seconds(self) -> float | None:
-        """Return the time that latency and limits allow, the slowest of them; None: unknown."""
-        if not self._tally.to_ask:
-            return 0.0
-        bounds = [pace for pace in (self._by_latency, *self._by_limits) if pace is not None]
-        return max(bounds, default=None)
 
-    @property
-    def _by_latency(self) -> float | None:
-        latency_s, to_ask = self._averages.latency_s, self._tally.to_ask
-        if latency_s is None:
-            return None
-        return math.ceil(to_ask / self._at_once) * latency_s
+def _caps(
+    budget: BudgetSpec, spent: "Spending", num_tokens: int, cost: float | None
+) -> tuple[Cap, ...]:
+    """Return the caps that the budget sets."""
+    caps = []
+    if budget.max_cost is not None and cost is not None:
+        caps.append(Cap(name="max_cost", limit=budget.max_cost, spent=spent.cost, expected=cost))
+    if (limit := budget.max_tokens) is not None:
+        before = spent.prompt_tokens + spent.completion_tokens
+        caps.append(Cap(name="max_tokens", limit=limit, spent=before, expected=num_tokens))
+    return tuple(caps)
 
-    @property
-    def _at_once(self) -> int:
-        """Return the requests that are answered side by side."""
-        if isinstance(self._teacher, OpenAITeacher):
-            return self._teacher.concurrency
-        return self._teacher.batch_size
 
-    @property
-    def _by_limits(self) -> Iterator[float]:
-        if self._endpoint is None:
-            return
-        if self._endpoint.requests_per_minute:
-            yield 60 * self._tally.to_ask / self._endpoint.requests_per_minute
-        if self._endpoint.tokens_per_minute:
-            tokens = self.prompt_tokens + self.completion_tokens
-            yield 60 * tokens / self._endpoint.tokens_per_minute
-
-    def caps(self, spent: "Spending") -> Iterator[Cap]:
-        """Yield the caps that the budget sets."""
-        if self._endpoint is None:
-            return
-        cost = self.cost(self.prompt_tokens, self.completion_tokens)
-        budget = self._endpoint.budget
-        if budget.max_cost is not None and cost is not None:
-            yield Cap(name="max_cost", limit=budget.max_cost, spent=spent.cost, expected=cost)
-        if budget.max_tokens is not None:
-            yield Cap(
-                name="max_tokens",
-                limit=budget.max_tokens,
-                spent=spent.prompt_tokens + spent.completion_tokens,
-                expected=self.prompt_tokens + self.completion_tokens,
-            )
-
-    def assumptions(self) -> Iterator[tuple[str, str]]:
-        """Yield what the figures rest on: a name, and why it was taken."""
-        if not self._tally.to_ask:
-            return
-        known = f"this teacher's average over {self._averages.num_rows:,} responses in the ledger"
-        unknown = "the ledger has no count of this teacher's tokens"
-        if self._averages.prompt_tokens and self._averages.prompt_chars:
-            yield "tokens per character", f"{self._tokens_per_char:.3f}: {known}"
-        else:
-            yield "tokens per character", f"1/{_CHARS_PER_TOKEN}, as in English prose: {unknown}"
-        if self.is_upper_bound:
-            yield "tokens per response", f"teacher.max_new_tokens, the most there can be: {unknown}"
-        else:
-            yield "tokens per response", f"{self._tokens_per_response:.1f}: {known}"
-        if self._tally.cut_before and not self.is_upper_bound:
+def _assumptions(
+    tally: _Tally, teacher: TeacherSpec, averages: "Averages"
+) -> Iterator[tuple[str, str]]:
+    """Yield what the figures rest on: a name, and why it was taken."""
+    is_endpoint = isinstance(teacher, OpenAITeacher)
+    known = f"this teacher's average over {averages.num_rows:,} responses in the ledger"
+    unknown = "the ledger has no count of this teacher's tokens"
+    if averages.prompt_tokens and averages.prompt_chars:
+        yield "tokens per character", f"{_tokens_per_char(averages):.3f}: {known}"
+    else:
+        yield "tokens per character", f"1/{_CHARS_PER_TOKEN}, as in English prose: {unknown}"
+    if averages.completion_tokens is None:
+        yield "tokens per response", f"teacher.max_new_tokens, the most there can be: {unknown}"
+    else:
+        yield "tokens per response", f"{_tokens_per_response(teacher, averages):.1f}: {known}"
+        if tally.cut_before:
             why = "taken as long as the average, but they will be longer"
-            yield "truncated before", f"{self._tally.cut_before:,} of those to ask: {why}"
-        if self._averages.latency_s is not None:
-            side = "teacher.concurrency" if self._endpoint else "teacher.batch_size"
-            yield "latency", f"{self._averages.latency_s:.2g} s: {known}"
-            yield "concurrency", f"{self._at_once:,} from the first request on ({side})"
-        if self._endpoint:
-            yield "attempts", "one per request: no retry and no repair"
+            yield "truncated before", f"{tally.cut_before:,} of those to ask: {why}"
+    if averages.latency_s is not None:
+        side = "teacher.concurrency" if is_endpoint else "teacher.batch_size"
+        yield "latency", f"{averages.latency_s:.2g} s: {known}"
+        yield "concurrency", f"{_at_once(teacher):,} from the first request on ({side})"
+    if is_endpoint:
+        yield "attempts", "one per request: no retry and no repair"
 
 
 def sentences(plan: GenerationPlan) -> list[str]:

@@ -7,11 +7,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
-from distillery.ledger import Ledger, LedgerRow, Owner, Spending
+from distillery.ledger import Ledger, LedgerRow, Spending
 from distillery.storage.fingerprint import sha256
 from distillery.teacher import open_teacher
 from distillery.teacher.budget import Budget
@@ -22,7 +22,7 @@ from distillery.teacher.protocol import (
     request_body,
     teacher_identity,
 )
-from schemas.budget import BudgetSpec, PriceSpec
+from schemas.budget import BudgetSpec
 from schemas.errors import DistilleryError, StoreError
 from schemas.execution import StoreSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
@@ -30,8 +30,9 @@ from schemas.teacher import OpenAITeacher, TeacherSpec
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-# Shorter than any response takes: another process has hardly finished one more per slot.
-_SPENDING_S = 0.02
+# How often to look what others spend: before they have finished one more request per slot, but
+# reading it takes longer the more was spent, and must not take more than a twentieth of the time.
+_SPENDING_S, _SPENDING_SHARE = 0.02, 20.0
 
 
 class AskedFor:
@@ -46,26 +47,6 @@ class AskedFor:
         for request in requests:
             self.requests.setdefault(request.request_hash, request)
             self.num_rows[request.request_hash] += 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far one call of :meth:`TeacherSession.answer` is."""
-
-    done: int
-    """Responses that are there."""
-
-    total: int
-    """Responses that will be there."""
-
-    activity: Activity
-    """What the teacher is doing."""
-
-    cost: float | None
-    """Spent in this session. None: no price is known."""
-
-    currency: str | None
-    """Its currency."""
 
 
 @dataclasses.dataclass
@@ -139,28 +120,28 @@ class TeacherSession:
             StoreError: The ledger cannot be opened.
         """
         self.teacher, self.store, self._purpose = teacher, store, purpose
+        self._price = teacher.price if isinstance(teacher, OpenAITeacher) else None
         identity = teacher_identity(teacher)
         self._teacher_id = sha256(identity)
         self._identity = json.dumps(identity, sort_keys=True)
-        self._price = _price(teacher)
-        self.totals = Totals(currency=self._price.currency if self._price else None)
+        self.totals = Totals()
         if self._price is not None:
-            self.totals.cost = self.totals.saved_cost = 0.0
+            self.totals = Totals(cost=0.0, saved_cost=0.0, currency=self._price.currency)
         self.failed_with: DistilleryError | None = None
         self._any_answered = False
         self._suspects: set[str] = set()
         self._given_up: set[str] = set()
         self._asks_suspects_only = True
         self._first_asked: float | None = None
+        self._spending_due = float("-inf")
         self._lock = threading.Lock()
-        self._spending_read_at = float("-inf")
-        self._ledger = Ledger.open(store)
+        self.ledger = Ledger.open(store)
         try:
-            self._spent_before = self._ledger.spent(purpose)
+            self._spent_before = self.ledger.spent(purpose)
             self._budget = self._read_budget()
             self._backend = open_teacher(teacher, budget=self._budget)
         except BaseException:
-            self._ledger.close()
+            self.ledger.close()
             raise
 
     def __enter__(self) -> Self:
@@ -172,17 +153,21 @@ class TeacherSession:
     def close(self) -> None:
         """Close the connections to teacher and ledger."""
         self._backend.close()
-        self._ledger.close()
+        self.ledger.close()
 
     def answer(
         self,
         asked_for: AskedFor,
         *,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> dict[str, int]:
         """Bring requests to a response in the ledger and return how many rows have which state.
 
         Rows without one in the end (`failed`) are asked again by the next run.
+
+        Args:
+            asked_for: The requests.
+            on_progress: Called with the number of rows that have their response.
 
         Raises:
             RecipeError: The teacher cannot be used as the recipe describes it.
@@ -200,27 +185,13 @@ class TeacherSession:
 
     def rows(self, asked_for: AskedFor) -> dict[str, LedgerRow]:
         """Return what the ledger has for requests, by hash."""
-        return self._ledger.get(asked_for.requests)
+        return self.ledger.get(asked_for.requests)
 
     def activity(self) -> Activity:
         """Return what the teacher is doing at this moment."""
         return self._backend.activity
 
     # -- for _Asking ---------------------------------------------------------------------------
-
-    @property
-    def ledger(self) -> Ledger:
-        """Return the open ledger."""
-        return self._ledger
-
-    @property
-    def endpoint(self) -> str | None:
-        """Return what tells endpoints apart whose limits are shared; None for a local model."""
-        teacher = self.teacher
-        if not isinstance(teacher, OpenAITeacher):
-            return None
-        key = teacher.api_key_env or teacher.api_key_secret
-        return sha256([teacher.base_url, teacher.model, key])
 
     def ask(self, requests: list[Request], keep: Callable[[Response], "Future[None]"]) -> None:
         """Have the teacher answer ``requests``."""
@@ -242,7 +213,7 @@ class TeacherSession:
     def keep(self, response: Response) -> "Future[None]":
         """Commit a response; the future is done when it is safe."""
         self._note_response(response)
-        kept = self._ledger.commit_soon(self._ledger_row(response), purpose=self._purpose)
+        kept = self.ledger.commit_soon(self._ledger_row(response), purpose=self._purpose)
         if self._budget.is_capped:
             kept.add_done_callback(self._read_spending)
         return kept
@@ -264,18 +235,14 @@ class TeacherSession:
         """Return whether a request has failed in this session, for whichever caller."""
         return request_hash in self._given_up
 
-    @contextlib.contextmanager
-    def working(self) -> Iterator[Owner]:
-        """Yield an owner of claims, whose beats tell how many processes ask the endpoint."""
-        with self._ledger.working(self.endpoint) as owner:
-            yield owner
-
     def read_spending(self) -> None:
-        """Take over what others have spent for the same purpose, when there is a cap on it."""
+        """Take over what other processes have spent for the same purpose, if there is a cap."""
         if not self._budget.is_capped:
             return
-        self._spending_read_at = time.monotonic()
-        spent, before, totals = self._ledger.spent(self._purpose), self._spent_before, self.totals
+        start = time.thread_time()
+        spent, before, totals = self.ledger.spent(self._purpose), self._spent_before, self.totals
+        pause_s = max(_SPENDING_S, _SPENDING_SHARE * (time.thread_time() - start))
+        self._spending_due = time.monotonic() + pause_s
         with self._lock:
             # What is not committed yet is among it, so the rest is no more than what others spent.
             own_tokens, own_cost = totals.prompt_tokens + totals.completion_tokens, totals.cost
@@ -285,16 +252,15 @@ class TeacherSession:
         )
 
     def _read_spending(self, _: "Future[None]") -> None:
-        """Take over what other processes have spent, before the next request is let in."""
-        if time.monotonic() - self._spending_read_at >= _SPENDING_S:
+        """Do so before the next request is let in, when it is due."""
+        if time.monotonic() >= self._spending_due:
             with contextlib.suppress(StoreError):  # who commits next meets it, too
                 self.read_spending()
 
     def _read_budget(self) -> Budget:
         spec = self.teacher.budget if isinstance(self.teacher, OpenAITeacher) else BudgetSpec()
-        spent = self._spent_before
-        num_tokens, mean = _num_tokens(spent), None
-        if num_tokens:
+        spent, mean = self._spent_before, None
+        if num_tokens := _num_tokens(spent):
             mean = (spent.prompt_tokens / spent.requests, spent.completion_tokens / spent.requests)
         return Budget(spec, self._price, num_tokens=num_tokens, cost=spent.cost, mean_tokens=mean)
 
@@ -328,6 +294,7 @@ class TeacherSession:
             request=json.dumps(body, sort_keys=True),
             state=response.state,
             text=response.text,
+            reasoning=response.reasoning,
             finish_reason=response.finish_reason,
             max_new_tokens=request.sampling.max_new_tokens,
             prompt_tokens=response.prompt_tokens,
@@ -363,11 +330,11 @@ class _Asking:
         self,
         session: TeacherSession,
         asked_for: AskedFor,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[int], None] | None,
     ) -> None:
         self._session, self._asked_for, self._on_progress = session, asked_for, on_progress
         self._states: dict[str, str] = {}
-        self._num_done, self._num_rows = 0, asked_for.num_rows.total()
+        self._num_done = 0
         self._max_new_tokens = max(
             (r.sampling.max_new_tokens for r in asked_for.requests.values()), default=0
         )
@@ -379,10 +346,10 @@ class _Asking:
         if len(self._states) == len(requests):
             return
         waits = 0
-        with session.working() as owner:
+        with session.ledger.working() as owner:
             while left := [h for h in requests if h not in self._states]:
+                claimed = session.ledger.claim(left, owner, max_new_tokens=self._max_new_tokens)
                 session.read_spending()
-                claimed = session.ledger.claim(left, owner.id, max_new_tokens=self._max_new_tokens)
                 # What another chunk has just failed to get an answer to is claimed, not asked.
                 asked = [requests[h] for h in left if h in claimed and not session.has_given_up(h)]
                 if asked:
@@ -426,21 +393,8 @@ class _Asking:
         self._states[request_hash] = state
         self._num_done += self._asked_for.num_rows[request_hash]
         if self._on_progress is not None:
-            totals = self._session.totals
-            self._on_progress(
-                Progress(
-                    done=self._num_done,
-                    total=self._num_rows,
-                    activity=self._session.activity(),
-                    cost=totals.cost,
-                    currency=totals.currency,
-                )
-            )
+            self._on_progress(self._num_done)
 
 
 def _num_tokens(spent: Spending) -> int:
     return spent.prompt_tokens + spent.completion_tokens
-
-
-def _price(teacher: TeacherSpec) -> PriceSpec | None:
-    return teacher.price if isinstance(teacher, OpenAITeacher) else None

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from cli.app import app
 from distillery.ledger import Ledger
 from schemas.execution import StoreSpec
-from tests.fixtures_ledger import row
+from tests.fixtures_ledger import commit, row
 
 OTHER = {"kind": "openai", "provider": "vllm", "model": "other/model", "weights": None}
 PROMPTS = ("old", "new", "answered")
@@ -31,7 +31,8 @@ def place(spec: StoreSpec) -> list[str]:
 
 @pytest.fixture
 def filled(ledger: Ledger) -> Ledger:
-    ledger.commit(
+    commit(
+        ledger,
         row("old", created_at=time.time() - 86_400 * 31),
         row("new"),
         row("answered", text="Dear Łukasz"),

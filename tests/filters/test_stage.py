@@ -198,7 +198,8 @@ def test_reasons_are_counted_most_frequent_first(tmp_path: Path) -> None:
 def test_only_what_the_filters_read_makes_them_run_again(tmp_path: Path) -> None:
     ref = DatasetRef(uri="none", fingerprint="0", num_rows=0, columns=())
     store = StoreSpec(root=str(tmp_path))
-    Store(store.root).write_rows("none", [], arrow_schema(ResponseFrame), fingerprint="0")
+    with Store(store.root).row_writer("none", arrow_schema(ResponseFrame)):
+        pass
 
     def reused(task: TaskSpec = FREE, **named: Any) -> bool:
         return filter_responses(ref, task, FilterSpec(**named), store, INLINE).reused

@@ -1,7 +1,6 @@
 """Each request is asked by one owner, and a dead owner blocks nobody."""
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -11,18 +10,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from distillery.ledger import Ledger
-from distillery.ledger import claims as claims_module
-from distillery.ledger.processes import machine_id, this_process
+from distillery.ledger import Ledger, presence
 from distillery.ledger.rows import MOST_FAILED_RUNS
-from distillery.ledger.tables import claims, owners
+from distillery.ledger.tables import claims
 from schemas.execution import StoreSpec
-from tests.fixtures_ledger import failed, row
+from tests.fixtures_ledger import commit, failed, row
+from tests.fixtures_postgresql import PostgresqlServer
 from tests.waiting import wait_until
 
 spawn = multiprocessing.get_context("spawn")
@@ -39,45 +38,41 @@ def execute(ledger: Ledger, statement: sa.Executable) -> Any:
         return result.all() if result.returns_rows else None
 
 
-def write_owner(ledger: Ledger, owner: str, **changes: Any) -> None:
-    """Register an owner on another machine, heard of a moment ago."""
-    values = {
-        "owner": owner,
-        "process": "elsewhere:1:1",
-        "machine": "elsewhere",
-        "pid": 1,
-        "endpoint": None,
-        "expires_at": time.time() + 3600,
-    }
-    execute(ledger, sa.insert(owners).values(values | changes))
+def put_claim(ledger: Ledger, request_hash: str, process: str) -> None:
+    """Claim a request for another process."""
+    values = {"owner": f"of {process}", "process": process}
+    execute(ledger, sa.insert(claims).values(request_hash=request_hash, **values))
+
+
+@pytest.fixture
+def other(ledger: Ledger) -> Iterator[presence.Presence]:
+    """Another process that is alive; closing it twice does no harm."""
+    entered = presence.enter(ledger._database)
+    yield entered
+    entered.close()
 
 
 def test_claim_goes_to_one_owner_until_released(ledger: Ledger) -> None:
-    with ledger.working(None) as one, ledger.working(None) as two:
-        assert claim(ledger, ["a", "b"], one.id) == {"a", "b"}
-        assert claim(ledger, ["a", "b", "c"], two.id) == {"c"}
-        assert claim(ledger, ["a", "b"], one.id) == {"a", "b"}
-        ledger.release(one.id)
-        assert claim(ledger, ["a", "b"], two.id) == {"a", "b"}
+    with ledger.working() as one, ledger.working() as two:
+        assert claim(ledger, ["a", "b"], one) == {"a", "b"}
+        assert claim(ledger, ["a", "b", "c"], two) == {"c"}
+        assert claim(ledger, ["a", "b"], one) == {"a", "b"}
 
 
-def test_owner_and_its_claims_end_with_its_work(ledger: Ledger) -> None:
-    with ledger.working("endpoint") as one:
-        claim(ledger, ["a"], one.id)
-    assert execute(ledger, sa.select(claims)) == []
-    assert execute(ledger, sa.select(owners)) == []
-
-
-def test_claims_outside_of_work_are_refused(ledger: Ledger) -> None:
-    with pytest.raises(ValueError, match="owner 'nobody' is not registered"):
-        claim(ledger, ["a"], "nobody")
+def test_claims_end_with_the_work_of_their_owner(ledger: Ledger) -> None:
+    with ledger.working() as two:
+        with ledger.working() as one:
+            claim(ledger, ["a"], one)
+            claim(ledger, ["b"], two)
+        assert execute(ledger, sa.select(claims.c.request_hash)) == [("b",)]
+        assert claim(ledger, ["a"], two) == {"a"}
 
 
 def test_claim_takes_more_hashes_than_one_query_holds(ledger: Ledger) -> None:
     hashes = [f"{n:064}" for n in range(1203)]
-    with ledger.working(None) as one, ledger.working(None) as two:
-        assert claim(ledger, hashes, one.id) == set(hashes)
-        assert claim(ledger, [*hashes, "other"], two.id) == {"other"}
+    with ledger.working() as one, ledger.working() as two:
+        assert claim(ledger, hashes, one) == set(hashes)
+        assert claim(ledger, [*hashes, "other"], two) == {"other"}
 
 
 @pytest.mark.parametrize(
@@ -97,61 +92,72 @@ def test_final_rows_cannot_be_claimed_and_others_can(
     ledger: Ledger, changes: dict[str, Any], max_new_tokens: int, is_free: bool
 ) -> None:
     there = row("a", **changes)
-    ledger.commit(there)
+    commit(ledger, there)
     assert there.is_final(max_new_tokens) is not is_free
-    with ledger.working(None) as one:
-        claimed = claim(ledger, [there.request_hash], one.id, max_new_tokens)
+    with ledger.working() as one:
+        claimed = claim(ledger, [there.request_hash], one, max_new_tokens)
     assert claimed == ({there.request_hash} if is_free else set())
 
 
 def test_commit_drops_the_claim(ledger: Ledger) -> None:
     unfinished = failed("a")
-    with ledger.working(None) as one, ledger.working(None) as two:
-        claim(ledger, [unfinished.request_hash], one.id)
-        assert claim(ledger, [unfinished.request_hash], two.id) == set()
+    with ledger.working() as one, ledger.working() as two:
+        claim(ledger, [unfinished.request_hash], one)
+        assert claim(ledger, [unfinished.request_hash], two) == set()
         ledger.commit_soon(unfinished).result(60)
-        assert claim(ledger, [unfinished.request_hash], two.id) == {unfinished.request_hash}
+        assert claim(ledger, [unfinished.request_hash], two) == {unfinished.request_hash}
 
 
 # -- the dead --------------------------------------------------------------------------------
 
 
-def test_owner_on_another_machine_blocks_until_it_expires(ledger: Ledger) -> None:
-    with ledger.working(None) as mine:
-        write_owner(ledger, "theirs")
-        execute(ledger, sa.insert(claims).values(request_hash="a", owner="theirs"))
-        assert claim(ledger, ["a"], mine.id) == set()
-        execute(ledger, sa.update(owners).values(expires_at=1.0).where(owners.c.owner != mine.id))
-        assert claim(ledger, ["a"], mine.id) == {"a"}
-        assert execute(ledger, sa.select(owners.c.owner)) == [(mine.id,)]
+def test_claim_of_a_process_holds_until_that_is_gone(
+    ledger: Ledger, other: presence.Presence
+) -> None:
+    put_claim(ledger, "a", other.name)
+    put_claim(ledger, "b", other.name)
+    with ledger.working() as mine:
+        assert claim(ledger, ["a", "c"], mine) == {"c"}
+        other.close()
+        assert claim(ledger, ["a"], mine) == {"a"}
+        left = execute(ledger, sa.select(claims.c.request_hash, claims.c.owner))
+        assert sorted(left) == [("a", mine), ("c", mine)], "those of the dead are removed"
 
 
-def test_claim_without_an_owner_is_void(ledger: Ledger) -> None:
-    execute(ledger, sa.insert(claims).values(request_hash="a", owner="gone"))
-    with ledger.working(None) as mine:
-        assert claim(ledger, ["a"], mine.id) == {"a"}
+def test_claim_of_a_process_that_nobody_knows_is_void(ledger: Ledger) -> None:
+    put_claim(ledger, "a", "4711")
+    with ledger.working() as mine:
+        assert claim(ledger, ["a"], mine) == {"a"}
 
 
-def test_owner_whose_pid_belongs_to_another_process_by_now_is_dead(ledger: Ledger) -> None:
-    # Pid 1 runs, but it did not start when this owner's process did.
-    reused = {"machine": machine_id(), "pid": 1, "process": f"{machine_id()}:1:987654321"}
-    with ledger.working(None) as mine:
-        write_owner(ledger, "before", **reused)
-        execute(ledger, sa.insert(claims).values(request_hash="a", owner="before"))
-        assert claim(ledger, ["a"], mine.id) == {"a"}
+def test_ledger_that_only_reads_holds_no_lock(sqlite_spec: StoreSpec) -> None:
+    with Ledger.open(sqlite_spec) as ledger:
+        ledger.stats()
+        assert list(Path(sqlite_spec.root).glob("*.lock")) == []
 
 
-def test_process_knows_its_machine_and_start() -> None:
-    me = this_process()
-    assert me.pid == os.getpid()
-    assert me.name.startswith(f"{machine_id()}:{os.getpid()}:")
-    assert me.name.rpartition(":")[2].isdigit()  # Linux tells when it started
+def test_lock_files_of_the_dead_are_swept_and_those_of_the_living_stay(
+    sqlite_spec: StoreSpec,
+) -> None:
+    root = Path(sqlite_spec.root)
+    with Ledger.open(sqlite_spec) as ledger, ledger.working() as owner:
+        claim(ledger, ["a"], owner)
+        (mine,) = root.glob("*.lock")
+        old, young = root / "ledger.sqlite-old.lock", root / "ledger.sqlite-young.lock"
+        for file in (old, young):
+            file.touch()
+        for file in (old, mine):
+            os.utime(file, (0, 0))
+        with Ledger.open(sqlite_spec) as second, second.working() as another:
+            claim(second, ["b"], another)
+            assert len(list(root.glob("*.lock"))) == 3
+            assert mine.exists() and young.exists() and not old.exists()
+    assert list(root.glob("*.lock")) == [young]
 
 
 def _claim_and_wait(spec: StoreSpec, hashes: list[str], claimed: "Queue[set[str]]") -> None:
-    claims_module.TTL_S = 3600.0  # what is free sooner is so because the process has ended
-    with Ledger.open(spec) as ledger, ledger.working("endpoint") as owner:
-        claimed.put(ledger.claim(hashes, owner.id, max_new_tokens=64))
+    with Ledger.open(spec) as ledger, ledger.working() as owner:
+        claimed.put(ledger.claim(hashes, owner, max_new_tokens=64))
         time.sleep(3600)
 
 
@@ -172,75 +178,66 @@ def test_claims_of_a_killed_process_are_free_at_once(
     claimed: Queue[set[str]] = spawn.Queue()
     with (
         process(_claim_and_wait, ledger_spec, ["a", "b"], claimed) as child,
-        ledger.working("endpoint") as mine,
+        ledger.working() as mine,
     ):
         assert claimed.get(timeout=120) == {"a", "b"}
-        assert claim(ledger, ["a"], mine.id) == set()
+        assert claim(ledger, ["a"], mine) == set()
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         # Not yet waited for, it is a zombie now.
-        wait_until(lambda: claim(ledger, ["a", "b"], mine.id) == {"a", "b"})
+        wait_until(lambda: claim(ledger, ["a", "b"], mine) == {"a", "b"})
 
 
-# -- beats -----------------------------------------------------------------------------------
+# -- a server that lets go of all locks --------------------------------------------------------
 
 
-def test_beats_keep_claims_alive(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims_module, "BEAT_S", 0.05)
-    with ledger.working(None) as one, ledger.working(None) as two:
-        claim(ledger, ["a"], one.id)
-        # Nobody claims while its time is up, so it is a beat that gives it time again.
-        is_one = owners.c.owner == one.id
-        execute(ledger, sa.update(owners).values(expires_at=1.0).where(is_one))
-        alive = sa.select(owners.c.owner).where(is_one, owners.c.expires_at > time.time() + 5)
-        wait_until(lambda: execute(ledger, alive) == [(one.id,)])
-        assert claim(ledger, ["a"], two.id) == set()
+@pytest.fixture
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_CHECK_S", 0.05)
 
 
-def test_owner_that_others_took_for_dead_registers_again(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("quick_checks")
+def test_claims_of_the_living_hold_over_a_restart_of_the_server(
+    postgresql: PostgresqlServer,
 ) -> None:
-    monkeypatch.setattr(claims_module, "BEAT_S", 0.05)
-    with ledger.working(None) as mine:
-        execute(ledger, sa.delete(owners))
-        wait_until(lambda: execute(ledger, sa.select(owners.c.owner)) == [(mine.id,)])
+    spec = StoreSpec(ledger_url=postgresql.new_database())
+    with (
+        Ledger.open(spec) as ledger,
+        Ledger.open(spec) as theirs,
+        ledger.working() as mine,
+        theirs.working() as owner,
+    ):
+        assert claim(theirs, ["a"], owner) == {"a"}
+        assert claim(ledger, ["b"], mine) == {"b"}
+        postgresql.stop(immediately=True)
+        postgresql.start()
+        assert claim(ledger, ["a", "c"], mine) == {"c"}, "their lock may not be back yet"
+        wait_until(lambda: _num_locks(ledger) == 2)
+        assert claim(ledger, ["a"], mine) == set()
 
 
-def test_claim_of_an_owner_that_was_taken_for_dead_holds(ledger: Ledger) -> None:
-    with ledger.working(None) as one, ledger.working(None) as two:
-        execute(ledger, sa.delete(owners))
-        assert claim(ledger, ["a"], one.id) == {"a"}
-        assert claim(ledger, ["a"], two.id) == set()
-
-
-def test_failed_beat_is_logged_and_the_next_comes_through(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("quick_checks")
+def test_process_that_was_cut_off_takes_nobody_for_dead_for_a_while(
+    postgresql: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims_module, "BEAT_S", 0.05)
-    with ledger.working(None) as mine, caplog.at_level(logging.WARNING):
-        execute(ledger, sa.text("ALTER TABLE owners RENAME TO hidden"))
-        wait_until(lambda: "claims not extended: cannot write ledger" in caplog.text)
-        execute(ledger, sa.text("ALTER TABLE hidden RENAME TO owners"))
-        execute(ledger, sa.update(owners).values(expires_at=1.0))
-        alive = sa.select(owners.c.owner).where(owners.c.expires_at > 1.0)
-        wait_until(lambda: execute(ledger, alive) == [(mine.id,)])
+    spec = StoreSpec(ledger_url=postgresql.new_database())
+    with Ledger.open(spec) as ledger, ledger.working() as mine:
+        claim(ledger, ["b"], mine)
+        put_claim(ledger, "a", "4711")
+        execute(ledger, sa.text(_CUT_OFF))
+        assert claim(ledger, ["a"], mine) == set()
+        wait_until(lambda: _num_locks(ledger) == 1)
+        assert claim(ledger, ["a"], mine) == set()
+        monkeypatch.setattr(presence, "_GRACE_S", 0.0)
+        assert claim(ledger, ["a"], mine) == {"a"}
 
 
-def test_owner_counts_live_processes_on_its_endpoint(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claims_module, "BEAT_S", 0.05)
-    write_owner(ledger, "theirs", endpoint="one")
-    write_owner(ledger, "their other chunk", endpoint="one")
-    write_owner(ledger, "expired", process="2", endpoint="one", expires_at=1.0)
-    write_owner(ledger, "elsewhere", process="3", endpoint="two")
-    killed = {"machine": machine_id(), "process": "killed", "pid": 2**22 + 1}
-    write_owner(ledger, "killed", **killed, endpoint="one")
-    with ledger.working("one") as mine, ledger.working("one"), ledger.working(None) as other:
-        assert mine.processes == 2
-        assert other.processes == 1
-        execute(ledger, sa.delete(owners).where(owners.c.owner.like("their%")))
-        wait_until(lambda: mine.processes == 1)
+_CUT_OFF = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+
+
+def _num_locks(ledger: Ledger) -> int:
+    query = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+    return int(execute(ledger, query)[0][0])
 
 
 # -- many at once ----------------------------------------------------------------------------
@@ -254,9 +251,9 @@ def test_many_threads_claim_every_request_exactly_once(ledger_spec: StoreSpec) -
         with Ledger.open(ledger_spec) as mine:
             start.wait(60)
             won: list[str] = []
-            with mine.working(None) as owner:
+            with mine.working() as owner:
                 for request_hash in hashes:
-                    won += claim(mine, [request_hash], owner.id)
+                    won += claim(mine, [request_hash], owner)
                 start.wait(60)  # nobody lets go before all are done
             return won
 
@@ -270,10 +267,10 @@ def _ask_all(spec: StoreSpec, num_rows: int, asked: "Queue[list[str]]", start: A
     rows = {r.request_hash: r for r in (row(str(n)) for n in range(num_rows))}
     mine: list[str] = []
     start.wait(120)
-    with Ledger.open(spec) as ledger, ledger.working("endpoint") as owner:
+    with Ledger.open(spec) as ledger, ledger.working() as owner:
         left = sorted(rows)
         while left:
-            won = ledger.claim(left[:40], owner.id, max_new_tokens=64)
+            won = ledger.claim(left[:40], owner, max_new_tokens=64)
             mine += won
             futures = [ledger.commit_soon(rows[h], purpose="p") for h in won]
             for future in futures:

@@ -1,25 +1,29 @@
 """The ledger keeps every response, merges it with what is there, and counts what was spent."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from distillery.ledger import Averages, Ledger, LedgerRow, Spending
+from distillery.ledger import Ledger, LedgerRow, Spending
+from distillery.ledger.commits import Entry
 from distillery.ledger.tables import meta, responses
 from schemas.errors import RecipeError, StoreError
 from schemas.execution import StoreSpec
-from tests.fixtures_ledger import failed, kept, row
+from tests.fixtures_ledger import commit, failed, kept, row
 
 STATES = ["ok", "empty", "truncated", "malformed", "refused", "failed"]
 
@@ -30,14 +34,14 @@ def test_columns_are_the_fields_of_a_row() -> None:
 
 def test_committed_row_comes_back_unchanged(ledger: Ledger, ledger_spec: StoreSpec) -> None:
     whole = row("a", text="naïve 🙂", repaired=True, cost=None, currency=None)
-    ledger.commit(whole)
+    commit(ledger, whole)
     with Ledger.open(ledger_spec) as other:
         assert other.get([whole.request_hash, "b"]) == {whole.request_hash: whole}
 
 
 def test_get_takes_more_hashes_than_one_query_holds(ledger: Ledger) -> None:
     rows = [row("a", request_hash=f"{n:064}") for n in range(1203)]
-    ledger.commit(*rows)
+    commit(ledger, *rows)
     assert ledger.get([r.request_hash for r in rows]) == {r.request_hash: r for r in rows}
 
 
@@ -45,11 +49,17 @@ def test_get_takes_more_hashes_than_one_query_holds(ledger: Ledger) -> None:
 def test_text_gives_way_unless_it_is_ok_or_the_request_failed_this_time(
     ledger: Ledger, first: str
 ) -> None:
-    old = {"state": first, "text": "old", "max_new_tokens": 16, "error": "1", "created_at": 1.0}
-    new = {"text": "new", "max_new_tokens": 64, "error": "2", "created_at": 2.0}
+    old: dict[str, Any] = {
+        "state": first,
+        "text": "old",
+        "max_new_tokens": 16,
+        "error": "1",
+        "created_at": 1.0,
+    }
+    new: dict[str, Any] = {"text": "new", "max_new_tokens": 64, "error": "2", "created_at": 2.0}
     for second in STATES:
-        ledger.commit(row(second, **old))
-        ledger.commit(row(second, state=second, **new))
+        commit(ledger, row(second, **old))
+        commit(ledger, row(second, state=second, **new))
         stays = first == "ok" or (second == "failed" and first != "failed")
         expected = old if stays else {"state": second, **new}
         if (first, second) == ("truncated", "refused"):  # the longer limit is refused
@@ -58,50 +68,71 @@ def test_text_gives_way_unless_it_is_ok_or_the_request_failed_this_time(
 
 
 def test_figures_of_all_runs_add_up_whichever_text_stays(ledger: Ledger) -> None:
-    ledger.commit(failed("a", attempts=6, billed_prompt_tokens=12))
-    ledger.commit(row("a", attempts=2, cost=0.5))
-    ledger.commit(row("a", attempts=1, cost=0.25))
+    commit(ledger, failed("a", attempts=6, billed_prompt_tokens=12))
+    commit(ledger, row("a", attempts=2, cost=0.5))
+    commit(ledger, row("a", attempts=1, cost=0.25))
     found = kept(ledger, "a")
     assert (found.attempts, found.failed_runs, found.cost, found.currency) == (9, 1, 0.75, "USD")
     assert (found.billed_prompt_tokens, found.billed_completion_tokens) == (18, 2)
 
 
 def test_cost_stays_unknown_when_no_run_knew_it(ledger: Ledger) -> None:
-    ledger.commit(failed("a"))
-    ledger.commit(row("a", cost=None, currency=None))
+    commit(ledger, failed("a"))
+    commit(ledger, row("a", cost=None, currency=None))
     assert kept(ledger, "a").cost is None
 
 
 def test_one_commit_may_hold_several_rows_of_one_request(ledger: Ledger) -> None:
-    ledger.commit(failed("a"), row("a", text="first"), row("a", text="second"))
+    commit(ledger, failed("a"), row("a", text="first"), row("a", text="second"))
     assert (kept(ledger, "a").text, kept(ledger, "a").attempts) == ("first", 8)
 
 
-def test_commit_of_nothing_is_nothing(ledger: Ledger) -> None:
-    ledger.commit(purpose="generation")
-    assert ledger.spent("generation") == Spending()
-
-
 def test_half_a_surrogate_pair_and_nul_become_replacement_characters(ledger: Ledger) -> None:
-    ledger.commit(row("a", text="cut \ud83d and \0 and 🙂", error="\0", model_reported="\udc80"))
+    commit(ledger, row("a", text="cut \ud83d and \0 and 🙂", error="\0", model_reported="\udc80"))
     found = kept(ledger, "a")
     assert found.text == "cut \ufffd and \ufffd and 🙂"
     assert (found.error, found.model_reported) == ("\ufffd", "\ufffd")
 
 
 def test_rows_of_a_megabyte_are_kept(ledger: Ledger) -> None:
-    ledger.commit(row("p" * 1_000_000, text="é" * 1_000_000))
+    commit(ledger, row("p" * 1_000_000, text="é" * 1_000_000))
     assert kept(ledger, "p" * 1_000_000).text == "é" * 1_000_000
+
+
+def test_commit_whose_answer_was_lost_may_be_repeated(ledger: Ledger) -> None:
+    entries = [Entry(row(str(n)), "p", f"{n:032}") for n in range(5)]
+    for _ in range(2):
+        ledger._database.write(lambda c: ledger._group._writer.commit(c, entries))
+    assert ledger.spent("p") == Spending(
+        requests=5, prompt_tokens=15, completion_tokens=5, cost=1.25
+    )
+    found = ledger.get([entry.row.request_hash for entry in entries])
+    assert [(r.attempts, r.cost) for r in found.values()] == [(1, 0.25)] * 5
+
+
+def test_sqlite_takes_over_the_responses_of_another_ledger(
+    sqlite_spec: StoreSpec, tmp_path: Path
+) -> None:
+    """As docs/teachers.md says."""
+    with Ledger.open(StoreSpec(root=str(tmp_path / "elsewhere"))) as other:
+        commit(other, row("a", text="theirs"), row("b", text="theirs"))
+    with Ledger.open(sqlite_spec) as ledger:
+        commit(ledger, row("a", text="mine"))
+        commands = Path("docs/teachers.md").read_text(encoding="utf-8")
+        (command,) = re.findall(r'sqlite3 \.distillery/ledger\.sqlite "(.*)"', commands)
+        with contextlib.closing(sqlite3.connect(Path(sqlite_spec.root, "ledger.sqlite"))) as sql:
+            sql.executescript(command.replace("elsewhere/", f"{tmp_path}/elsewhere/"))
+        assert (kept(ledger, "a").text, kept(ledger, "b").text) == ("mine", "theirs")
 
 
 # -- spending --------------------------------------------------------------------------------
 
 
 def test_spending_adds_up_by_purpose_even_when_the_text_gives_way(ledger: Ledger) -> None:
-    ledger.commit(row("a"), row("b", cost=None), purpose="generation")
-    ledger.commit(row("a", cost=0.5, billed_prompt_tokens=7), purpose="generation")
+    commit(ledger, row("a"), row("b", cost=None), purpose="generation")
+    commit(ledger, row("a", cost=0.5, billed_prompt_tokens=7), purpose="generation")
     ledger.commit_soon(row("c"), purpose="evaluation").result(60)
-    ledger.commit(row("d"))
+    commit(ledger, row("d"))
     assert ledger.spent("generation") == Spending(
         requests=3, prompt_tokens=13, completion_tokens=3, cost=0.75
     )
@@ -109,33 +140,6 @@ def test_spending_adds_up_by_purpose_even_when_the_text_gives_way(ledger: Ledger
         requests=1, prompt_tokens=3, completion_tokens=1, cost=0.25
     )
     assert ledger.spent("nothing") == Spending()
-
-
-def test_averages_are_over_the_newest_ok_rows_with_usage(ledger: Ledger) -> None:
-    ledger.commit(
-        row("1234", prompt_tokens=10, completion_tokens=2, latency_s=1.0),
-        row("123456", prompt_tokens=20, completion_tokens=4, latency_s=2.0),
-        row("unknown usage", prompt_tokens=None, latency_s=3.0),
-        row("cut", state="truncated", prompt_tokens=1000),
-        row("other", teacher_id="t" * 64, prompt_tokens=1000),
-    )
-    assert ledger.averages(row("1234").teacher_id) == Averages(
-        num_rows=3, prompt_chars=5.0, prompt_tokens=15.0, completion_tokens=3.0, latency_s=2.0
-    )
-
-
-def test_averages_look_at_the_newest_thousand_rows_only(ledger: Ledger) -> None:
-    old = [row("a", request_hash=f"{n:064}", prompt_tokens=9, created_at=n) for n in range(500)]
-    new = [
-        row("a", request_hash=f"{n:064}", prompt_tokens=1, created_at=n) for n in range(500, 1500)
-    ]
-    ledger.commit(*old, *new)
-    found = ledger.averages(row("a").teacher_id)
-    assert (found.num_rows, found.prompt_tokens) == (1000, 1.0)
-
-
-def test_averages_of_an_unknown_teacher_are_unknown(ledger: Ledger) -> None:
-    assert ledger.averages("nobody") == Averages()
 
 
 # -- commits in groups -----------------------------------------------------------------------
@@ -172,7 +176,7 @@ def test_row_that_the_database_refuses_fails_alone(ledger: Ledger) -> None:
         # While another writer holds up the first, all three come into one group.
         if not ledger._database.is_sqlite:
             blocker.execute(sa.text("LOCK TABLE responses IN EXCLUSIVE MODE"))
-        blocker.execute(sa.update(meta).values(schema_version=2))
+        blocker.execute(sa.update(meta).values(schema_version=3))
         first = ledger.commit_soon(row("first"))
         time.sleep(0.1)
         futures = [ledger.commit_soon(r) for r in rows]
@@ -192,22 +196,6 @@ def test_future_of_a_paid_response_cannot_be_cancelled(ledger: Ledger) -> None:
     assert not future.cancel()
     future.result(60)
     assert kept(ledger, "a").text == "yes"
-
-
-def test_ledgers_of_one_process_share_connections_and_a_thread(ledger_spec: StoreSpec) -> None:
-    def committing() -> int:
-        return sum(thread.name == "ledger-commit" for thread in threading.enumerate())
-
-    before = committing()
-    with Ledger.open(ledger_spec) as first:
-        with Ledger.open(ledger_spec) as second:
-            assert first._database is second._database
-            assert committing() == before + 1
-        first.commit(row("a"))  # the last user closes
-        assert committing() == before + 1
-        first.close()
-        first.close()  # once more is nobody else's use
-    assert committing() == before
 
 
 _FORK = """
@@ -289,7 +277,7 @@ def test_relative_ledger_url_is_one_place_wherever_the_process_goes(
     monkeypatch.chdir(tmp_path)
     spec = StoreSpec(ledger_url="sqlite:///ledger.sqlite")
     with Ledger.open(spec) as here:
-        here.commit(row("a"))
+        commit(here, row("a"))
         monkeypatch.chdir("/")
         assert kept(here, "a").text == "yes"
     with Ledger.open(StoreSpec(root=str(tmp_path))) as same:

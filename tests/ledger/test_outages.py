@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import socket
 import sqlite3
 import threading
@@ -15,13 +16,12 @@ import pytest
 import sqlalchemy as sa
 
 from distillery.ledger import Ledger
-from distillery.ledger import claims as claims_module
 from distillery.ledger import database as database_module
 from distillery.ledger import engine as engine_module
 from distillery.ledger.tables import meta
 from schemas.errors import StoreError
 from schemas.execution import StoreSpec
-from tests.fixtures_ledger import kept, row
+from tests.fixtures_ledger import commit, kept, row
 from tests.fixtures_postgresql import PostgresqlServer
 from tests.waiting import wait_until
 
@@ -57,7 +57,7 @@ def locked(spec: StoreSpec) -> Iterator[None]:
 
 def test_file_that_is_no_database_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"this is text, not a database. " * 100)
-    with pytest.raises(StoreError, match=r"no SQLite database \(file is not a database\)\. Move"):
+    with pytest.raises(StoreError, match=r"not an SQLite database \(file is not"):
         Ledger.open(StoreSpec(root=str(tmp_path)))
 
 
@@ -66,7 +66,7 @@ def test_damaged_file_is_a_store_error_that_says_how_to_go_on(
     sqlite_spec: StoreSpec, damage: str
 ) -> None:
     with Ledger.open(sqlite_spec) as ledger:
-        ledger.commit(*(row("a", request_hash=f"{n:064}") for n in range(1000)))
+        commit(ledger, *(row("a", request_hash=f"{n:064}") for n in range(1000)))
     file = ledger_file(sqlite_spec)
     content = file.read_bytes()
     first_page, rest = content[:4096], content[4096:]
@@ -77,7 +77,7 @@ def test_damaged_file_is_a_store_error_that_says_how_to_go_on(
 
 def test_page_damaged_while_the_ledger_is_open_fails_the_read(sqlite_spec: StoreSpec) -> None:
     with Ledger.open(sqlite_spec) as ledger:
-        ledger.commit(*(row("a", request_hash=f"{n:064}") for n in range(1000)))
+        commit(ledger, *(row("a", request_hash=f"{n:064}") for n in range(1000)))
     file = ledger_file(sqlite_spec)
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2] + b"\xff" * (len(content) // 2))
@@ -85,10 +85,11 @@ def test_page_damaged_while_the_ledger_is_open_fails_the_read(sqlite_spec: Store
         ledger.get([f"{n:064}" for n in range(1000)])
 
 
-def test_newer_schema_version_is_refused(ledger_spec: StoreSpec) -> None:
+@pytest.mark.parametrize("version", [2, 99])
+def test_tables_of_another_version_are_refused(ledger_spec: StoreSpec, version: int) -> None:
     with Ledger.open(ledger_spec) as opened, opened._database.engine.begin() as connection:
-        connection.execute(sa.update(meta).values(schema_version=99))
-    with pytest.raises(StoreError, match="schema_version 99; this Distillery reads up to 2"):
+        connection.execute(sa.update(meta).values(schema_version=version))
+    with pytest.raises(StoreError, match=f"has schema_version {version}, and .* reads 3 only"):
         Ledger.open(ledger_spec)
 
 
@@ -115,27 +116,26 @@ def test_file_locked_by_another_program_cannot_be_opened(sqlite_spec: StoreSpec)
 def test_claim_behind_a_lasting_lock_is_a_store_error_and_reads_go_on(
     sqlite_spec: StoreSpec,
 ) -> None:
-    with Ledger.open(sqlite_spec) as ledger, ledger.working(None) as owner:
-        ledger.commit(row("a"))
+    with Ledger.open(sqlite_spec) as ledger, ledger.working() as owner:
+        commit(ledger, row("a"))
         with locked(sqlite_spec):
             with pytest.raises(StoreError, match="locked by another program"):
-                ledger.claim(["b"], owner.id, max_new_tokens=64)
+                ledger.claim(["b"], owner, max_new_tokens=64)
             assert kept(ledger, "a").text == "yes"
-        assert ledger.claim(["b"], owner.id, max_new_tokens=64) == {"b"}
+        assert ledger.claim(["b"], owner, max_new_tokens=64) == {"b"}
 
 
-def test_paid_responses_wait_for_a_lock_longer_than_any_other(
+def test_lock_is_waited_for_longer_than_sqlite_does(
     sqlite_spec: StoreSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(database_module, "_PAUSE_S", 0.05)
-    with Ledger.open(sqlite_spec) as ledger, ThreadPoolExecutor(1) as pool:
+    with Ledger.open(sqlite_spec) as ledger:
         with locked(sqlite_spec):
-            soon = ledger.commit_soon(row("a"))
-            at_once = pool.submit(ledger.commit, row("b"))
-            assert not wait([soon, at_once], 0.6).done
-        soon.result(60)
-        at_once.result(60)
+            futures = [ledger.commit_soon(row("a")), ledger.commit_soon(row("b"))]
+            assert not wait(futures, 0.6).done
+        for future in futures:
+            future.result(60)
         assert kept(ledger, "a").attempts == kept(ledger, "b").attempts == 1
 
 
@@ -180,28 +180,45 @@ def full_disk(ledger: Ledger) -> Iterator[None]:
         sa.event.listen(engine, "checkout", lift)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_full_disk_is_a_store_error_and_what_was_committed_stays(sqlite_spec: StoreSpec) -> None:
+def test_full_disk_ends_the_run_at_once_with_one_message_and_what_was_committed_stays(
+    sqlite_spec: StoreSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = str(ledger_file(sqlite_spec).absolute())
+    expected = (
+        f"the disk of ledger {file!r} is full (database or disk is full). Responses committed so "
+        "far are kept. Free some space there, then run again: only the missing ones are asked."
+    )
     with Ledger.open(sqlite_spec) as ledger:
-        ledger.commit(row("a"))
+        commit(ledger, row("a"))
         with full_disk(ledger):
-            with pytest.raises(StoreError, match=r"no space left for ledger .* Make room on"):
-                ledger.commit_soon(row("b", text="x" * 100_000)).result(60)
-            with pytest.raises(StoreError, match="no space left for ledger"):
-                ledger.commit(row("b", text="x" * 100_000))
+            with ledger.working() as owner:
+                ledger.claim([row("b").request_hash], owner, max_new_tokens=64)
+                futures = [ledger.commit_soon(row(n, text="x" * 100_000)) for n in "bcd"]
+                messages = {str(future.exception(10)) for future in futures}
+            assert all(m.startswith("lost ") and m.endswith(f": {expected}") for m in messages)
+            with pytest.raises(StoreError) as caught:
+                ledger._database.write(
+                    lambda c: c.execute(sa.text("CREATE TABLE big AS SELECT zeroblob(1000000)"))
+                )
+        assert str(caught.value) == expected
         assert kept(ledger, "a").text == "yes"
+        commit(ledger, row("b", text="x" * 100_000))
+    assert caplog.messages == []
 
 
-def test_paid_responses_wait_until_there_is_space_again(
+def test_log_that_cannot_grow_is_a_full_disk_only_when_the_disk_is_full(
     sqlite_spec: StoreSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "_PAUSE_S", 0.05)
+    def refuse(_: sa.Connection) -> None:
+        raise sa.exc.OperationalError("", {}, sqlite3.OperationalError("disk I/O error"))
+
     with Ledger.open(sqlite_spec) as ledger:
-        with full_disk(ledger):
-            future = ledger.commit_soon(row("b", text="x" * 100_000))
-            assert not wait([future], 0.3).done
-        future.result(60)
-        assert kept(ledger, "b").attempts == 1
+        with pytest.raises(StoreError, match=r"cannot write ledger .*: disk I/O error"):
+            ledger._database.write(refuse)
+        usage = shutil.disk_usage(sqlite_spec.root)._replace(free=4096)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(StoreError, match=r"the disk of ledger .* is full"):
+            ledger._database.write(refuse)
 
 
 # -- gone ------------------------------------------------------------------------------------
@@ -218,20 +235,19 @@ def test_unreachable_server_is_a_store_error_at_once_without_its_password() -> N
 
 
 def test_server_that_crashes_and_comes_back_loses_nothing_and_counts_nothing_twice(
-    postgresql: PostgresqlServer, postgresql_spec: StoreSpec, monkeypatch: pytest.MonkeyPatch
+    postgresql: PostgresqlServer, postgresql_spec: StoreSpec
 ) -> None:
-    monkeypatch.setattr(claims_module, "BEAT_S", 0.2)
     stop = threading.Event()
     num_done = [0] * 8
 
     def commit(thread: int) -> list[str]:
         hashes = []
-        with Ledger.open(postgresql_spec) as mine, mine.working("endpoint") as owner:
+        with Ledger.open(postgresql_spec) as mine, mine.working() as owner:
             for n in range(1_000_000):
                 if stop.is_set():
                     break
                 request_hash = f"{thread}{n:063}"
-                won = mine.claim([request_hash], owner.id, max_new_tokens=64)
+                won = mine.claim([request_hash], owner, max_new_tokens=64)
                 assert won == {request_hash}
                 future = mine.commit_soon(row("a", request_hash=request_hash), purpose="p")
                 future.result(180)
@@ -271,7 +287,7 @@ def test_server_that_stays_away_is_a_store_error(
     postgresql: PostgresqlServer, postgresql_spec: StoreSpec
 ) -> None:
     with Ledger.open(postgresql_spec) as ledger:
-        ledger.commit(row("a"))
+        commit(ledger, row("a"))
         postgresql.stop(immediately=True)
         try:
             with pytest.raises(StoreError, match=r"lost 1 paid response\(s\): cannot write ledger"):

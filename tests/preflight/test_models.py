@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from distillery.data.chat import Message, content_hash, dump_messages
@@ -139,9 +138,9 @@ def _prompts(root: Path, conversations: list[list[Message]]) -> tuple[DatasetRef
         }
     )
     store = StoreSpec(root=str(root / "store"))
-    batches = pa.Table.from_pandas(frame, arrow_schema(PromptFrame)).to_batches()
-    schema = arrow_schema(PromptFrame)
-    return Store(store.root).write_rows("prompts", batches, schema, fingerprint="0"), store
+    with Store(store.root).row_writer("prompts", arrow_schema(PromptFrame)) as writer:
+        writer.write(frame)
+    return writer.ref("0"), store
 
 
 def test_the_first_row_that_a_model_cannot_read_is_named(folder: Path, tmp_path: Path) -> None:

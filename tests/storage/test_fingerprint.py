@@ -93,7 +93,6 @@ OTHER_VALUES: dict[str, Any] = {
     "TaskSpec.answer_format": LabelSet(labels=("a", "b")),
     "DataSpec.prompt_template": "{question}",
     "DataSpec.test": FileSource(path="test.jsonl", max_rows=5),
-    "RefusalFilter.patterns": ("^no",),
     "FileSource.encoding": "latin-1",
     "TransformersTeacher.chat_template_kwargs": {"enable_thinking": False},
     "PretrainedStudent.chat_template_kwargs": {"enable_thinking": False},

@@ -1,6 +1,7 @@
 """The store holds what was sealed, on a disk and on S3, and says what to do when it cannot."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -174,15 +175,19 @@ def test_rows_are_split_into_shards_and_read_in_order(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "SHARD_ROWS", 2)
-    batches = [_batch(n, n + 1) for n in range(0, 10, 2)]
-    ref = store.write_rows("rows", batches, SCHEMA, fingerprint="0")
+    with store.row_writer("rows", SCHEMA) as writer:
+        for n in range(0, 10, 2):
+            writer.write(_batch(n, n + 1))
+    ref = writer.ref("0")
     assert len(_files(store, "rows")) == 5
     assert ref.num_rows == 10
     assert _numbers(store, ref) == list(range(10))
 
 
 def test_no_rows_are_a_data_set_too(store: Store) -> None:
-    ref = store.write_rows("rows", [], SCHEMA, fingerprint="0")
+    with store.row_writer("rows", SCHEMA) as writer:
+        pass
+    ref = writer.ref("0")
     assert (ref.num_rows, ref.columns) == (0, ("n", "split"))
     assert store.dataset(ref).schema.names == ["n", "split"]
     assert _numbers(store, ref) == []
@@ -210,7 +215,7 @@ def test_a_file_is_replaced_in_one_piece_and_leaves_nothing_beside_it(store: Sto
 def test_what_is_not_there_is_none_or_nothing(store: Store) -> None:
     assert store.read_json("no/where.json") is None
     assert store.list_folders("nowhere") == []
-    assert store.gc() == []
+    assert garbage(store) == []
     store.delete("nowhere")
 
 
@@ -218,23 +223,23 @@ def _manifest_uri(stage: Stage = STAGE) -> str:
     return f"{stage.name}/{stage.fingerprint}/manifest.json"
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, "1", None])
-def test_a_manifest_of_a_newer_version_is_refused(store: Store, version: Any) -> None:
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, "1", None])
+def test_a_manifest_of_another_version_is_refused(store: Store, version: Any) -> None:
     _run(store.root)
     raw: Any = store.read_json(_manifest_uri())
     store.write_bytes(_manifest_uri(), json.dumps(raw | {"schema_version": version}).encode())
-    with pytest.raises(StoreError, match=rf"schema_version {version!r}.*Upgrade Distillery, or"):
+    with pytest.raises(StoreError, match=rf"schema_version {version!r}, and this .* only"):
         _run(store.root, _fail)
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", r"is no JSON object.*Delete it"),
-        (b'{"schema_ver', r"is no JSON object.*Delete it"),
-        (b"[1]", r"is no JSON object.*Delete it"),
-        (b"\xff\xfe", r"is no JSON object.*Delete it"),
-        (b'{"schema_version": 1}', r"is damaged: Field required\. Delete it; the stage will be"),
+        (b"", r"is not a JSON object.*Delete it"),
+        (b'{"schema_ver', r"is not a JSON object.*Delete it"),
+        (b"[1]", r"is not a JSON object.*Delete it"),
+        (b"\xff\xfe", r"is not a JSON object.*Delete it"),
+        (b'{"schema_version": 2}', r"is damaged: Field required\. Delete it, and the next run"),
     ],
 )
 def test_a_damaged_manifest_is_refused_with_advice(
@@ -279,6 +284,10 @@ def _weeks_later(monkeypatch: pytest.MonkeyPatch, weeks: float) -> None:
     monkeypatch.setattr(store_module, "time", types.SimpleNamespace(time=lambda: now))
 
 
+def garbage(store: Store, **options: Any) -> list[str]:
+    return sorted(uri for uri, _ in store.gc(**options))
+
+
 def test_gc_removes_orphans_that_are_old_and_nothing_else(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,9 +299,9 @@ def test_gc_removes_orphans_that_are_old_and_nothing_else(
     for uri in (*(f"{orphan}/model/config.json" for orphan in orphans), *others):
         store.write_bytes(uri, b"x")
     _weeks_later(monkeypatch, 0.9)
-    assert store.gc() == []
+    assert garbage(store) == []
     _weeks_later(monkeypatch, 1.1)
-    assert sorted(store.gc()) == sorted(orphans)
+    assert garbage(store) == sorted(orphans)
     assert not any(store.fs.exists(store.path(orphan)) for orphan in orphans)
     assert all(store.fs.exists(store.path(uri)) for uri in others)
     assert _run(store.root, _fail).reused
@@ -306,14 +315,14 @@ def test_gc_keeps_a_folder_in_which_something_is_young(
         local.write_bytes(f"{attempt}/{name}", b"x")
         then = time.time() - weeks * WEEK_S
         os.utime(local.path(f"{attempt}/{name}"), (then, then))
-    assert local.gc() == []
+    assert garbage(local) == []
     _weeks_later(monkeypatch, 0.6)
-    assert local.gc() == [attempt]
+    assert garbage(local) == [attempt]
 
 
 def test_gc_keeps_an_attempt_that_has_written_nothing_yet(local: Store) -> None:
     local.make_folder(f"{STAGE.name}/{STAGE.fingerprint}/just-begun")
-    assert local.gc() == []
+    assert garbage(local) == []
 
 
 def test_gc_keeps_what_another_stage_or_an_alias_names(
@@ -338,10 +347,36 @@ def test_gc_keeps_what_another_stage_or_an_alias_names(
     forced = ExecutionSpec(force=(STAGE.name,))
     run_stage(STAGE, StoreSpec(root=store.root), forced, _write)  # the first attempt has lost
     _weeks_later(monkeypatch, 2)
-    assert store.gc() == []
+    assert garbage(store) == []
     store.delete("aliases/t")
     store.delete(_manifest_uri(NEXT))
-    assert sorted(store.gc()) == sorted(uri.rsplit("/", 1)[0] for uri in (first.uri, model))
+    assert garbage(store) == sorted(uri.rsplit("/", 1)[0] for uri in (first.uri, model))
+
+
+def test_gc_removes_old_results_but_what_an_alias_or_a_younger_result_needs(
+    local: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = _run(local.root).dataset("rows")
+    other = dataclasses.replace(STAGE, logic_version=99)
+    plain = run_stage(other, StoreSpec(root=local.root), ExecutionSpec(), _write).dataset("rows")
+    _weeks_later(monkeypatch, 5)
+    _run(local.root, lambda attempt: attempt.outputs.update(rows=named), NEXT)
+    young = Path(local.path(_manifest_uri(NEXT)))
+    then = time.time() + 4 * WEEK_S
+    os.utime(young, (then, then))
+    month: Any = {"results_older_than_s": 4 * WEEK_S}
+    assert garbage(local) == []
+    listed = local.gc(**month, dry_run=True)
+    assert [uri for uri, _ in listed] == [f"{STAGE.name}/{other.fingerprint}"]
+    folder = Path(local.path(listed[0].uri))
+    assert listed[0].num_bytes == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    assert local.holds(plain)
+    assert local.gc(**month) == listed
+    assert not folder.exists() and local.holds(named)
+    _weeks_later(monkeypatch, 9)
+    assert garbage(local, **month) == sorted(
+        f"{stage.name}/{stage.fingerprint}" for stage in (STAGE, NEXT)
+    )
 
 
 def test_gc_stops_before_a_manifest_that_it_cannot_read(

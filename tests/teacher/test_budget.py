@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillery.ledger import Ledger, Spending
-from distillery.ledger import claims as claims_module
 from distillery.teacher.budget import Budget
 from distillery.teacher.generation import (
     generate_chunk,
@@ -316,8 +315,7 @@ _barrier: Barrier
 def _meet(barrier: Barrier) -> None:
     global _barrier
     _barrier = barrier
-    # Whoever came first asks four at a time to the end, and nothing again that is late.
-    claims_module.BEAT_S = 3600.0
+    # Nothing is asked again that is late.
     limiter_module._MIN_TIMEOUT_S = 60.0
 
 

@@ -18,6 +18,7 @@ from distillery.teacher.protocol import teacher_identity
 from schemas.errors import InputDataError
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
 from schemas.refs import DatasetRef
+from tests.fixtures_ledger import commit
 from tests.fixtures_recipe import make_recipe, write_rows
 
 PRICE = {"prompt_per_million": 10.0, "completion_per_million": 100.0, "currency": "EUR"}
@@ -64,7 +65,7 @@ class Case:
         """Put a response to each of ``requests`` into the ledger."""
         with Ledger.open(self.recipe.store) as ledger:
             rows = [self._row(request, **fields) for request in requests]
-            ledger.commit(*rows, purpose=purpose)
+            commit(ledger, *rows, purpose=purpose)
 
     def _row(self, request: Request, **fields: Any) -> LedgerRow:
         identity = teacher_identity(self.recipe.teacher)

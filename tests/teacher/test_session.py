@@ -1,10 +1,10 @@
 """A session with a teacher: each request is paid for once, and asked again only when it helps."""
 
+import contextlib
 import dataclasses
 import threading
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from distillery.ledger import Ledger
-from distillery.ledger.tables import claims, owners
+from distillery.ledger.tables import claims
 from distillery.teacher.generation import generate_chunk, open_session, plan_chunks, prompt_requests
-from distillery.teacher.session import Progress
 from schemas.errors import RecipeError, StoreError, TeacherError
 from schemas.execution import StoreSpec
 from tests.fixtures_generation import (
@@ -249,42 +248,27 @@ def test_many_prompts_that_break_the_endpoint_are_no_outage_and_are_left_in_the_
 # -- what others ask -----------------------------------------------------------------------------
 
 
-def write_owner(store: StoreSpec, owner: str, asks: Sequence[str] = (), **changes: Any) -> None:
-    """Register an owner on another machine, and what it asks for."""
-    values = {
-        "owner": owner,
-        "process": f"elsewhere:{owner}:1",
-        "machine": "elsewhere",
-        "pid": 1,
-        "endpoint": None,
-        "expires_at": time.time() + 3600,
-    }
-    with Ledger.open(store) as ledger, ledger._database.engine.begin() as connection:
-        connection.execute(sa.insert(owners).values(values | changes))
-        for request_hash in asks:
-            connection.execute(sa.insert(claims).values(request_hash=request_hash, owner=owner))
+@contextlib.contextmanager
+def another_process(store: StoreSpec, asks: Sequence[str]) -> Iterator[None]:
+    """Another process that asks for ``asks`` as long as the block lasts."""
+    with Ledger.open(store) as ledger, ledger.working() as owner:
+        assert ledger.claim(asks, owner, max_new_tokens=2**31) == set(asks)
+        yield
 
 
-def change_owners(store: StoreSpec, statement: sa.Update | sa.Delete) -> None:
-    """Do to the owner "theirs" what its machine, or the end of it, does."""
-    with Ledger.open(store) as ledger, ledger._database.engine.begin() as connection:
-        connection.execute(statement.where(owners.c.owner == "theirs"))
-
-
-def test_what_another_machine_asks_is_waited_for_until_it_is_heard_of_no_more(
-    store: StoreSpec,
-) -> None:
+def test_what_another_process_asks_is_waited_for_until_it_is_gone(store: StoreSpec) -> None:
     prompts = train_prompts(store, 3)
+    theirs = contextlib.ExitStack()
 
     def respond(_: dict[str, Any]) -> Reply:
-        if stub.num_requests == 2:  # all that the other machine does not ask
-            change_owners(store, sa.update(owners).values(expires_at=time.time() + 0.2))
+        if stub.num_requests == 2:  # all that the other process does not ask
+            threading.Timer(0.2, theirs.close).start()
         return Reply()
 
     with StubEndpoint(respond=respond) as stub:
         teacher = endpoint(stub)
         hashes = [r.request_hash for r in prompt_requests(prompts, teacher, TASK, store)]
-        write_owner(store, "theirs", asks=hashes[:1])
+        theirs.enter_context(another_process(store, hashes[:1]))
         result = run_all(prompts, teacher, store)
         assert contents(stub) == {"q0": 1, "q1": 1, "q2": 1}
         assert stub.requests[-1]["messages"][0]["content"] == "q0"
@@ -334,20 +318,21 @@ def test_rate_limits_are_counted_and_the_last_error_told(
     assert (totals.rate_limited, totals.last_error) == (1, "status 500: boom")
 
 
-def test_progress_tells_the_cost_so_far(store: StoreSpec) -> None:
+def test_totals_tell_the_cost_so_far(store: StoreSpec) -> None:
     prompts = train_prompts(store, 3)
     (chunk,) = plan_chunks(prompts, 10, store)
-    seen: list[Progress] = []
+    seen: list[tuple[int, float | None]] = []
     with (
         StubEndpoint() as stub,
         open_session(prompts, endpoint(stub, price=PRICE), TASK, store) as session,
     ):
-        generate_chunk(chunk, session, TASK, on_progress=seen.append)
-    assert [(now.done, now.total, now.cost, now.currency) for now in seen] == [
-        (1, 3, 9.0, "EUR"),
-        (2, 3, 18.0, "EUR"),
-        (3, 3, 27.0, "EUR"),
-    ]
+        generate_chunk(
+            chunk,
+            session,
+            TASK,
+            on_progress=lambda done: seen.append((done, session.totals.cost)),
+        )
+    assert seen == [(1, 9.0), (2, 18.0), (3, 27.0)]
 
 
 # -- errors --------------------------------------------------------------------------------------
@@ -409,8 +394,8 @@ def test_interrupted_caller_lets_go_and_what_is_there_is_kept(store: StoreSpec) 
     (chunk,) = plan_chunks(prompts, 500, store)
     enough = threading.Event()
 
-    def stop(now: Progress) -> None:
-        if now.done >= 5:
+    def stop(num_done: int) -> None:
+        if num_done >= 5:
             enough.set()
             raise KeyboardInterrupt
 

@@ -17,7 +17,6 @@ import pytest
 
 from distillery.data.loading import load_prompts
 from distillery.data.validation import validate_prompts
-from distillery.ledger import Ledger
 from distillery.storage.store import Store
 from distillery.teacher.http import keys
 from schemas.data import ColumnMap, DataSpec, FileSource
@@ -317,8 +316,6 @@ def test_odd_prompts_go_all_the_way_to_parquet(
 def everywhere(store: StoreSpec, prompts: DatasetRef, teacher: OpenAITeacher) -> str:
     """Return all that a run has left behind, as one text."""
     said = "\n".join(map(repr, ledger_rows(prompts, teacher, store).values()))
-    with Ledger.open(store) as ledger:
-        ledger.export(Path(store.root) / "exported.jsonl")
     files = [file for file in Path(store.root).rglob("*") if file.is_file()]
     return said + "\n".join(file.read_bytes().decode("latin-1") for file in files)
 
