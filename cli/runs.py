@@ -39,7 +39,8 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
         _print_plan(recipe)
         return
     outcome = run_flow(recipe, _spine)
-    from distillery.evaluation.tables import findings, terminal_table
+    from distillery.evaluation.findings import findings
+    from distillery.evaluation.tables import terminal_table
     from distillery.storage.store import Store
 
     store, out = Store(recipe.store.root), console()

@@ -2,7 +2,8 @@
 
 from prefect import flow
 
-from distillery.evaluation.answers import evaluation_stage
+from distillery.evaluation.contestants import line_up
+from distillery.evaluation.performance import evaluated, performance_stage
 from distillery.objectives.soft.stage import scoring_stage
 from distillery.preflight.recipe import check_recipe
 from distillery.teacher.generation import generation_stage
@@ -22,7 +23,7 @@ from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.dataset import filter_responses, release_dataset
 from tasks.dispatch import dispatch
-from tasks.evaluation import compare_models, promote_student
+from tasks.evaluation import compare_models, find_champion, promote_student
 from tasks.prompts import check_prompts, load_prompts, validate_prompts
 from tasks.training import choose_objective
 
@@ -48,7 +49,7 @@ def distill_student(
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
     train = dispatch(train_student, training_stage, store, execution)
-    evaluate = dispatch(evaluate_models, evaluation_stage, store, execution)
+    evaluate = dispatch(evaluate_models, performance_stage, store, execution)
 
     loaded = load_prompts(data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
@@ -76,17 +77,11 @@ def distill_student(
         hard = training.with_hard_targets()
         baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, hard).model("model")
 
-    scores = evaluate(
-        rows.prompts,
-        teacher=teacher,
-        student=student,
-        baseline=baseline,
-        student_model=student_model,
-        task=task,
-        evaluation=evaluation,
-    ).dataset("scores")
+    champion = find_champion(student_model, task, gate, store)
+    contestants = line_up(teacher, student, student_model, baseline=baseline, champion=champion)
+    measured = evaluated(evaluate(rows.prompts, contestants, task, evaluation))
     comparison, report = compare_models(
-        scores, rows.prompts, filtered, teacher, task, evaluation, store, execution
+        measured, rows.prompts, filtered, teacher, task, evaluation, store, execution
     )
     promotion = promote_student(comparison, student_model, task, gate, store)
     return Distillation(

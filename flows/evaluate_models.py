@@ -1,14 +1,13 @@
-"""Flow: teacher, baseline and student answer the test rows."""
+"""Flow: every contestant answers the test rows, then all are timed together."""
 
 from prefect import flow
 
+from schemas.contestants import ContestantSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
-from schemas.refs import DatasetRef, ModelRef
-from schemas.student import StudentSpec
+from schemas.refs import DatasetRef, Evaluated
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
-from tasks.evaluation import measure_models
+from tasks.evaluation import answer_test_prompts, measure_performance
 
 
 @flow(name="evaluate-models")
@@ -16,15 +15,15 @@ def evaluate_models(
     store: StoreSpec,
     execution: ExecutionSpec,
     prompts: DatasetRef,
-    *,
-    teacher: TeacherSpec,
-    student: StudentSpec,
-    baseline: ModelRef | None,
-    student_model: ModelRef,
+    contestants: tuple[ContestantSpec, ...],
     task: TaskSpec,
     evaluation: EvaluationSpec,
-) -> DatasetRef:
-    """Return the scores of all models on the test rows, with their speed and size measured."""
-    return measure_models(
-        prompts, teacher, student, baseline, student_model, task, evaluation, store, execution
-    )
+) -> Evaluated:
+    """Return everybody's answers to the test rows, with their speed and size measured."""
+    answers = {
+        contestant.name: answer_test_prompts(
+            contestant, prompts, task, evaluation, store, execution
+        )
+        for contestant in contestants
+    }
+    return measure_performance(answers, prompts, contestants, task, evaluation, store, execution)

@@ -1,13 +1,13 @@
-"""The comparison of teacher, baseline and student on the same held-out rows.
+"""The comparison of several models on the same held-out rows.
 
-Every figure that could not be computed is None (unscored, not measured, or not known), never 0.
+Whoever takes part is a contestant with a name; nothing here knows which names there are. Every
+figure that could not be computed is None (unscored, not measured, or not known), never 0.
 """
-
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-ModelRole = Literal["teacher", "baseline", "student"]
+MAJORITY = "most frequent answer"
+"""Stands among what contestants are compared with: to name the most frequent reference always."""
 
 
 class _Figures(BaseModel):
@@ -56,36 +56,40 @@ class Performance(_Figures):
     """Rows timed in batches."""
 
 
-class ModelMeasurement(_Figures):
-    """What was measured of one model apart from its answers."""
+class Size(_Figures):
+    """Size of a model that is loaded here."""
 
-    name: str
+    num_parameters: int
+    """Parameters."""
+
+    weight_bytes: int
+    """Bytes of the weights as loaded."""
+
+    kv_cache_bytes: int
+    """Bytes of the KV cache of one sequence of `evaluation.context_tokens`."""
+
+
+class Measurement(_Figures):
+    """What was measured of one contestant apart from its answers."""
+
+    model: str
     """Folder or hub id of the model, or the name under which an endpoint serves it."""
 
     identity: str
-    """What tells its weights from others: a fingerprint, or a hash of a hosted model's identity."""
+    """What tells its weights from others: a fingerprint, or a hash of what is known of it."""
 
-    hosted: bool = False
-    """It answers behind an endpoint, so its size cannot be measured from here."""
+    size: Size | None
+    """None: it answers behind an endpoint, so its size cannot be measured from here."""
 
-    num_parameters: int | None = None
-    """Parameters. None: not known."""
-
-    weight_bytes: int | None = None
-    """Bytes of the weights as loaded. None: not known."""
-
-    kv_cache_bytes: int | None = None
-    """Bytes of the KV cache of one sequence of `evaluation.context_tokens`. None: not known."""
-
-    performance: Performance = Performance()
+    performance: Performance
     """Its speed."""
 
 
 class Measurements(_Figures):
-    """What `evaluate_models` measured in one attempt, all models in the same process."""
+    """What `measure_performance` measured in one attempt, all contestants in the same process."""
 
-    models: dict[ModelRole, ModelMeasurement]
-    """By role; no baseline when there is none."""
+    contestants: dict[str, Measurement]
+    """By name, in the order of the comparison."""
 
     hardware: dict[str, JsonValue]
     """Machine and library versions."""
@@ -97,13 +101,13 @@ class Measurements(_Figures):
     """Most GPU memory that the process held. None: no GPU."""
 
 
-class ModelFigures(_Figures):
-    """One row of the comparison: a model."""
-
-    role: ModelRole
-    """Which model."""
+class ContestantFigures(_Figures):
+    """One row of the comparison."""
 
     name: str
+    """Which contestant."""
+
+    model: str
     """Folder, hub id or served name."""
 
     identity: str
@@ -115,45 +119,71 @@ class ModelFigures(_Figures):
     memory_bytes: int | None
     """Weights plus KV cache at `context_tokens`. None: not known."""
 
-    declared: bool = False
-    """Parameters and memory are declared in the recipe, not measured."""
-
     declared_source: str | None = None
-    """Where the declared figures are from."""
+    """Where parameters and memory are from when the recipe declares them. None: measured."""
 
     performance: Performance
     """Its speed."""
 
-    accuracy: Interval | None
-    """Share of right answers. None: no row was scored."""
+    metrics: dict[str, Interval | None]
+    """Means over the rows by metric, the primary one first. None: no row was scored."""
 
     num_unscored: int
     """Rows without a score, such as answers that the endpoint did not give."""
 
-    retention: Interval | None = None
-    """Accuracy / the teacher's, paired by row. None: for the teacher itself, or undefined."""
+
+class Difference(_Figures):
+    """A contestant against another one, in the primary metric paired by row."""
+
+    name: str
+    """Which contestant."""
+
+    against: str
+    """Another contestant, or `MAJORITY`, which has nothing but answers."""
+
+    difference: Interval | None
+    """Its mean minus the other's. None: no row is scored for both."""
+
+    ratio: Interval | None = None
+    """Its mean / the other's. None: as above, or the other's is 0."""
 
     latency_reduction: float | None = None
-    """1 - p50 latency / the teacher's."""
+    """1 - p50 latency / the other's."""
 
     memory_reduction: float | None = None
-    """1 - memory / the teacher's."""
+    """1 - memory / the other's."""
 
     parameter_reduction: float | None = None
-    """1 - parameters / the teacher's."""
+    """1 - parameters / the other's."""
+
+
+class LabelRecall(_Figures):
+    """How well one label is recognised."""
+
+    label: str
+    """The label, as references have it."""
+
+    num_rows: int
+    """Test rows with this label."""
+
+    recall: dict[str, float | None]
+    """Share of them that each contestant gets right. None: unscored."""
 
 
 class Comparison(_Figures):
-    """Teacher, baseline and student side by side."""
+    """All contestants side by side."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     """Version of this layout."""
 
     task: str
     """Name of the task."""
 
+    metric: str
+    """The primary metric, by which contestants are compared."""
+
     num_rows: int
-    """Test rows that every model was asked."""
+    """Test rows that every contestant was asked."""
 
     context_tokens: int
     """Context at which the KV cache counts into memory, tokens."""
@@ -164,14 +194,20 @@ class Comparison(_Figures):
     confidence: float
     """Level of the intervals."""
 
-    models: tuple[ModelFigures, ...]
-    """Teacher, baseline (when there is one), student."""
+    contestants: tuple[ContestantFigures, ...]
+    """In the order in which they are shown."""
 
-    student_minus_teacher: Interval | None
-    """Difference in accuracy, paired by row."""
+    differences: tuple[Difference, ...]
+    """By name and whom it is compared with."""
 
-    gain: Interval | None
-    """Student minus baseline in accuracy, paired by row. None: no baseline, or nothing scored."""
+    majority_answer: str
+    """The most frequent reference of the test rows."""
+
+    majority_share: float
+    """What always giving it would reach in the primary metric."""
+
+    labels: tuple[LabelRecall, ...] = ()
+    """Every label of the test rows, the most frequent first; empty for tasks without labels."""
 
     gap_recovered: float | None
     """(student - baseline) / (teacher - baseline), on the rows scored for all three. None: no
@@ -192,9 +228,14 @@ class Comparison(_Figures):
     funnel: dict[str, int] = {}
     """Rows of the training set by what became of them, in the order of the stages."""
 
-    def model(self, role: ModelRole) -> ModelFigures | None:
-        """Return the row of ``role``, or None when there is none."""
-        return next((row for row in self.models if row.role == role), None)
+    def contestant(self, name: str) -> ContestantFigures | None:
+        """Return the figures of ``name``, or None when it did not take part."""
+        return next((row for row in self.contestants if row.name == name), None)
+
+    def between(self, name: str, against: str) -> Difference | None:
+        """Return ``name`` compared with ``against``, or None when they were not compared."""
+        wanted = (name, against)
+        return next((d for d in self.differences if (d.name, d.against) == wanted), None)
 
 
 class Disagreement(_Figures):
@@ -203,7 +244,7 @@ class Disagreement(_Figures):
     prompt_id: str
     prompt: str
     reference: str
-    teacher_answer: str | None
+    teacher_response: str | None
     teacher_score: float
-    student_answer: str | None
+    student_response: str | None
     student_score: float

@@ -6,7 +6,10 @@ from schemas.base import Spec, runtime_field
 
 
 class EvaluationSpec(Spec):
-    """The comparison on the test rows. All models answer greedily, with the same limits."""
+    """The comparison on the test rows.
+
+    The teacher samples as its section says, all others decode greedily; limits are the same.
+    """
 
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer, tokens; the same for all models."""
@@ -45,11 +48,20 @@ class GateSpec(Spec):
     """All conditions have to hold for a student to be promoted. A missing figure fails."""
 
     min_retention: float = Field(0.92, ge=0)
-    """Least student accuracy / teacher accuracy."""
+    """Least student / teacher in the primary metric."""
 
     min_gain: float | None = 0.0
     """Lower end of the paired interval of student minus baseline has to lie above this. None: not
     asked."""
+
+    min_lead_over_majority: float | None = 0.0
+    """Teacher and student have to be right more often than always giving the most frequent
+    reference of the test rows would be, by more than this. None: not asked."""
+
+    max_loss_to_champion: float | None = 0.0
+    """Most that the student may fall short of the student that the alias stands for, in the
+    primary metric: the difference on the same rows, without regard to its interval. 0.0: not at
+    all, a tie is enough. Not asked while there is no champion. None: never asked."""
 
     max_unscored_fraction: float = Field(0.05, ge=0, le=1)
     """Most test rows without a score, of the model that has the most. A verdict on the few rows

@@ -20,7 +20,8 @@ class StageName(StrEnum):
     TRAIN_BASELINE = "train_baseline"
     TRAIN_STUDENT = "train_student"
     TRAIN_TEACHER = "train_teacher"
-    EVALUATE_MODELS = "evaluate_models"
+    ANSWER_TEST_PROMPTS = "answer_test_prompts"
+    MEASURE_PERFORMANCE = "measure_performance"
     COMPARE_MODELS = "compare_models"
 
 
@@ -33,8 +34,10 @@ _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     StageName.SCORE_SOFT_TARGETS: (StageName.RELEASE_DATASET,),
     StageName.TRAIN_STUDENT: (StageName.RELEASE_DATASET, StageName.SCORE_SOFT_TARGETS),
     StageName.TRAIN_TEACHER: (StageName.VALIDATE_PROMPTS,),
-    StageName.EVALUATE_MODELS: (StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT),
-    StageName.COMPARE_MODELS: (StageName.EVALUATE_MODELS,),
+    # Not the trainings: a model that was trained again is another contestant, and only it answers.
+    StageName.ANSWER_TEST_PROMPTS: (StageName.VALIDATE_PROMPTS,),
+    StageName.MEASURE_PERFORMANCE: (StageName.ANSWER_TEST_PROMPTS,),
+    StageName.COMPARE_MODELS: (StageName.MEASURE_PERFORMANCE,),
 }
 
 
@@ -75,7 +78,7 @@ class ExecutionSpec(Spec):
     def forces(self, stage: StageName) -> bool:
         """Return whether ``stage``, or a stage that it depends on, is to be rerun.
 
-        >>> ExecutionSpec(force=(StageName.TRAIN_STUDENT,)).forces(StageName.EVALUATE_MODELS)
+        >>> ExecutionSpec(force=(StageName.RELEASE_DATASET,)).forces(StageName.TRAIN_STUDENT)
         True
         >>> ExecutionSpec(force=(StageName.TRAIN_STUDENT,)).forces(StageName.TRAIN_BASELINE)
         False

@@ -92,13 +92,15 @@ class RejectedFrame(_Frame):
 
 
 class ScoreFrame(_Frame):
-    """Answers of the compared models to the test rows. `score` is null where unscored."""
+    """One contestant's responses to the test rows, scored.
 
-    model: Series[str] = pa.Field(isin=("teacher", "baseline", "student"))
-    prompt_id: Series[str]
-    answer: Series[str] = pa.Field(nullable=True)
+    `metrics` is a JSON object of metric and value; a value is null where the row is unscored.
+    """
+
+    prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
     reference: Series[str]
-    score: Series[float] = pa.Field(ge=0, le=1, nullable=True)
+    response: Series[str] = pa.Field(nullable=True)
+    metrics: Series[str] = pa.Field(str_startswith="{")
     new_tokens: Series[int] = pa.Field(ge=0)
 
 

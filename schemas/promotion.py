@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.comparison import Interval
+from schemas.comparison import Difference, Interval
 from schemas.refs import ModelRef
 
 
@@ -40,20 +40,17 @@ class PromotedStudent(_Record):
     promoted_at: datetime
     """When, UTC."""
 
-    scores_fingerprint: str
-    """Fingerprint of the evaluation on which it passed."""
+    compared: str
+    """Fingerprint of the comparison on which it passed."""
 
     num_rows: int
-    """Test rows of that evaluation."""
+    """Test rows of that comparison."""
 
-    accuracy: Interval | None
-    """The student's accuracy."""
+    metrics: dict[str, Interval | None]
+    """The student's metrics, the primary one first."""
 
-    retention: Interval | None
-    """Its accuracy / the teacher's."""
-
-    gain: Interval | None
-    """Its accuracy minus the baseline's."""
+    differences: tuple[Difference, ...]
+    """The student against every other contestant."""
 
     checks: tuple[GateCheck, ...]
     """The conditions it passed."""
@@ -62,7 +59,7 @@ class PromotedStudent(_Record):
 class ChampionPointer(_Record):
     """Content of `aliases/<task>/<alias>.json`: the promoted student and those before it."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     """Version of this layout."""
 
     task: str

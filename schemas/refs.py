@@ -23,7 +23,7 @@ class ModelRef(Ref):
 
 
 class ReportRef(Ref):
-    """A folder with the comparison of one run: comparison.json, comparison.md, report.html."""
+    """A folder of files that are no rows and no model, such as a report."""
 
 
 class _Bundle(BaseModel):
@@ -59,3 +59,13 @@ class FilteredSet(_Bundle):
 
     drop_reasons: dict[str, int]
     """Rejected rows by reason, most frequent first."""
+
+
+class Evaluated(_Bundle):
+    """What `measure_performance` returns."""
+
+    answers: dict[str, DatasetRef]
+    """Responses to the test rows, scored, by contestant."""
+
+    measurements: ReportRef
+    """Their speed and size."""

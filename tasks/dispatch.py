@@ -13,6 +13,7 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
 from prefect.utilities.callables import get_call_parameters
+from pydantic_core import to_jsonable_python
 
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Stage, StageResult
@@ -88,10 +89,8 @@ def _key(stage: Stage, store: StoreSpec, execution: ExecutionSpec) -> str:
 
 
 def _jsonable(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-        for name, value in parameters.items()
-    }
+    jsonable: dict[str, Any] = to_jsonable_python(parameters)
+    return jsonable
 
 
 @task(name="run_on_pool", persist_result=False)

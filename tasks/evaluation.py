@@ -1,15 +1,15 @@
-"""Tasks: evaluate the models, compare them, promote the student."""
+"""Tasks: ask and time the contestants, compare them, promote the student."""
 
 from prefect import task as prefect_task
 
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Comparison
+from schemas.contestants import ContestantSpec
 from schemas.evaluation import EvaluationSpec, GateSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.promotion import Promotion
-from schemas.refs import DatasetRef, FilteredSet, ModelRef, ReportRef
-from schemas.student import StudentSpec
+from schemas.refs import DatasetRef, Evaluated, FilteredSet, ModelRef, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from tasks.artifacts import progress_report, publish_markdown, publish_table
@@ -17,39 +17,53 @@ from tasks.stage import stage_task
 
 
 @stage_task
-def measure_models(
+def answer_test_prompts(
+    contestant: ContestantSpec,
     prompts: DatasetRef,
-    teacher: TeacherSpec,
-    student: StudentSpec,
-    baseline: ModelRef | None,
-    student_model: ModelRef,
     task: TaskSpec,
     evaluation: EvaluationSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
-    """Return every model's scores on the test rows; speed and size are in the manifest."""
+    """Return a contestant's answers to the test rows, scored."""
     from distillery.evaluation import answers as library
 
-    with progress_report("evaluate_models", "Test rows answered") as progress:
-        result = library.evaluate_models(
+    title = f"Test rows answered by the {contestant.name}"
+    with progress_report(f"answer_test_prompts {contestant.name}", title) as progress:
+        result = library.answer_test_prompts(
+            contestant,
             prompts,
-            teacher=teacher,
-            student=student,
-            baseline=baseline,
-            student_model=student_model,
-            task=task,
-            evaluation=evaluation,
-            store=store,
-            execution=execution,
+            task,
+            evaluation,
+            store,
+            execution,
             on_progress=progress.update,
         )
-    return result.dataset("scores"), result
+    return result.dataset("answers"), result
+
+
+@stage_task
+def measure_performance(
+    answers: dict[str, DatasetRef],
+    prompts: DatasetRef,
+    contestants: tuple[ContestantSpec, ...],
+    task: TaskSpec,
+    evaluation: EvaluationSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[Evaluated, StageResult]:
+    """Return everybody's answers together with their speed and size, measured in turn."""
+    from distillery.evaluation import performance as library
+
+    result = library.measure_performance(
+        answers, prompts, contestants, task, evaluation, store, execution
+    )
+    return library.evaluated(result), result
 
 
 @stage_task
 def compare_models(
-    scores: DatasetRef,
+    evaluated: Evaluated,
     prompts: DatasetRef,
     filtered: FilteredSet,
     teacher: TeacherSpec,
@@ -63,7 +77,7 @@ def compare_models(
     from distillery.evaluation.tables import markdown, table_rows
 
     result = compare_models(
-        scores,
+        evaluated,
         prompts,
         task=task,
         evaluation=evaluation,
@@ -80,9 +94,20 @@ def compare_models(
         f"comparison-{task.name}",
         table_rows(comparison),
         markdown(comparison) + f"\n\n[Report]({Store(store.root).address(report, 'report.html')})",
-        "Teacher, baseline and student on the same held-out rows",
+        "All contestants on the same held-out rows",
     )
     return (comparison, report), result
+
+
+@prefect_task(name="find_champion", task_run_name="find_champion", persist_result=False)
+def find_champion(
+    student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
+) -> ModelRef | None:
+    """Return the promoted student that ``student`` would replace, if its files are there."""
+    from distillery.registry.aliases import find_rival
+
+    rival = find_rival(student, task, gate.alias, Store(store.root))
+    return rival if rival and Store(store.root).holds(rival) else None
 
 
 @prefect_task(name="promote_student", task_run_name="promote_student", persist_result=False)
@@ -90,9 +115,9 @@ def promote_student(
     comparison: Comparison, student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> Promotion:
     """Return the gate's verdict; a student that passes is published under the gate's alias."""
-    from distillery.registry import promotion as gates
+    from distillery.registry import aliases
 
-    promotion = gates.promote_student(comparison, student, task, gate, Store(store.root))
+    promotion = aliases.promote_student(comparison, student, task, gate, Store(store.root))
     lines = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in promotion.checks]
     verdict = "Promoted" if promotion.promoted else "Not promoted"
     publish_markdown(

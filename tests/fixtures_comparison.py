@@ -1,50 +1,47 @@
-"""Comparisons with hand-picked figures, and the sealed evaluation they would come from."""
+"""Comparisons with hand-picked figures, and the sealed stages they would come from."""
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import pandas as pd
 
 from distillery.evaluation.comparison import build_comparison
-from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
-from schemas.comparison import (
-    Comparison,
-    Measurements,
-    ModelMeasurement,
-    ModelRole,
-    Performance,
-)
+from distillery.evaluation.performance import evaluated
+from distillery.storage.scratch import scratch_folder
+from distillery.storage.stage import Attempt, Stage, run_stage
+from schemas.comparison import Comparison, Measurement, Measurements, Performance, Size
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, ScoreFrame, arrow_schema, check_frame
-from schemas.refs import DatasetRef
-from schemas.task import TaskKind, TaskSpec
+from schemas.refs import DatasetRef, Evaluated
+from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
-TASK = TaskSpec(name="tickets", type=TaskKind.CLASSIFICATION)
+TASK = TaskSpec.model_validate({"name": "tickets", "type": "classification"})
 EVALUATION = EvaluationSpec(bootstrap_samples=200)
 STUDENT_FINGERPRINT = "5" * 64
+CHAMPION_FINGERPRINT = "c" * 64
 
 # teacher 19/20, baseline 12/20, student 18/20
-SCORES: dict[ModelRole, list[float]] = {
+SCORES: dict[str, list[float]] = {
     "teacher": [1.0] * 19 + [0.0],
     "baseline": [1.0] * 12 + [0.0] * 8,
     "student": [1.0] * 18 + [0.0] * 2,
 }
+REFERENCES = ["yes"] * 8 + ["no"] * 6 + ["maybe"] * 6
 
 
 def measurement(
-    parameters: int | None, size: int | None, latency_s: float | None, identity: str = "i" * 64
-) -> ModelMeasurement:
-    """Return a measurement whose memory is twice ``size``."""
-    return ModelMeasurement(
-        name="some/model",
+    parameters: int, size: int | None, latency_s: float | None, identity: str = "i" * 64
+) -> Measurement:
+    """Return a measurement whose memory is twice ``size``; None: of a hosted model."""
+    return Measurement(
+        model="some/model",
         identity=identity,
-        hosted=size is None,
-        num_parameters=parameters,
-        weight_bytes=size,
-        kv_cache_bytes=size,
+        size=Size(num_parameters=parameters, weight_bytes=size, kv_cache_bytes=size)
+        if size is not None
+        else None,
         performance=Performance(
             latency_p50_s=latency_s,
             latency_p95_s=latency_s and 2 * latency_s,
@@ -56,35 +53,54 @@ def measurement(
     )
 
 
-def measurements(**changed: ModelMeasurement) -> Measurements:
+def measurements(**changed: Measurement) -> Measurements:
     """Return a teacher of 1 M parameters, 1 MiB and 100 ms, and students a tenth of it."""
-    models: dict[ModelRole, ModelMeasurement] = {
+    contestants = {
         "teacher": measurement(1_000_000, 2**19, 0.1),
         "baseline": measurement(100_000, 2**15, 0.01),
+        "anybody": measurement(100_000, 2**15, 0.01),
+        "champion": measurement(100_000, 2**15, 0.01, CHAMPION_FINGERPRINT),
         "student": measurement(100_000, 2**15, 0.01, STUDENT_FINGERPRINT),
     }
     return Measurements(
-        models={**models, **changed},
+        contestants={**contestants, **changed},
         hardware={"cpu": "Zilog Z80", "cores": 1, "gpu": None, "versions": {"torch": "2.13"}},
         process_peak_bytes=2**30,
     )
 
 
+def answer_frame(scores: Sequence[float], references: Sequence[str] = REFERENCES) -> pd.DataFrame:
+    """Return answers with these scores, as `read_answers` returns them."""
+    ids = [f"test-{number:03d}" for number in range(len(scores))]
+    right = zip(scores, references, strict=True)
+    return pd.DataFrame(
+        {
+            "reference": list(references),
+            "response": [reference if score else "<b>no</b>" for score, reference in right],
+            "new_tokens": 1,
+            "accuracy": scores,
+        },
+        index=pd.Index(ids, name="prompt_id"),
+    )
+
+
 def comparison(
-    scores: Mapping[ModelRole, Sequence[float]] = SCORES,
+    scores: Mapping[str, Sequence[float]] = SCORES,
     *,
+    references: Sequence[str] = REFERENCES,
     measured: Measurements | None = None,
     declared: DeclaredModel | None = None,
     funnel: dict[str, int] | None = None,
+    task: TaskSpec = TASK,
 ) -> Comparison:
     """Return the comparison of these scores."""
     return build_comparison(
-        {role: np.array(values) for role, values in scores.items()},
+        {name: answer_frame(values, references) for name, values in scores.items()},
         measured or measurements(),
-        task=TASK,
+        task=task,
         evaluation=EVALUATION,
         declared=declared,
-        fingerprints={"evaluate_models": "e" * 64},
+        fingerprints={"compare_models": "e" * 64},
         funnel=funnel,
     )
 
@@ -119,26 +135,26 @@ def seal_prompts(store: StoreSpec, frame: pd.DataFrame) -> DatasetRef:
     return run_stage(stage, store, ExecutionSpec(), work).dataset("prompts")
 
 
-def seal_scores(
-    store: StoreSpec, scores: Mapping[ModelRole, Sequence[float]] = SCORES
-) -> StageResult:
-    """Return an evaluation with these scores, as `evaluate_models` would seal it."""
+def seal_scores(store: StoreSpec, scores: Mapping[str, Sequence[float]] = SCORES) -> Evaluated:
+    """Return answers with these scores and measurements, as `evaluate_models` would seal them."""
 
-    def work(attempt: Attempt) -> None:
-        with attempt.row_writer("scores", arrow_schema(ScoreFrame)) as writer:
-            for role, values in scores.items():
-                frame = pd.DataFrame(
-                    {
-                        "model": role,
-                        "prompt_id": [f"test-{number:03d}" for number in range(len(values))],
-                        "answer": ["yes" if value else "<b>no</b>" for value in values],
-                        "reference": "yes",
-                        "score": values,
-                        "new_tokens": 1,
-                    }
-                )
-                writer.write(check_frame(frame, ScoreFrame))
-        attempt.facts["measurements"] = measurements().model_dump(mode="json")
+    def answer(values: Sequence[float], attempt: Attempt) -> None:
+        frame = answer_frame(values).reset_index()
+        frame.insert(3, "metrics", [json.dumps({"accuracy": v}) for v in frame.pop("accuracy")])
+        with attempt.row_writer("answers", arrow_schema(ScoreFrame)) as writer:
+            writer.write(check_frame(frame, ScoreFrame))
 
-    stage = Stage(StageName.EVALUATE_MODELS, 1, inputs={}, spec={"scores": dict(scores)})
-    return run_stage(stage, store, ExecutionSpec(), work)
+    answers = {}
+    for name, values in scores.items():
+        stage = Stage(StageName.ANSWER_TEST_PROMPTS, 1, inputs={"contestant": name}, spec={})
+        done = run_stage(stage, store, ExecutionSpec(), partial(answer, values))
+        answers[name] = done.dataset("answers")
+
+    def measure(attempt: Attempt) -> None:
+        with scratch_folder("measurements") as folder:
+            (folder / "measurements.json").write_text(measurements().model_dump_json())
+            attempt.add_folder("measurements", folder)
+        attempt.outputs |= answers
+
+    stage = Stage(StageName.MEASURE_PERFORMANCE, 1, inputs={}, spec={})
+    return evaluated(run_stage(stage, store, ExecutionSpec(), measure))

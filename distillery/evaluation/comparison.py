@@ -1,13 +1,15 @@
-"""The comparison stage: scores and measurements in, one table and one report out."""
+"""The comparison stage: scored answers and measurements in, one table and one report out."""
 
 import json
-from collections.abc import Mapping
-from typing import get_args
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from distillery.evaluation.performance import read_measurements
 from distillery.evaluation.report import render_report
 from distillery.evaluation.statistics import (
     Scores,
@@ -19,28 +21,31 @@ from distillery.evaluation.tables import markdown
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
+from distillery.task_types import task_type
 from schemas.comparison import (
+    MAJORITY,
     Comparison,
+    ContestantFigures,
+    Difference,
     Disagreement,
+    LabelRecall,
+    Measurement,
     Measurements,
-    ModelFigures,
-    ModelMeasurement,
-    ModelRole,
 )
-from schemas.errors import StageError, StoreError
+from schemas.contestants import BASELINE, STUDENT, TEACHER
+from schemas.errors import StoreError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.refs import DatasetRef, ReportRef
-from schemas.task import TaskSpec
+from schemas.refs import DatasetRef, Evaluated, ReportRef
+from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 1
-_ROLES: tuple[ModelRole, ...] = get_args(ModelRole)
+_LOGIC_VERSION = 2
 _NUM_EXAMPLES = 20
 
 
 def compare_models(
-    scores: DatasetRef,
+    evaluated: Evaluated,
     prompts: DatasetRef,
     *,
     task: TaskSpec,
@@ -53,11 +58,11 @@ def compare_models(
     """Return output `report`: comparison.json, comparison.md and report.html in one folder.
 
     Args:
-        scores: Output of `evaluate_models`; its manifest holds what was measured.
+        evaluated: Everybody's answers and measurements.
         prompts: Where the report's examples take their prompts from.
-        task: Titles the report.
+        task: Titles the report; its type says what the metrics are.
         evaluation: Resamples, level and seed of the intervals.
-        declared: Size of a hosted teacher; not used for a teacher that was measured.
+        declared: Size of a hosted teacher; not used for a model that was measured.
         store: The store.
         execution: How the run is carried out.
         funnel: Rows of the training set by what became of them, for the report.
@@ -65,32 +70,36 @@ def compare_models(
     stage = Stage(
         StageName.COMPARE_MODELS,
         _LOGIC_VERSION,
-        inputs={"scores": scores.fingerprint, "prompts": prompts.fingerprint},
+        inputs={
+            "measurements": evaluated.measurements.fingerprint,
+            "prompts": prompts.fingerprint,
+        },
         spec={
             "task": task.name,
             "declared": declared,
-            "intervals": _interval_settings(evaluation),
-            "context_tokens": evaluation.context_tokens,
-            "max_new_tokens": evaluation.max_new_tokens,
+            "intervals": evaluation.model_dump(include={"bootstrap_samples", "confidence", "seed"}),
             "funnel": dict(funnel or {}),
         },
     )
 
     def work(attempt: Attempt) -> None:
+        opened = attempt.store
+        answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
         comparison = build_comparison(
-            read_scores(scores, attempt.store),
-            measurements_of(scores, attempt.store),
+            answers,
+            read_measurements(evaluated.measurements, opened),
             task=task,
             evaluation=evaluation,
             declared=declared,
             fingerprints={
                 "prompts": prompts.fingerprint,
-                "evaluate_models": scores.fingerprint,
+                **{f"answers of {name}": r.fingerprint for name, r in evaluated.answers.items()},
+                "measure_performance": evaluated.measurements.fingerprint,
                 "compare_models": stage.fingerprint,
             },
             funnel=dict(funnel or {}),
         )
-        examples, num_disagreements = disagreements(scores, prompts, attempt.store)
+        examples, num_disagreements = disagreements(answers, comparison.metric, prompts, opened)
         with scratch_folder("report") as folder:
             page = render_report(comparison, examples, num_disagreements=num_disagreements)
             (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1), "utf-8")
@@ -100,10 +109,6 @@ def compare_models(
         attempt.counts |= {"rows": comparison.num_rows, "disagreements": num_disagreements}
 
     return run_stage(stage, store, execution, work)
-
-
-def _interval_settings(evaluation: EvaluationSpec) -> dict[str, float]:
-    return evaluation.model_dump(include={"bootstrap_samples", "confidence", "seed"})
 
 
 def read_comparison(report: ReportRef, store: Store) -> Comparison:
@@ -121,37 +126,18 @@ def read_comparison(report: ReportRef, store: Store) -> Comparison:
     return Comparison.model_validate(raw)
 
 
-def measurements_of(scores: DatasetRef, store: Store) -> Measurements:
-    """Return what the evaluation that made ``scores`` measured besides.
-
-    Raises:
-        StageError: The evaluation is not sealed in this store.
-    """
-    manifest = store.find(StageName.EVALUATE_MODELS, scores.fingerprint)
-    if manifest is None:
-        raise StageError(
-            f"the evaluation {scores.fingerprint[:12]!r} has no manifest in store {store.root!r}, "
-            "so its measurements are missing. Run evaluate_models again."
-        )
-    return Measurements.model_validate(manifest.facts["measurements"])
-
-
-def read_scores(scores: DatasetRef, store: Store) -> dict[ModelRole, Scores]:
-    """Return the scores by role, the same rows in the same order, NaN where unscored."""
-    by_model = _scores_by_model(scores, store)
-    present = [role for role in _ROLES if role in by_model]
-    return {role: by_model[role].to_numpy(dtype="float64") for role in present}
-
-
-def _scores_by_model(scores: DatasetRef, store: Store) -> pd.DataFrame:
-    """Return one row per prompt id, sorted, and one column of scores per model."""
-    frame = store.dataset(scores).to_table(columns=["model", "prompt_id", "score"]).to_pandas()
-    by_model: pd.DataFrame = frame.pivot(index="prompt_id", columns="model", values="score")
-    return by_model
+def read_answers(answers: DatasetRef, store: Store) -> pd.DataFrame:
+    """Return a contestant's ScoreFrame by prompt id, sorted, and a column for every metric."""
+    frame: pd.DataFrame = store.dataset(answers).to_table().to_pandas()
+    frame = frame.set_index("prompt_id").sort_index()
+    metrics = pd.DataFrame(
+        [json.loads(text) for text in frame.pop("metrics")], index=frame.index, dtype="float64"
+    )
+    return frame.join(metrics)
 
 
 def build_comparison(
-    scores: Mapping[ModelRole, Scores],
+    answers: Mapping[str, pd.DataFrame],
     measurements: Measurements,
     *,
     task: TaskSpec,
@@ -160,26 +146,55 @@ def build_comparison(
     fingerprints: dict[str, str],
     funnel: dict[str, int] | None = None,
 ) -> Comparison:
-    """Return all figures of the models, alone and against the teacher."""
-    teacher = _alone("teacher", measurements.models["teacher"], scores, evaluation, declared)
-    rows = [teacher]
-    for role in ("baseline", "student"):
-        if role in scores:
-            alone = _alone(role, measurements.models[role], scores, evaluation, None)
-            rows.append(_against(alone, teacher, scores, evaluation))
-    has_baseline = "baseline" in scores
+    """Return all figures of the contestants, alone and against each other.
+
+    Everybody is compared with the teacher, the student with everybody.
+
+    Args:
+        answers: By contestant what :func:`read_answers` returns, the same prompts in each.
+        measurements: Their speed and size.
+        task: Says which metric is the primary one, and when two answers are the same.
+        evaluation: Limits; resamples, level and seed of the intervals.
+        declared: Size of a contestant whose size was not measured.
+        fingerprints: Stages that the figures rest on.
+        funnel: Rows of the training set by what became of them.
+    """
+    kind = task_type(task)
+    metrics = [metric.name for metric in (kind.primary, *kind.others)]
+    scores = {name: _scores(frame, metrics[0]) for name, frame in answers.items()}
+    rows = {
+        name: _figures(name, measurements.contestants[name], frame, metrics, evaluation, declared)
+        for name, frame in answers.items()
+    }
+    references = list(next(iter(answers.values()))["reference"])
+    labels, is_majority = _labels(references, scores, task)
+    pairs = [(name, TEACHER) for name in answers if name not in (TEACHER, STUDENT)]
+    pairs += [(STUDENT, name) for name in answers if name != STUDENT]
+    leads = (
+        Difference(
+            name=name,
+            against=MAJORITY,
+            difference=difference_interval(values, is_majority, evaluation),
+        )
+        for name, values in scores.items()
+    )
     return Comparison(
         task=task.name,
-        num_rows=len(scores["teacher"]),
+        metric=metrics[0],
+        num_rows=len(references),
         context_tokens=evaluation.context_tokens,
         max_new_tokens=evaluation.max_new_tokens,
         confidence=evaluation.confidence,
-        models=tuple(rows),
-        student_minus_teacher=difference_interval(scores["student"], scores["teacher"], evaluation),
-        gain=difference_interval(scores["student"], scores["baseline"], evaluation)
-        if has_baseline
-        else None,
-        gap_recovered=gap_recovered(scores) if has_baseline else None,
+        contestants=tuple(rows.values()),
+        differences=(
+            *(_difference(rows[a], rows[b], scores[a], scores[b], evaluation) for a, b in pairs),
+            *leads,
+        ),
+        majority_answer=labels[0].label,
+        majority_share=float(is_majority.mean()),
+        # A JSON answer is several labels at once, and hardly two rows have the same ones.
+        labels=() if isinstance(task.answer_format, JsonFormat) else tuple(labels),
+        gap_recovered=gap_recovered(scores),
         hardware=measurements.hardware,
         process_peak_bytes=measurements.process_peak_bytes,
         accelerator_peak_bytes=measurements.accelerator_peak_bytes,
@@ -188,100 +203,131 @@ def build_comparison(
     )
 
 
-def _alone(
-    role: ModelRole,
-    measured: ModelMeasurement,
-    scores: Mapping[ModelRole, Scores],
+def _scores(frame: pd.DataFrame, metric: str) -> Scores:
+    return frame[metric].to_numpy(dtype="float64")
+
+
+def _figures(
+    name: str,
+    measured: Measurement,
+    frame: pd.DataFrame,
+    metrics: Sequence[str],
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
-) -> ModelFigures:
+) -> ContestantFigures:
     """Return the figures of one model; a hosted one's size is the declared one, or unknown."""
-    shown = declared if measured.hosted else None
-    memory_bytes = None
-    if measured.weight_bytes is not None and measured.kv_cache_bytes is not None:
-        memory_bytes = measured.weight_bytes + measured.kv_cache_bytes
-    return ModelFigures(
-        role=role,
-        name=measured.name,
+    size = measured.size
+    shown = declared if size is None else None
+    memory_bytes = size.weight_bytes + size.kv_cache_bytes if size else None
+    return ContestantFigures(
+        name=name,
+        model=measured.model,
         identity=measured.identity,
-        num_parameters=shown.num_parameters if shown else measured.num_parameters,
+        num_parameters=shown.num_parameters if shown else size and size.num_parameters,
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
-        declared=shown is not None,
         declared_source=shown.source if shown else None,
         performance=measured.performance,
-        accuracy=mean_interval(scores[role], evaluation),
-        num_unscored=int(pd.isna(scores[role]).sum()),
+        metrics={metric: mean_interval(_scores(frame, metric), evaluation) for metric in metrics},
+        num_unscored=int(frame[metrics[0]].isna().sum()),
     )
 
 
-def _against(
-    row: ModelFigures,
-    teacher: ModelFigures,
-    scores: Mapping[ModelRole, Scores],
+def _difference(
+    row: ContestantFigures,
+    other: ContestantFigures,
+    scores: Scores,
+    others: Scores,
     evaluation: EvaluationSpec,
-) -> ModelFigures:
-    """Return ``row`` with its figures relative to the teacher's."""
-    latency, teacher_latency = row.performance.latency_p50_s, teacher.performance.latency_p50_s
-    return row.model_copy(
-        update={
-            "retention": ratio_interval(scores[row.role], scores["teacher"], evaluation),
-            "latency_reduction": reduction(latency, teacher_latency),
-            "memory_reduction": reduction(row.memory_bytes, teacher.memory_bytes),
-            "parameter_reduction": reduction(row.num_parameters, teacher.num_parameters),
-        }
+) -> Difference:
+    latencies = row.performance.latency_p50_s, other.performance.latency_p50_s
+    return Difference(
+        name=row.name,
+        against=other.name,
+        difference=difference_interval(scores, others, evaluation),
+        ratio=ratio_interval(scores, others, evaluation),
+        latency_reduction=reduction(*latencies),
+        memory_reduction=reduction(row.memory_bytes, other.memory_bytes),
+        parameter_reduction=reduction(row.num_parameters, other.num_parameters),
     )
 
 
-def reduction(value: float | None, teacher_value: float | None) -> float | None:
-    """Return 1 - value / teacher_value; None when either is not known or the teacher's is 0.
+def reduction(value: float | None, other: float | None) -> float | None:
+    """Return 1 - value / other; None when either is not known or the other is 0.
 
     >>> reduction(15.0, 100.0), reduction(15.0, None)
     (0.85, None)
     """
-    if value is None or not teacher_value:
+    if value is None or not other:
         return None
-    return 1 - value / teacher_value
+    return 1 - value / other
 
 
-def gap_recovered(scores: Mapping[ModelRole, Scores]) -> float | None:
+def gap_recovered(scores: Mapping[str, Scores]) -> float | None:
     """Return (student - baseline) / (teacher - baseline) on the rows scored for all three.
 
-    None, not 0, when the teacher is not better than the baseline: there is no gap to recover.
+    None, not 0, when there is no baseline, or the teacher is not better than it: there is no gap
+    to recover.
     """
-    rows = pd.DataFrame({role: scores[role] for role in _ROLES}).dropna()
-    means = rows.mean()
-    gap = means["teacher"] - means["baseline"]
-    return float((means["student"] - means["baseline"]) / gap) if gap > 0 else None
+    if BASELINE not in scores:
+        return None
+    rows = np.stack([scores[name] for name in (TEACHER, BASELINE, STUDENT)])
+    rows = rows[:, ~np.isnan(rows).any(axis=0)]
+    if not rows.size:
+        return None
+    teacher, baseline, student = rows.mean(axis=1)
+    gap = teacher - baseline
+    return float((student - baseline) / gap) if gap > 0 else None
+
+
+def _labels(
+    references: Sequence[str], scores: Mapping[str, Scores], task: TaskSpec
+) -> tuple[list[LabelRecall], Scores]:
+    """Return the different references, the most frequent first, and which rows have that one."""
+    kind = task_type(task)
+    answers = [kind.parse(reference) for reference in references]
+    values = [
+        answer.value if answer else text for answer, text in zip(answers, references, strict=True)
+    ]
+    text_of: dict[str, str] = {}
+    for value, text in zip(values, references, strict=True):
+        text_of.setdefault(value, text)
+    means = pd.DataFrame(scores).groupby(values).mean()  # leaves unscored rows out
+    recalls = means.astype(object).where(means.notna(), None).to_dict("index")
+    found = [
+        LabelRecall(label=text_of[value], num_rows=num_rows, recall=recalls[value])
+        for value, num_rows in Counter(values).most_common()
+    ]
+    majority = Counter(values).most_common(1)[0][0]
+    return found, np.array([float(value == majority) for value in values])
 
 
 def disagreements(
-    scores: DatasetRef, prompts: DatasetRef, store: Store, *, limit: int = _NUM_EXAMPLES
+    answers: Mapping[str, pd.DataFrame],
+    metric: str,
+    prompts: DatasetRef,
+    store: Store,
+    *,
+    limit: int = _NUM_EXAMPLES,
 ) -> tuple[list[Disagreement], int]:
     """Return test rows that teacher and student score differently: the first ones, and how many.
 
     Rows are in the order of their ids.
     """
-    paired = _scores_by_model(scores, store)
-    differing = paired[(paired["teacher"] - paired["student"]).abs() > 0]
-    ids = list(differing.index[:limit])
-    answers = (
-        store.dataset(scores)
-        .to_table(filter=pads.field("prompt_id").isin(pa.array(ids, pa.string())))
-        .to_pandas()
-        .set_index(["prompt_id", "model"])
-    )
-    texts = _prompt_texts(prompts, ids, store)
+    teacher, student = answers[TEACHER], answers[STUDENT]
+    differing = teacher.index[(teacher[metric] - student[metric]).abs() > 0]
+    shown = list(differing[:limit])
+    texts = _prompt_texts(prompts, shown, store)
     examples = [
         Disagreement(
             prompt_id=prompt_id,
             prompt=texts.get(prompt_id, ""),
-            reference=answers.at[(prompt_id, "teacher"), "reference"],
-            teacher_answer=answers.at[(prompt_id, "teacher"), "answer"],
-            teacher_score=differing.at[prompt_id, "teacher"],
-            student_answer=answers.at[(prompt_id, "student"), "answer"],
-            student_score=differing.at[prompt_id, "student"],
+            reference=teacher.at[prompt_id, "reference"],
+            teacher_response=teacher.at[prompt_id, "response"],
+            teacher_score=teacher.at[prompt_id, metric],
+            student_response=student.at[prompt_id, "response"],
+            student_score=student.at[prompt_id, metric],
         )
-        for prompt_id in ids
+        for prompt_id in shown
     ]
     return examples, len(differing)
 

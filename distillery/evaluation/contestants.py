@@ -1,146 +1,388 @@
-"""Who takes part in a comparison, how each is opened, and what it is called."""
+"""Contestants: what identifies each, how it answers the test prompts, how it is timed.
 
-from collections.abc import Sequence
+A new kind of contestant is one branch in `schemas/contestants.py` and one class here.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import Any, Protocol
 
-from distillery.evaluation.performance import Conversation
-from distillery.models.loading import ModelFiles
+from distillery.ledger import LedgerRow
+from distillery.models.loading import ModelFiles, read_template
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import model_identity, sha256
+from distillery.storage.stage import Attempt
 from distillery.storage.store import Store
-from distillery.teacher import Response, Sampling, make_request, open_teacher, teacher_identity
+from distillery.teacher import (
+    Request,
+    Response,
+    ResponseSchema,
+    Sampling,
+    Teacher,
+    make_request,
+    open_teacher,
+    teacher_identity,
+)
+from distillery.teacher.local import release_models
 from distillery.teacher.protocol import NO_TEXT, kept
-from schemas.comparison import ModelRole
+from distillery.teacher.session import AskedFor, TeacherSession
+from schemas.comparison import Size
+from schemas.contestants import (
+    BASELINE,
+    CHAMPION,
+    STUDENT,
+    TEACHER,
+    ContestantSpec,
+    PretrainedContestant,
+    TeacherContestant,
+    TrainedContestant,
+)
 from schemas.errors import TeacherError
+from schemas.evaluation import EvaluationSpec
+from schemas.execution import StoreSpec
 from schemas.refs import ModelRef
 from schemas.student import PretrainedStudent, StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
+Conversation = list[dict[str, str]]
 
-def baseline_identity(student: StudentSpec, baseline: ModelRef | None) -> str | None:
-    """Return what tells the baseline's weights from others; None when there is no baseline."""
+_HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alone
+
+
+def line_up(
+    teacher: TeacherSpec,
+    student: StudentSpec,
+    student_model: ModelRef,
+    *,
+    baseline: ModelRef | None,
+    champion: ModelRef | None,
+) -> tuple[ContestantSpec, ...]:
+    """Return the contestants of a run of the spine.
+
+    All go to the teacher's device: figures of different devices are no comparison.
+
+    Args:
+        teacher: Who the others are compared with.
+        student: How baseline and student were made.
+        student_model: The trained student.
+        baseline: The student as it was before teacher data. None: a pretrained one as it comes; a
+            student from scratch then has no baseline.
+        champion: The promoted student that this one would replace, if any.
+    """
+    device = "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
+    is_trusted = isinstance(student, PretrainedStudent) and student.trust_remote_code
+
+    def trained(name: str, model: ModelRef) -> TrainedContestant:
+        return TrainedContestant(
+            name=name, model=model, device=device, trust_remote_code=is_trusted
+        )
+
+    contestants: list[ContestantSpec] = [TeacherContestant(name=TEACHER, teacher=teacher)]
     if baseline is not None:
-        return baseline.fingerprint
-    if isinstance(student, PretrainedStudent):
-        return model_identity(student.model, student.revision, role="student")
-    return None
+        contestants.append(trained(BASELINE, baseline))
+    elif isinstance(student, PretrainedStudent):
+        contestants.append(PretrainedContestant(name=BASELINE, student=student, device=device))
+    if champion is not None:
+        contestants.append(trained(CHAMPION, champion))
+    return (*contestants, trained(STUDENT, student_model))
 
 
-@dataclass(frozen=True)
-class Contest:
-    """The models to compare and how they are opened."""
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A test prompt and the right answer to it."""
 
-    teacher: TeacherSpec
-    student: StudentSpec
-    baseline: ModelRef | None
-    student_model: ModelRef
+    prompt_id: str
+    conversation: Conversation
+    reference: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A contestant's response to one prompt."""
+
+    response: str | None
+    """None where the endpoint declined to answer."""
+
+    truncated: bool
+    """Whether it was cut at the token limit."""
+
+    new_tokens: int | None
+    """Its tokens. None where nobody counted them."""
+
+
+Ask = Callable[[Sequence[Question]], list[Answered]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A contestant that is ready to be timed."""
+
+    answer: Callable[[Sequence[Conversation], int], list[Answered]]
+    """Answers conversations in batches of a size, in order."""
+
+    batch_size: int
+    """Rows that it is given at once while throughput is measured."""
+
+    warm_batch: bool = True
+    """Whether one batch goes before the clock counts, so that memory for it is there. A hosted
+    model has its memory already, and its answers cost money."""
+
+    size: Size | None = None
+    """None: it is not known here."""
+
+
+class Contestant(Protocol):
+    """Takes part in a comparison."""
 
     @property
-    def roles(self) -> list[ModelRole]:
-        """Return who takes part, the teacher first."""
-        has_baseline = baseline_identity(self.student, self.baseline) is not None
-        return ["teacher", "baseline", "student"] if has_baseline else ["teacher", "student"]
+    def model(self) -> str:
+        """Return the model's name for people."""
 
-    def name(self, role: ModelRole) -> str:
-        """Return the name for people."""
-        if role == "teacher":
-            return self.teacher.model
-        ref = self.student_model if role == "student" else self.baseline
-        if ref is not None:
-            return ref.uri
-        assert isinstance(self.student, PretrainedStudent)
-        return self.student.model
-
-    def identity(self, role: ModelRole) -> str:
+    @property
+    def identity(self) -> str:
         """Return what tells its weights from others."""
-        if role == "teacher":
-            return sha256(teacher_identity(self.teacher))
-        if role == "student":
-            return self.student_model.fingerprint
-        return str(baseline_identity(self.student, self.baseline))
 
-    def load(self, role: ModelRole, store: Store, downloads: ExitStack) -> LocalModel:
-        """Return a local model; ``downloads`` keeps a download until all is measured.
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return all that decides its answers to given prompts: weights, precision, decoding."""
 
-        All go to the teacher's device: figures of different devices are no comparison.
-        """
-        device = "auto" if isinstance(self.teacher, OpenAITeacher) else self.teacher.device
-        if role == "teacher":
-            assert not isinstance(self.teacher, OpenAITeacher)
-            return LocalModel.of(self.teacher, device=device)
-        ref = self.student_model if role == "student" else self.baseline
-        if ref is None:
-            assert isinstance(self.student, PretrainedStudent)
-            return LocalModel.of(self.student, device=device)
-        trusted = isinstance(self.student, PretrainedStudent) and self.student.trust_remote_code
-        folder = downloads.enter_context(store.local_copy(ref))
-        files = ModelFiles(str(folder), trust_remote_code=trusted)
-        return LocalModel.load(files, dtype=self.student.dtype, device=device)
+    def answering(self, attempt: Attempt) -> contextlib.AbstractContextManager[Ask]:
+        """Open it for the quality of its answers; what it costs goes into ``attempt``."""
+
+    def opened(self, store: Store) -> contextlib.AbstractContextManager[Opened]:
+        """Open it for the clock; it stays in memory inside."""
 
 
-@dataclass(frozen=True)
-class HostedAnswer:
-    """An answer of an endpoint; None where it does not count its tokens."""
+def contestant(
+    spec: ContestantSpec, task: TaskSpec, evaluation: EvaluationSpec, store: StoreSpec
+) -> Contestant:
+    """Return the contestant that ``spec`` describes; nothing is loaded or sent yet."""
+    match spec:
+        case TeacherContestant():
+            return _Teacher(spec, task, evaluation, store)
+        case PretrainedContestant():
+            return _Pretrained(spec, evaluation)
+        case TrainedContestant():
+            return _Trained(spec, evaluation)
 
-    completion_tokens: int | None
+
+class _Local(abc.ABC):
+    """A model that is loaded here and decodes greedily."""
+
+    evaluation: EvaluationSpec
+
+    @abc.abstractmethod
+    def _loaded(self, store: Store) -> contextlib.AbstractContextManager[LocalModel]:
+        """Load it; files that are downloaded for it stay inside."""
+
+    @contextlib.contextmanager
+    def opened(self, store: Store) -> Iterator[Opened]:
+        greedy = Sampling(self.evaluation.max_new_tokens, 0.0, 1.0, 0)
+        with self._loaded(store) as model:
+            yield _timed(model, greedy, self.evaluation)
+
+    @contextlib.contextmanager
+    def answering(self, attempt: Attempt) -> Iterator[Ask]:
+        with self.opened(attempt.store) as opened:
+            yield lambda rows: opened.answer(
+                [row.conversation for row in rows], self.evaluation.batch_size
+            )
 
 
-class HostedModel:
-    """A teacher behind an endpoint, asked past the ledger and timed by its caller.
+@dataclasses.dataclass(frozen=True)
+class _Pretrained(_Local):
+    spec: PretrainedContestant
+    evaluation: EvaluationSpec
 
-    Times are wall clock, connection and retries included: what a user would wait for.
-    """
+    @property
+    def model(self) -> str:
+        return self.spec.student.model
 
-    def __init__(self, spec: OpenAITeacher) -> None:
-        """Describe the teacher; nothing is sent yet."""
-        self._teacher = open_teacher(spec)
-        self._identity = self._teacher.identity
+    @property
+    def identity(self) -> str:
+        return model_identity(self.model, self.spec.student.revision, role="student")
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._teacher.close()
+    @property
+    def inputs(self) -> dict[str, Any]:
+        student = self.spec.student
+        template = student.chat_template
+        return {
+            "model": self.identity,
+            "student": student.model_dump(include={"dtype", "chat_template_kwargs"}),
+            "chat_template": template and sha256(read_template(template)),
+            "max_new_tokens": self.evaluation.max_new_tokens,
+        }
 
-    def answer(
-        self, conversations: Sequence[Conversation], *, max_new_tokens: int, batch_size: int
-    ) -> list[HostedAnswer | None]:
-        """Return the answers in order, None where the endpoint refuses the request for good.
+    @contextlib.contextmanager
+    def _loaded(self, store: Store) -> Iterator[LocalModel]:
+        yield LocalModel.of(self.spec.student, device=self.spec.device)
 
-        Args:
-            conversations: What to ask.
-            max_new_tokens: Longest answer, tokens.
-            batch_size: Not read: the endpoint batches by itself, `teacher.concurrency` at a time.
+
+@dataclasses.dataclass(frozen=True)
+class _Trained(_Local):
+    spec: TrainedContestant
+    evaluation: EvaluationSpec
+
+    @property
+    def model(self) -> str:
+        return self.spec.model.uri
+
+    @property
+    def identity(self) -> str:
+        return self.spec.model.fingerprint
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        # Training again on a GPU may give other weights under one fingerprint.
+        return {"attempt": self.model, "max_new_tokens": self.evaluation.max_new_tokens}
+
+    @contextlib.contextmanager
+    def _loaded(self, store: Store) -> Iterator[LocalModel]:
+        with store.local_copy(self.spec.model) as folder:
+            files = ModelFiles(str(folder), trust_remote_code=self.spec.trust_remote_code)
+            yield LocalModel.load(files, dtype="auto", device=self.spec.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Teacher:
+    """Asked through the ledger for its answers, past it for its speed: with the same requests."""
+
+    spec: TeacherContestant
+    task: TaskSpec
+    evaluation: EvaluationSpec
+    store: StoreSpec
+
+    @property
+    def teacher(self) -> TeacherSpec:
+        return self.spec.teacher
+
+    @property
+    def model(self) -> str:
+        return self.teacher.model
+
+    @property
+    def identity(self) -> str:
+        return sha256(teacher_identity(self.teacher))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        schema = self._schema
+        return {
+            "teacher": teacher_identity(self.teacher),
+            "sampling": dataclasses.asdict(self._sampling),
+            "response_schema": schema and dataclasses.asdict(schema),
+        }
+
+    @property
+    def _sampling(self) -> Sampling:
+        """Return the sampling of its spec: a model that is served may know no other."""
+        limit = self.evaluation.max_new_tokens
+        return dataclasses.replace(Sampling.of(self.teacher), max_new_tokens=limit)
+
+    @property
+    def _schema(self) -> ResponseSchema | None:
+        return ResponseSchema.of(self.teacher, self.task)
+
+    def _request(self, conversation: Conversation, prompt_id: str) -> Request:
+        return make_request(
+            teacher_identity(self.teacher),
+            conversation,
+            self._sampling,
+            response_schema=self._schema,
+            prompt_id=prompt_id,
+        )
+
+    @contextlib.contextmanager
+    def answering(self, attempt: Attempt) -> Iterator[Ask]:
+        purpose = attempt.stage.fingerprint
+        with TeacherSession(self.teacher, self.store, purpose=purpose) as session:
+            try:
+                yield functools.partial(self._ask, session)
+            finally:
+                release_models()
+            attempt.counts["asked"] = session.totals.asked
+            attempt.cost, attempt.currency = session.totals.cost, session.totals.currency
+
+    def _ask(self, session: TeacherSession, rows: Sequence[Question]) -> list[Answered]:
+        """Return the answers, from the ledger as far as they are there."""
+        requests = [self._request(row.conversation, row.prompt_id) for row in rows]
+        asked_for = AskedFor()
+        for request in requests:
+            asked_for.add([request])
+        by_state = session.answer(asked_for)
+        found = session.rows(asked_for)
+        limit = self.evaluation.max_new_tokens
+        if left := [h for h in asked_for.requests if not found[h].is_final(limit)]:
+            raise TeacherError(
+                f"{by_state.get('failed', len(left))} of {len(rows)} test prompts have no answer "
+                f"from the teacher yet. Last error: {session.totals.last_error!r}. The finished "
+                "ones are kept. Run again: only the missing ones are asked."
+            )
+        return [_answered(found[request.request_hash]) for request in requests]
+
+    @contextlib.contextmanager
+    def opened(self, store: Store) -> Iterator[Opened]:
+        if not isinstance(self.teacher, OpenAITeacher):
+            model = LocalModel.of(self.teacher, device=self.teacher.device)
+            yield _timed(model, self._sampling, self.evaluation)
+            return
+        turn = max(self.evaluation.throughput_batch_size, _HOSTED_TURN * self.teacher.concurrency)
+        endpoint = open_teacher(self.teacher)
+        try:
+            yield Opened(functools.partial(self._ask_now, endpoint), turn, warm_batch=False)
+        finally:
+            endpoint.close()
+
+    def _ask_now(
+        self, endpoint: Teacher, conversations: Sequence[Conversation], _batch_size: int
+    ) -> list[Answered]:
+        """Return the answers of an endpoint, which batches by itself.
+
+        Timed by the caller: wall clock, connection and retries included, as a user would wait.
 
         Raises:
             TeacherError: Some request got no answer in all attempts, so there is nothing to time.
         """
-        answers: dict[str, HostedAnswer] = {}
-        failed: list[str | None] = []
+        responses: dict[str, Response] = {}
 
         def note(response: Response) -> "Future[None]":
-            if response.state == "failed":
-                failed.append(response.error)
-            elif response.state not in NO_TEXT:
-                answer = HostedAnswer(response.completion_tokens)
-                answers[response.request.prompt_id] = answer
+            responses[response.request.prompt_id] = response
             return kept()
 
-        sampling = greedy(max_new_tokens)
-        requests = [
-            make_request(self._identity, conversation, sampling, prompt_id=str(number))
-            for number, conversation in enumerate(conversations)
-        ]
-        self._teacher.answer(requests, note)
-        if failed:
+        requests = [self._request(c, str(number)) for number, c in enumerate(conversations)]
+        endpoint.answer(requests, note)
+        if failed := [r.error for r in responses.values() if r.state == "failed"]:
             raise TeacherError(
                 f"{len(failed)} of {len(requests)} requests got no answer while the teacher's "
                 f"speed was measured. Last error: {failed[-1]!r}. Answers for the scores "
                 "are kept. Run again when the endpoint is well."
             )
-        return [answers.get(str(number)) for number in range(len(conversations))]
+        return [_answered(responses[str(number)]) for number in range(len(requests))]
 
 
-def greedy(max_new_tokens: int) -> Sampling:
-    """Return the sampling with which all models are compared."""
-    return Sampling(max_new_tokens, sampling_temperature=0.0, top_p=1.0, seed=0)
+def _answered(found: Response | LedgerRow) -> Answered:
+    text = None if found.state in NO_TEXT else found.text
+    return Answered(text, found.state == "truncated", found.completion_tokens)
+
+
+def _timed(model: LocalModel, sampling: Sampling, evaluation: EvaluationSpec) -> Opened:
+    """Return a model of this process that answers with ``sampling``."""
+
+    def answer(conversations: Sequence[Conversation], batch_size: int) -> list[Answered]:
+        answers = model.answer(conversations, batch_size=batch_size, **dataclasses.asdict(sampling))
+        return [
+            Answered(answer.text, answer.finish_reason == "length", answer.completion_tokens)
+            for answer in answers
+        ]
+
+    size = Size(
+        num_parameters=model.num_parameters,
+        weight_bytes=model.weight_bytes,
+        kv_cache_bytes=model.kv_cache_bytes(evaluation.context_tokens),
+    )
+    return Opened(answer, evaluation.throughput_batch_size, size=size)

@@ -85,7 +85,7 @@ class ModelFiles:
         """Return the model, whole, in evaluation mode on the CPU.
 
         Args:
-            dtype: torch's, of the weights.
+            dtype: Of the weights: torch's, its name, or auto (as saved).
 
         Raises:
             RecipeError: It cannot be loaded, or lacks weights: transformers would make them up.

@@ -57,19 +57,17 @@ class LocalModel:
 
         Args:
             model: Folder that ``save_pretrained`` wrote, or files.
-            dtype: Precision of the weights: float32, bfloat16 or float16.
+            dtype: Precision of the weights: float32, bfloat16, float16, or auto (as saved).
             device: auto (the GPU when there is one, otherwise the CPU), cpu, cuda or cuda:1.
 
         Raises:
             RecipeError: The device is not there, the model cannot be loaded, weights are missing,
                 or the tokenizer has no chat template.
         """
-        import torch
-
         target = resolve_device(device)
         if not isinstance(model, ModelFiles):
             model = ModelFiles(str(model))
-        return cls(model.weights(getattr(torch, dtype)).to(target), model.chat_format())
+        return cls(model.weights(dtype).to(target), model.chat_format())
 
     @classmethod
     def of(cls, spec: PretrainedStudent | TransformersTeacher, *, device: str) -> Self:

@@ -1,27 +1,38 @@
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from distillery.evaluation.answers import evaluate_models, evaluation_stage
-from distillery.evaluation.comparison import measurements_of, read_scores
+from distillery.evaluation.answers import answer_test_prompts, answers_stage
+from distillery.evaluation.comparison import read_answers
+from distillery.evaluation.contestants import line_up
+from distillery.evaluation.performance import (
+    evaluated,
+    measure_performance,
+    performance_stage,
+    read_measurements,
+)
+from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
+from schemas.comparison import Measurements
+from schemas.contestants import ContestantSpec
 from schemas.errors import RecipeError, StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.frames import ScoreFrame, check_frame
-from schemas.refs import ModelRef
-from schemas.student import FromScratchStudent, PretrainedStudent
-from schemas.task import TaskKind, TaskSpec
-from schemas.teacher import OpenAITeacher, TransformersTeacher
-from tests.fixtures_comparison import prompt_frame, seal_prompts
+from schemas.refs import DatasetRef, ModelRef
+from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.task import TaskSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
+from tests.fixtures_comparison import TASK, prompt_frame, seal_prompts
 from tests.fixtures_models import make_tiny_model
 from tests.stub_endpoint import Reply, StubEndpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_ROWS = 7
-TASK = TaskSpec(name="tickets", type=TaskKind.CLASSIFICATION)
+EXECUTION = ExecutionSpec()
 EVALUATION = EvaluationSpec(
     max_new_tokens=4,
     latency_rows=5,
@@ -33,139 +44,238 @@ EVALUATION = EvaluationSpec(
 FROM_SCRATCH = FromScratchStudent(num_layers=1, hidden_size=8, intermediate_size=16, num_heads=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they save on models of a thousand parameters."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "teacher", num_layers=3, seed=1)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StoreSpec:
-    return StoreSpec(root=str(tmp_path / "store"))
-
-
-def model_ref(store: StoreSpec, name: str, *, seed: int) -> ModelRef:
-    ref = ModelRef(
-        uri=f"train_{name}/{name}/attempt/model", fingerprint=f"{name}-1", num_parameters=1
-    )
-    if not (folder := Path(store.root, ref.uri)).is_dir():
+def model_ref(store: StoreSpec, name: str, *, seed: int, fingerprint: str = "") -> ModelRef:
+    uri = f"train_{name}/{name}/attempt{seed}/model"
+    if not (folder := Path(store.root, uri)).is_dir():
         make_tiny_model(folder, num_layers=1, hidden_size=8, seed=seed)
-    return ref
+    return ModelRef(uri=uri, fingerprint=fingerprint or f"{name}-{seed}", num_parameters=1)
 
 
-def arguments(store: StoreSpec, teacher: Any, **changed: Any) -> dict[str, Any]:
-    return {
-        "prompts": seal_prompts(store, prompt_frame(NUM_ROWS)),
-        "teacher": teacher,
-        "student": FROM_SCRATCH,
-        "baseline": model_ref(store, "baseline", seed=2),
-        "student_model": model_ref(store, "student", seed=3),
-        "task": TASK,
-        "evaluation": EVALUATION,
-        "store": store,
-        "execution": ExecutionSpec(),
-        **changed,
-    }
+@dataclass(frozen=True)
+class Run:
+    """What the flow `evaluate_models` does, without Prefect."""
+
+    store: StoreSpec
+    contestants: tuple[ContestantSpec, ...]
+    prompts: DatasetRef
+    task: TaskSpec = TASK
+    evaluation: EvaluationSpec = EVALUATION
+    execution: ExecutionSpec = EXECUTION
+
+    def answer(self, name: str, **options: Any) -> StageResult:
+        spec = next(one for one in self.contestants if one.name == name)
+        return answer_test_prompts(
+            spec, self.prompts, self.task, self.evaluation, self.store, self.execution, **options
+        )
+
+    def measure(self) -> StageResult:
+        answers = {one.name: self.answer(one.name).dataset("answers") for one in self.contestants}
+        return measure_performance(
+            answers,
+            self.prompts,
+            self.contestants,
+            self.task,
+            self.evaluation,
+            self.store,
+            self.execution,
+        )
+
+    def frame(self, name: str) -> pd.DataFrame:
+        return read_answers(self.answer(name).dataset("answers"), Store(self.store.root))
+
+    def measurements(self) -> Measurements:
+        return read_measurements(evaluated(self.measure()).measurements, Store(self.store.root))
 
 
-def hosted(stub: StubEndpoint) -> OpenAITeacher:
-    return OpenAITeacher(model="big", base_url=stub.base_url, concurrency=2, max_attempts=1)
-
-
-def scores_frame(store: StoreSpec, result: Any) -> pd.DataFrame:
-    frame = Store(store.root).dataset(result.dataset("scores")).to_table().to_pandas()
-    return check_frame(frame, ScoreFrame)
-
-
-def test_three_local_models_answer_every_test_row(store: StoreSpec, teacher_folder: Path) -> None:
-    teacher = TransformersTeacher(model=str(teacher_folder), dtype="float32", device="cpu")
-    seen: list[tuple[int, int]] = []
-    result = evaluate_models(
-        **arguments(store, teacher), on_progress=lambda done, total: seen.append((done, total))
+def run_of(
+    store: StoreSpec,
+    teacher: TeacherSpec,
+    *,
+    student: StudentSpec = FROM_SCRATCH,
+    has_baseline: bool = True,
+    champion: ModelRef | None = None,
+    student_seed: int = 3,
+) -> Run:
+    contestants = line_up(
+        teacher,
+        student,
+        model_ref(store, "student", seed=student_seed),
+        baseline=model_ref(store, "baseline", seed=2) if has_baseline else None,
+        champion=champion,
     )
-    frame = scores_frame(store, result)
-    assert frame.groupby("model").size().to_dict() == {
-        "teacher": NUM_ROWS,
-        "baseline": NUM_ROWS,
-        "student": NUM_ROWS,
-    }
-    assert frame["score"].notna().all()
-    assert seen == [(7, 21), (14, 21), (21, 21)]
-    assert result.manifest.counts["teacher_asked"] == NUM_ROWS
-
-    measured = measurements_of(result.dataset("scores"), Store(store.root))
-    teacher_model, student_model = measured.models["teacher"], measured.models["student"]
-    assert teacher_model.num_parameters and student_model.num_parameters
-    assert teacher_model.weight_bytes == 4 * teacher_model.num_parameters
-    assert teacher_model.kv_cache_bytes == 2 * 3 * 1 * 8 * 4 * 64
-    assert student_model.identity == "student-1"
-    for model in measured.models.values():
-        assert model.performance.latency_p50_s and model.performance.queries_per_hour
-        assert (model.performance.latency_rows, model.performance.throughput_rows) == (5, 6)
+    return Run(store, contestants, seal_prompts(store, prompt_frame(NUM_ROWS)))
 
 
-def test_unchanged_rerun_is_reused_and_a_new_student_does_not_pay_the_teacher_again(
+def hosted(stub: StubEndpoint, **fields: Any) -> OpenAITeacher:
+    known = {"model": "big", "base_url": stub.base_url, "concurrency": 2, "max_attempts": 1}
+    return OpenAITeacher.model_validate(known | fields)
+
+
+def local(folder: Path, **fields: Any) -> TransformersTeacher:
+    known = {"model": str(folder), "dtype": "float32", "device": "cpu"}
+    return TransformersTeacher.model_validate(known | fields)
+
+
+def test_every_contestant_answers_every_test_row_and_is_measured(
     store: StoreSpec, teacher_folder: Path
 ) -> None:
-    teacher = TransformersTeacher(model=str(teacher_folder), dtype="float32", device="cpu")
-    first = evaluate_models(**arguments(store, teacher))
-    second = evaluate_models(**arguments(store, teacher))
-    assert second.reused and second.manifest == first.manifest
-    other = ModelRef(
-        uri=model_ref(store, "student", seed=3).uri, fingerprint="student-2", num_parameters=1
-    )
-    third = evaluate_models(**arguments(store, teacher, student_model=other))
-    assert not third.reused
-    assert third.manifest.counts["teacher_asked"] == 0
-    forced = ExecutionSpec(force=(StageName.EVALUATE_MODELS,))
-    assert not evaluate_models(**arguments(store, teacher, execution=forced)).reused
+    champion = model_ref(store, "student", seed=9)
+    run = run_of(store, local(teacher_folder), champion=champion)
+    assert [one.name for one in run.contestants] == ["teacher", "baseline", "champion", "student"]
+    seen: list[tuple[int, int]] = []
+    done = run.answer("teacher", on_progress=lambda rows, total: seen.append((rows, total)))
+    assert seen == [(NUM_ROWS, NUM_ROWS)]
+    assert done.manifest.counts == {
+        "rows": NUM_ROWS,
+        "unscored": 0,
+        "truncated": done.manifest.counts["truncated"],
+        "asked": NUM_ROWS,
+    }
+    measured = run.measurements()
+    assert list(measured.contestants) == ["teacher", "baseline", "champion", "student"]
+    for name, model in measured.contestants.items():
+        assert run.frame(name)["accuracy"].notna().sum() == NUM_ROWS
+        assert model.size is not None
+        assert model.performance.latency_p50_s and model.performance.queries_per_hour
+        assert (model.performance.latency_rows, model.performance.throughput_rows) == (5, 6)
+    teacher = measured.contestants["teacher"].size
+    assert teacher is not None
+    assert teacher.weight_bytes == 4 * teacher.num_parameters
+    assert teacher.kv_cache_bytes == 2 * 3 * 1 * 8 * 4 * 64
+    assert measured.contestants["student"].identity == "student-3"
+
+
+def test_a_new_student_makes_nobody_else_answer_again(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    teacher = local(teacher_folder)
+    first = run_of(store, teacher)
+    measured = first.measure()
+    assert first.measure().reused and first.measure().manifest == measured.manifest
+    second = run_of(store, teacher, student_seed=4)
+    reused = {name: second.answer(name).reused for name in ("teacher", "baseline", "student")}
+    assert reused == {"teacher": True, "baseline": True, "student": False}
+    assert not second.measure().reused
+
+
+def test_the_student_that_became_champion_does_not_answer_again(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    teacher = local(teacher_folder)
+    run_of(store, teacher).answer("student")
+    later = run_of(store, teacher, champion=model_ref(store, "student", seed=3), student_seed=4)
+    assert later.answer("champion").reused
+
+
+def test_force_asks_again_and_measures_again(store: StoreSpec, teacher_folder: Path) -> None:
+    run = run_of(store, local(teacher_folder), has_baseline=False)
+    run.measure()
+    forced = replace(run, execution=ExecutionSpec(force=(StageName.ANSWER_TEST_PROMPTS,)))
+    assert not forced.answer("student").reused and not forced.measure().reused
+    measured = replace(run, execution=ExecutionSpec(force=(StageName.MEASURE_PERFORMANCE,)))
+    assert measured.answer("student").reused and not measured.measure().reused
+
+
+def test_measurements_whose_answers_are_gone_are_made_again(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    run = run_of(store, local(teacher_folder), has_baseline=False)
+    answers = evaluated(run.measure()).answers["student"]
+    Store(store.root).delete(answers.uri)
+    assert not run.measure().reused
 
 
 def test_pretrained_student_is_its_own_baseline(store: StoreSpec, teacher_folder: Path) -> None:
-    teacher = TransformersTeacher(model=str(teacher_folder), dtype="float32", device="cpu")
     student = PretrainedStudent(model=str(teacher_folder), dtype="float32")
-    result = evaluate_models(**arguments(store, teacher, student=student, baseline=None))
-    frame = scores_frame(store, result)
-    answers = frame.pivot(index="prompt_id", columns="model", values="answer")
-    assert (answers["baseline"] == answers["teacher"]).all()
+    run = run_of(store, local(teacher_folder), student=student, has_baseline=False)
+    assert [one.name for one in run.contestants] == ["teacher", "baseline", "student"]
+    assert run.frame("baseline")["response"].equals(run.frame("teacher")["response"])
 
 
-def test_student_from_scratch_without_gold_rows_has_no_baseline(store: StoreSpec) -> None:
-    with StubEndpoint(default=Reply(text="yes")) as stub:
-        result = evaluate_models(**arguments(store, hosted(stub), baseline=None))
-    assert set(read_scores(result.dataset("scores"), Store(store.root))) == {"teacher", "student"}
+def test_student_from_scratch_without_gold_rows_has_no_baseline(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    run = run_of(store, local(teacher_folder), has_baseline=False)
+    assert [one.name for one in run.contestants] == ["teacher", "student"]
+
+
+def test_trained_models_are_opened_in_the_precision_in_which_they_were_saved(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ref = model_ref(store, "student", seed=3)
+    folder = Path(store.root, ref.uri)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    run = run_of(store, local(teacher_folder))
+    sizes = {name: one.size for name, one in run.measurements().contestants.items()}
+    student, baseline = sizes["student"], sizes["baseline"]
+    assert student and student.weight_bytes == 2 * student.num_parameters
+    assert baseline and baseline.weight_bytes == 4 * baseline.num_parameters
 
 
 def test_hosted_teacher_is_scored_and_timed_but_its_size_is_not_known(store: StoreSpec) -> None:
     with StubEndpoint(default=Reply(text="Yes.")) as stub:
-        result = evaluate_models(**arguments(store, hosted(stub)))
-    scores = read_scores(result.dataset("scores"), Store(store.root))
-    assert scores["teacher"].tolist() == [1.0] * NUM_ROWS
-    assert all(request["temperature"] == 0 for request in stub.requests)
-    teacher = measurements_of(result.dataset("scores"), Store(store.root)).models["teacher"]
-    assert teacher.hosted and teacher.name == "big"
-    assert teacher.num_parameters is None and teacher.weight_bytes is None
+        run = run_of(store, hosted(stub))
+        assert run.frame("teacher")["accuracy"].tolist() == [1.0] * NUM_ROWS
+        teacher = run.measurements().contestants["teacher"]
+    assert teacher.size is None and teacher.model == "big"
     assert teacher.performance.latency_p50_s and teacher.performance.tokens_per_s
     # scores, warm-up, latency, throughput; no batch is spent on warming up
     assert stub.num_requests == NUM_ROWS + 1 + 5 + 6
 
 
+def test_a_served_teacher_is_scored_and_timed_with_the_requests_of_its_recipe(
+    store: StoreSpec,
+) -> None:
+    schema = {"type": "object", "properties": {"label": {"type": "string"}}}
+    task = TaskSpec.model_validate(
+        {
+            "name": "t",
+            "type": "classification",
+            "answer_format": {"kind": "json", "json_schema": schema},
+        }
+    )
+    with StubEndpoint(default=Reply(text='{"label": "yes"}')) as stub:
+        teacher = hosted(
+            stub,
+            sampling_temperature=1.0,
+            top_p=0.9,
+            seed=7,
+            max_new_tokens=999,
+            structured_output="json_schema",
+            extra_body={"reasoning_effort": "low"},
+        )
+        replace(run_of(store, teacher), task=task).measure()
+    asked = [
+        {name: value for name, value in request.items() if name != "messages"}
+        for request in stub.requests
+    ]
+    assert len(asked) == NUM_ROWS + 1 + 5 + 6
+    assert all(request == asked[0] for request in asked)
+    assert (asked[0]["temperature"], asked[0]["top_p"], asked[0]["seed"]) == (1.0, 0.9, 7)
+    assert asked[0]["reasoning_effort"] == "low" and "response_format" in asked[0]
+    assert 4 in asked[0].values() and 999 not in asked[0].values()
+
+
+def test_an_endpoint_that_takes_temperature_1_only_can_be_evaluated(store: StoreSpec) -> None:
+    def respond(body: dict[str, Any]) -> Reply:
+        if body.get("temperature") == 1:
+            return Reply(text="yes")
+        return Reply(status=400, error="Unsupported value: 'temperature' is not 1")
+
+    with StubEndpoint(respond=respond) as stub:
+        run = run_of(store, hosted(stub, sampling_temperature=1.0))
+        assert run.frame("teacher")["accuracy"].tolist() == [1.0] * NUM_ROWS
+        assert run.measurements().contestants["teacher"].performance.latency_rows == 5
+
+
 def test_tokens_that_an_endpoint_does_not_count_are_unknown_not_none(store: StoreSpec) -> None:
     with StubEndpoint(default=Reply(text="yes", usage=None)) as stub:
-        result = evaluate_models(**arguments(store, hosted(stub)))
-    speed = measurements_of(result.dataset("scores"), Store(store.root)).models["teacher"]
-    assert speed.performance.queries_per_hour
-    assert speed.performance.tokens_per_s is None
+        speed = run_of(store, hosted(stub)).measurements().contestants["teacher"].performance
+    assert speed.queries_per_hour
+    assert speed.tokens_per_s is None
 
 
 def test_refused_prompt_is_unscored_not_wrong(store: StoreSpec) -> None:
@@ -174,18 +284,19 @@ def test_refused_prompt_is_unscored_not_wrong(store: StoreSpec) -> None:
         return Reply(status=400, error="too long") if refused else Reply(text="yes")
 
     with StubEndpoint(respond=respond) as stub:
-        result = evaluate_models(**arguments(store, hosted(stub)))
-    frame = scores_frame(store, result).query("model == 'teacher'").set_index("prompt_id")
-    assert frame["score"].isna().sum() == 1
-    assert pd.isna(frame.at["test-003", "score"]) and pd.isna(frame.at["test-003", "answer"])
-    assert result.manifest.counts["teacher_unscored"] == 1
+        run = run_of(store, hosted(stub))
+        done, frame = run.answer("teacher"), run.frame("teacher")
+    assert frame.index[frame["accuracy"].isna()].tolist() == ["test-003"]
+    assert frame.index[frame["response"].isna()].tolist() == ["test-003"]
+    assert done.manifest.counts["unscored"] == 1
 
 
 def test_truncated_answer_is_wrong(store: StoreSpec) -> None:
     with StubEndpoint(default=Reply(text="yes", finish_reason="length")) as stub:
-        result = evaluate_models(**arguments(store, hosted(stub)))
-    scores = read_scores(result.dataset("scores"), Store(store.root))
-    assert scores["teacher"].tolist() == [0.0] * NUM_ROWS
+        run = run_of(store, hosted(stub))
+        done, frame = run.answer("teacher"), run.frame("teacher")
+    assert frame["accuracy"].tolist() == [0.0] * NUM_ROWS
+    assert done.manifest.counts["truncated"] == NUM_ROWS
 
 
 def test_passing_failure_leaves_the_stage_unsealed_and_keeps_the_answers(store: StoreSpec) -> None:
@@ -196,60 +307,73 @@ def test_passing_failure_leaves_the_stage_unsealed_and_keeps_the_answers(store: 
         return Reply(status=503) if failing else Reply(text="yes")
 
     with StubEndpoint(respond=respond) as stub:
-        given = arguments(store, hosted(stub))
+        run = run_of(store, hosted(stub))
         with pytest.raises(TeacherError, match="1 of 7 test prompts have no answer"):
-            evaluate_models(**given)
-        assert Store(store.root).list_folders("evaluate_models") in ([], [_fingerprint(given)])
+            run.answer("teacher")
+        assert not list(Path(store.root).glob("answer_test_prompts/*/manifest.json"))
         down["now"] = False
-        result = evaluate_models(**given)
-    assert not result.reused and result.manifest.counts["teacher_asked"] == 1
+        done = run.answer("teacher")
+    assert not done.reused and done.manifest.counts["asked"] == 1
 
 
-def _fingerprint(given: dict[str, Any]) -> str:
-    read = {key: value for key, value in given.items() if key not in ("store", "execution")}
-    return evaluation_stage(**read).fingerprint
-
-
-def test_fingerprint_holds_what_changes_the_figures_and_nothing_else(
+def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_else(
     store: StoreSpec, teacher_folder: Path
 ) -> None:
-    teacher = TransformersTeacher(model=str(teacher_folder), dtype="float32")
-    given = arguments(store, teacher)
-    reference = _fingerprint(given)
+    run = run_of(store, local(teacher_folder))
+    teacher, _, student = run.contestants
 
-    def changed(name: str, /, **fields: Any) -> str:
-        return _fingerprint({**given, name: given[name].model_copy(update=fields)})
+    def answers(spec: ContestantSpec = teacher, **changed: Any) -> str:
+        new = replace(run, **changed)
+        return answers_stage(spec, new.prompts, new.task, new.evaluation).fingerprint
 
-    for name, fields in [
-        ("evaluation", {"batch_size": 1}),
-        ("evaluation", {"bootstrap_samples": 100, "confidence": 0.9, "seed": 1}),
-        ("teacher", {"batch_size": 1, "device": "cpu", "seed": 1, "max_new_tokens": 1}),
-        ("task", {"name": "other"}),
-    ]:
-        assert changed(name, **fields) == reference, (name, fields)
-    for name, fields in [
-        ("evaluation", {"max_new_tokens": 5}),
-        ("evaluation", {"throughput_batch_size": 5}),
-        ("teacher", {"dtype": "bfloat16"}),
-        ("student_model", {"fingerprint": "student-9"}),
-        ("baseline", {"fingerprint": "baseline-9"}),
-        ("prompts", {"fingerprint": "0" * 64}),
-    ]:
-        assert changed(name, **fields) != reference, (name, fields)
+    def figures(**changed: Any) -> str:
+        new = replace(run, **changed)
+        return performance_stage(new.prompts, new.contestants, new.task, new.evaluation).fingerprint
+
+    def evaluation(**fields: Any) -> EvaluationSpec:
+        return EVALUATION.model_copy(update=fields)
+
+    def asked(**fields: Any) -> ContestantSpec:
+        return line_up(
+            local(teacher_folder, **fields),
+            FROM_SCRATCH,
+            student_model,
+            baseline=None,
+            champion=None,
+        )[0]
+
+    student_model = model_ref(store, "student", seed=3)
+    for same in (
+        evaluation(batch_size=1),
+        evaluation(bootstrap_samples=100, confidence=0.9, seed=1),
+    ):
+        assert answers(evaluation=same) == answers() and figures(evaluation=same) == figures()
+    for timing in (evaluation(throughput_batch_size=5), evaluation(latency_rows=6)):
+        assert answers(evaluation=timing) == answers() and figures(evaluation=timing) != figures()
+    longer = evaluation(max_new_tokens=5)
+    assert answers(evaluation=longer) != answers() and figures(evaluation=longer) != figures()
+    assert answers(task=TASK.model_copy(update={"name": "other"})) == answers()
+    assert answers(asked(batch_size=1, seed=1, max_new_tokens=1)) == answers()
+    assert answers(asked(dtype="bfloat16")) != answers()
+    assert answers(asked(sampling_temperature=0.5)) != answers()
+    assert answers(student.model_copy(update={"name": "champion", "device": "cuda"})) == answers(
+        student
+    )
+    assert figures(contestants=run.contestants[:2]) != figures()
+    assert answers(prompts=run.prompts.model_copy(update={"fingerprint": "0"})) != answers()
 
 
 def test_no_test_rows_is_an_error_not_an_empty_table(store: StoreSpec) -> None:
-    frame = prompt_frame(2).assign(split="train")
+    prompts = seal_prompts(store, prompt_frame(2).assign(split="train"))
     with StubEndpoint() as stub:
-        given = arguments(store, hosted(stub), prompts=seal_prompts(store, frame))
+        run = replace(run_of(store, hosted(stub)), prompts=prompts)
         with pytest.raises(StageError, match="have no test rows"):
-            evaluate_models(**given)
+            run.answer("teacher")
     assert stub.num_requests == 0
 
 
 def test_task_without_a_metric_is_refused_before_anyone_is_asked(store: StoreSpec) -> None:
-    with StubEndpoint() as stub:
-        given = arguments(store, hosted(stub), task=TaskSpec(name="t", type=TaskKind.QA))
-        with pytest.raises(RecipeError, match="is not yet supported"):
-            evaluate_models(**given)
+    task = TaskSpec.model_validate({"name": "t", "type": "qa"})
+    with StubEndpoint() as stub, pytest.raises(RecipeError, match="is not yet supported"):
+        replace(run_of(store, hosted(stub)), task=task).answer("teacher")
     assert stub.num_requests == 0

@@ -1,16 +1,17 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from distillery.evaluation.comparison import compare_models, gap_recovered, read_comparison
-from distillery.evaluation.tables import findings, markdown, table_rows, terminal_table, verdict
+from distillery.evaluation.findings import findings, verdict
+from distillery.evaluation.tables import markdown, table_rows
+from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
-from schemas.comparison import Comparison
-from schemas.errors import StageError
+from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Interval
+from schemas.errors import StoreError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 from tests.fixtures_comparison import (
     EVALUATION,
@@ -27,69 +28,144 @@ from tests.fixtures_comparison import (
 NAN = float("nan")
 
 
+def row(found: Comparison, name: str) -> ContestantFigures:
+    figures = found.contestant(name)
+    assert figures is not None
+    return figures
+
+
+def difference(found: Comparison, name: str, against: str) -> Interval:
+    pair = found.between(name, against)
+    assert pair is not None and pair.difference is not None
+    return pair.difference
+
+
 def test_figures_are_the_hand_computed_ones() -> None:
     found = comparison()
-    teacher, student = found.model("teacher"), found.model("student")
-    assert teacher and student and teacher.accuracy and student.accuracy and student.retention
-    assert found.gain and found.student_minus_teacher
-    assert teacher.accuracy.estimate == pytest.approx(0.95)
-    assert student.accuracy.estimate == pytest.approx(0.90)
-    assert student.retention.estimate == pytest.approx(18 / 19)
-    assert student.latency_reduction == pytest.approx(0.9)
-    assert student.memory_reduction == pytest.approx(1 - 1 / 16)
-    assert student.parameter_reduction == pytest.approx(0.9)
-    assert found.gain.estimate == pytest.approx(0.3)
-    assert found.student_minus_teacher.estimate == pytest.approx(-0.05)
+    teacher, student = row(found, "teacher"), row(found, "student")
+    assert list(student.metrics) == ["accuracy"] == [found.metric]
+    assert teacher.metrics["accuracy"] and student.metrics["accuracy"]
+    assert teacher.metrics["accuracy"].estimate == pytest.approx(0.95)
+    assert student.metrics["accuracy"].estimate == pytest.approx(0.90)
+    pair = found.between("student", "teacher")
+    assert pair is not None and pair.ratio is not None
+    assert pair.ratio.estimate == pytest.approx(18 / 19)
+    assert pair.latency_reduction == pytest.approx(0.9)
+    assert pair.memory_reduction == pytest.approx(1 - 1 / 16)
+    assert pair.parameter_reduction == pytest.approx(0.9)
+    assert difference(found, "student", "baseline").estimate == pytest.approx(0.3)
+    assert difference(found, "student", "teacher").estimate == pytest.approx(-0.05)
     assert found.gap_recovered == pytest.approx((0.90 - 0.60) / (0.95 - 0.60))
+
+
+def test_everybody_is_compared_with_the_teacher_and_the_student_with_everybody() -> None:
+    found = comparison({"anybody": SCORES["baseline"], **SCORES})
+    pairs = [(pair.name, pair.against) for pair in found.differences]
+    assert len(pairs) == len(set(pairs))
+    assert {pair for pair in pairs if MAJORITY not in pair} == {
+        ("anybody", "teacher"),
+        ("baseline", "teacher"),
+        ("student", "anybody"),
+        ("student", "teacher"),
+        ("student", "baseline"),
+    }
+
+
+def test_the_most_frequent_answer_is_a_rival_of_everybody() -> None:
+    found = comparison()
+    assert found.majority_answer == "yes"
+    assert found.majority_share == pytest.approx(8 / 20)
+    leads = {name: difference(found, name, MAJORITY).estimate for name in SCORES}
+    assert leads == pytest.approx({"teacher": 0.55, "baseline": 0.20, "student": 0.50})
+
+
+def test_the_most_frequent_answer_counts_on_the_same_rows_as_the_contestant() -> None:
+    # The teacher has no score where the reference is the most frequent one.
+    found = comparison({**SCORES, "teacher": [NAN] * 8 + [1.0] * 6 + [0.0] * 6})
+    assert difference(found, "teacher", MAJORITY).estimate == pytest.approx(0.5)
+
+
+def test_the_most_frequent_answer_is_found_by_the_equality_of_the_task() -> None:
+    references = ["no"] * 3 + ["Yes.", "yes", " YES ", "'yes'"]
+    found = comparison({name: values[:7] for name, values in SCORES.items()}, references=references)
+    assert found.majority_answer == "Yes."
+    assert found.majority_share == pytest.approx(4 / 7)
+
+
+def test_recall_is_shown_for_every_label() -> None:
+    found = comparison({**SCORES, "teacher": [NAN] * 8 + SCORES["teacher"][8:]})
+    assert [(label.label, label.num_rows) for label in found.labels] == [
+        ("yes", 8),
+        ("no", 6),
+        ("maybe", 6),
+    ]
+    assert [label.recall["student"] for label in found.labels] == pytest.approx([1, 1, 4 / 6])
+    assert found.labels[0].recall["teacher"] is None
+    said = markdown(found)
+    assert "## Recall by label" in said
+    assert "| maybe | 6    | 83.3 %  | 0.0 %    | 66.7 %  |" in said
+    assert "Lowest recall of the student: 66.7 % of the 6 rows with 'maybe'." in said
+
+
+def test_json_answers_have_no_labels() -> None:
+    task = {"name": "t", "type": "classification"}
+    task["answer_format"] = {"kind": "json", "json_schema": {}}  # type: ignore[assignment]
+    references = ['{"a": 1}', '{"a":1.0}', '{"a": 2}'] + [f"[{number}]" for number in range(17)]
+    found = comparison(references=references, task=TaskSpec.model_validate(task))
+    assert found.labels == () and "Recall" not in markdown(found)
+    assert found.majority_share == pytest.approx(2 / 20)
 
 
 def test_gap_recovered_is_undefined_where_the_teacher_is_no_better() -> None:
     same = np.array([1.0, 0.0])
     assert gap_recovered({"teacher": same, "baseline": same, "student": np.ones(2)}) is None
     assert gap_recovered({"teacher": 0 * same, "baseline": same, "student": same}) is None
+    unscored = np.array([NAN, NAN])
+    assert gap_recovered({"teacher": same, "baseline": unscored, "student": same}) is None
 
 
 def test_unscored_rows_are_counted_and_left_out_in_pairs() -> None:
     found = comparison({**SCORES, "teacher": [NAN, NAN, *SCORES["teacher"][2:]]})
-    teacher, student = found.model("teacher"), found.model("student")
-    assert teacher and student and teacher.accuracy and student.accuracy and student.retention
+    teacher, student = row(found, "teacher"), row(found, "student")
+    pair = found.between("student", "teacher")
+    assert teacher.metrics["accuracy"] and student.metrics["accuracy"] and pair and pair.ratio
     assert (teacher.num_unscored, student.num_unscored) == (2, 0)
-    assert (teacher.accuracy.num_rows, student.accuracy.num_rows) == (18, 20)
-    assert student.retention.num_rows == 18
-    assert student.retention.estimate == pytest.approx(16 / 17)
+    assert teacher.metrics["accuracy"].num_rows == 18
+    assert student.metrics["accuracy"].num_rows == 20
+    assert pair.ratio.num_rows == 18
+    assert pair.ratio.estimate == pytest.approx(16 / 17)
     assert "2 of 20 rows are unscored for the teacher" in markdown(found)
 
 
 def test_a_teacher_without_any_score_leaves_the_comparison_unscored() -> None:
     found = comparison({**SCORES, "teacher": [NAN] * 20})
-    student = found.model("student")
-    assert student and student.retention is None and found.gap_recovered is None
+    pair = found.between("student", "teacher")
+    assert pair and pair.ratio is None and found.gap_recovered is None
     assert verdict(found) == "The student could not be scored against the teacher."
     assert findings(found)[0].met is None
 
 
 def test_no_baseline_leaves_its_figures_empty() -> None:
-    found = comparison({role: values for role, values in SCORES.items() if role != "baseline"})
-    assert [row.role for row in found.models] == ["teacher", "student"]
-    assert found.gain is None and found.gap_recovered is None
+    found = comparison({name: values for name, values in SCORES.items() if name != "baseline"})
+    assert [row.name for row in found.contestants] == ["teacher", "student"]
+    assert found.between("student", "baseline") is None and found.gap_recovered is None
     assert "no scored baseline" in markdown(found)
 
 
 def test_hosted_teacher_has_its_declared_size_and_says_so() -> None:
-    hosted = measurements(teacher=measurement(None, None, 0.5))
+    hosted = measurements(teacher=measurement(0, None, 0.5))
     declared = DeclaredModel(num_parameters=7_000_000_000, memory_gib=16.0, source="model card")
     found = comparison(measured=hosted, declared=declared)
-    teacher = found.model("teacher")
-    assert teacher is not None
-    assert (teacher.memory_bytes, teacher.declared) == (16 * 2**30, True)
+    teacher = row(found, "teacher")
+    assert (teacher.memory_bytes, teacher.declared_source) == (16 * 2**30, "model card")
     assert table_rows(found)[0]["memory usage"] == "16.0 GiB (declared)"
     assert "source: model card" in markdown(found)
 
 
 def test_hosted_teacher_of_undeclared_size_is_unknown_not_zero() -> None:
-    found = comparison(measured=measurements(teacher=measurement(None, None, 0.5)))
-    student = found.model("student")
-    assert student is not None and student.memory_reduction is None
+    found = comparison(measured=measurements(teacher=measurement(0, None, 0.5)))
+    pair = found.between("student", "teacher")
+    assert pair is not None and pair.memory_reduction is None
     assert table_rows(found)[0]["memory usage"] == "–"  # noqa: RUF001
     memory = findings(found)[2]
     assert memory.met is None and "declare it under teacher.declared" in memory.text
@@ -97,48 +173,8 @@ def test_hosted_teacher_of_undeclared_size_is_unknown_not_zero() -> None:
 
 def test_declared_size_never_replaces_a_measured_one() -> None:
     declared = DeclaredModel(num_parameters=1, memory_gib=1.0, source="hearsay")
-    teacher = comparison(declared=declared).model("teacher")
-    assert teacher is not None and not teacher.declared and teacher.memory_bytes == 2**20
-
-
-def test_table_has_the_models_as_rows_and_the_figures_with_units() -> None:
-    rows = table_rows(comparison())
-    assert [row["model"] for row in rows] == ["teacher", "baseline", "student"]
-    student = rows[2]
-    assert student["parameters"] == "100 k"
-    assert student["memory usage"] == "64.0 KiB"
-    assert student["inference time (p50)"] == "10.0 ms"
-    assert student["inference time (p95)"] == "20.0 ms"
-    assert student["accuracy"].startswith("90.0 % [")
-    assert student["throughput (queries/h)"] == "360,000"
-    assert student["tokens/s"] == "1,000"
-    assert student["inference time vs teacher"] == "-90.0 %"
-    assert all(type(cell) is str for row in rows for cell in row.values())
-
-
-def test_markdown_table_is_aligned() -> None:
-    lines = [line for line in markdown(comparison()).splitlines() if line.startswith("|")]
-    assert len(lines) == 10
-    for table in (lines[:5], lines[5:]):
-        assert len({len(line) for line in table}) == 1
-
-
-def test_sentences_say_which_target_is_missed_and_by_how_much() -> None:
-    retention, latency, memory, gain, _ = findings(comparison())
-    assert retention.met and "2.7 points above" in retention.text
-    assert latency.met and "5.0 points above" in latency.text
-    assert memory.met is False and "1.2 points short of" in memory.text
-    assert "the interval lies above 0" in gain.text
-
-
-def test_terminal_table_fits_100_columns_without_wrapping() -> None:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file:
-        console.print(terminal_table(comparison()))
-    lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= 100
-    assert sum(line.strip().startswith(("teacher", "baseline", "student")) for line in lines) == 3
-    assert len([line for line in lines if line.strip()]) == 6
+    teacher = row(comparison(declared=declared), "teacher")
+    assert teacher.declared_source is None and teacher.memory_bytes == 2**20
 
 
 def test_comparison_survives_json() -> None:
@@ -146,12 +182,7 @@ def test_comparison_survives_json() -> None:
     assert Comparison.model_validate_json(found.model_dump_json()) == found
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> StoreSpec:
-    return StoreSpec(root=str(tmp_path / "store"))
-
-
-def _compare(store: StoreSpec, **changed: Any) -> Any:
+def compare(store: StoreSpec, **changed: Any) -> StageResult:
     arguments: dict[str, Any] = {
         "task": TASK,
         "evaluation": EVALUATION,
@@ -160,12 +191,11 @@ def _compare(store: StoreSpec, **changed: Any) -> Any:
         "execution": ExecutionSpec(),
     }
     prompts = seal_prompts(store, prompt_frame(20))
-    scores = seal_scores(store).dataset("scores")
-    return compare_models(scores, prompts, **{**arguments, **changed})
+    return compare_models(seal_scores(store), prompts, **{**arguments, **changed})
 
 
 def test_stage_writes_three_files_and_is_reused(store: StoreSpec) -> None:
-    first, second = _compare(store), _compare(store)
+    first, second = compare(store), compare(store)
     assert (first.reused, second.reused) == (False, True)
     with Store(store.root).local_copy(first.report("report")) as folder:
         names = sorted(file.name for file in folder.iterdir())
@@ -181,24 +211,23 @@ def test_stage_writes_three_files_and_is_reused(store: StoreSpec) -> None:
 def test_declared_size_and_intervals_change_the_comparison_but_batches_do_not(
     store: StoreSpec,
 ) -> None:
-    first = _compare(store)
+    first = compare(store)
     declared = DeclaredModel(num_parameters=1, memory_gib=1.0, source="card")
-    assert not _compare(store, declared=declared).reused
-    assert not _compare(store, evaluation=EVALUATION.model_copy(update={"seed": 1})).reused
-    assert _compare(store, evaluation=EVALUATION.model_copy(update={"batch_size": 1})).reused
+    assert not compare(store, declared=declared).reused
+    assert not compare(store, evaluation=EVALUATION.model_copy(update={"seed": 1})).reused
+    assert compare(store, evaluation=EVALUATION.model_copy(update={"batch_size": 1})).reused
     forced = ExecutionSpec(force=(StageName.COMPARE_MODELS,))
-    again = _compare(store, execution=forced)
+    again = compare(store, execution=forced)
     assert not again.reused and again.manifest.fingerprint == first.manifest.fingerprint
 
 
-def test_scores_of_an_unsealed_evaluation_are_refused(store: StoreSpec) -> None:
-    scores = seal_scores(store).dataset("scores")
-    stray = scores.model_copy(update={"fingerprint": "0" * 64})
-    prompts = seal_prompts(store, prompt_frame(20))
-    with pytest.raises(StageError, match="has no manifest in store"):
+def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
+    sealed = seal_scores(store)
+    Store(store.root).delete(sealed.measurements.uri)
+    with pytest.raises(StoreError, match="is gone from the store"):
         compare_models(
-            stray,
-            prompts,
+            sealed,
+            seal_prompts(store, prompt_frame(20)),
             task=TASK,
             evaluation=EVALUATION,
             declared=None,

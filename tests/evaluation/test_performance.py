@@ -5,14 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.evaluation.performance import (
-    Contestant,
-    Conversation,
-    measure_performance,
-    nearest_rank,
-)
+from distillery.evaluation.contestants import Answered, Conversation, Opened
+from distillery.evaluation.performance import nearest_rank, time_models
 from distillery.models.hardware import hardware_record, process_peak_bytes
-from schemas.comparison import ModelRole, Performance
+from schemas.comparison import Performance
 from schemas.evaluation import EvaluationSpec
 
 
@@ -26,11 +22,6 @@ class Clock:
         return self.now
 
 
-@dataclass(frozen=True)
-class Spoken:
-    completion_tokens: int
-
-
 @dataclass
 class TimedModel:
     """Takes ``seconds`` per call, answers with two tokens, notes who was asked what."""
@@ -41,13 +32,11 @@ class TimedModel:
     seconds: float = 1.0
     fails_on: frozenset[str] = field(default_factory=frozenset)
 
-    def answer(
-        self, conversations: Sequence[Conversation], *, max_new_tokens: int, batch_size: int
-    ) -> list[Spoken | None]:
+    def answer(self, conversations: Sequence[Conversation], batch_size: int) -> list[Answered]:
         rows = [conversation[0]["content"] for conversation in conversations]
         self.calls.append((self.name, rows, batch_size))
         self.clock.now += self.seconds
-        return [None if row in self.fails_on else Spoken(2) for row in rows]
+        return [Answered(None if row in self.fails_on else "yes", False, 2) for row in rows]
 
 
 EVALUATION = EvaluationSpec(
@@ -61,15 +50,16 @@ def conversations(count: int) -> list[Conversation]:
 
 def measured(
     *, rows: int = 12, fails_on: frozenset[str] = frozenset(), batch_sizes: tuple[int, ...] = (4, 4)
-) -> tuple[dict[ModelRole, Performance], list[tuple[str, list[str], int]]]:
-    clock, calls = Clock(), []
+) -> tuple[dict[str, Performance], list[tuple[str, list[str], int]]]:
+    clock = Clock()
+    calls: list[tuple[str, list[str], int]] = []
     teacher = TimedModel("teacher", clock, calls, seconds=3.0, fails_on=fails_on)
     student = TimedModel("student", clock, calls)
-    contestants: dict[ModelRole, Contestant] = {
-        "teacher": Contestant(teacher, batch_sizes[0]),
-        "student": Contestant(student, batch_sizes[1]),
+    contestants = {
+        "teacher": Opened(teacher.answer, batch_sizes[0]),
+        "student": Opened(student.answer, batch_sizes[1]),
     }
-    found = measure_performance(contestants, conversations(rows), EVALUATION, clock=clock)
+    found = time_models(contestants, conversations(rows), EVALUATION, clock=clock)
     return found, calls
 
 

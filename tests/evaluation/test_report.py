@@ -1,21 +1,21 @@
 import re
 from html.parser import HTMLParser
-from itertools import combinations
 
 import pytest
 
-from distillery.evaluation.report import quality_against_latency, render_report
+from distillery.evaluation.picture import quality_against_latency
+from distillery.evaluation.report import render_report
 from schemas.comparison import Comparison, Disagreement
-from tests.fixtures_comparison import SCORES, comparison, measurement, measurements
+from tests.fixtures_comparison import comparison, measurement, measurements
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 EXAMPLE = Disagreement(
     prompt_id="test-001",
     prompt=HOSTILE,
     reference=HOSTILE,
-    teacher_answer=HOSTILE,
+    teacher_response=HOSTILE,
     teacher_score=1.0,
-    student_answer=None,
+    student_response=None,
     student_score=0.0,
 )
 
@@ -60,36 +60,9 @@ def test_page_shows_verdict_table_examples_and_fingerprints() -> None:
     assert "The student keeps 94.7 % of the teacher&#39;s accuracy" in page
     assert "throughput (queries/h)" in page
     assert "7 of 20 rows; the first 1" in page
+    assert "<h2>Recall by label</h2>" in page
     assert "e" * 64 in page and "Zilog Z80" in page and "3,800" in page
     assert "nan" not in page.lower().replace("finance", "")
-
-
-def test_picture_names_every_model_once() -> None:
-    picture = quality_against_latency(comparison())
-    assert picture is not None
-    labels = re.findall(r">(teacher|baseline|student)</text>", picture)
-    assert sorted(labels) == ["baseline", "student", "teacher"]
-
-
-def test_picture_is_the_same_every_time() -> None:
-    assert quality_against_latency(comparison()) == quality_against_latency(comparison())
-
-
-def test_labels_of_models_alike_do_not_overlap() -> None:
-    alike = {role: SCORES["student"] for role in SCORES}
-    same = measurement(1, 1, 0.01)
-    picture = quality_against_latency(
-        comparison(alike, measured=measurements(teacher=same, baseline=same, student=same))
-    )
-    assert picture is not None
-    found = re.findall(
-        r'text-anchor: (\w+)[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>(?:teacher|baseline|student)<',
-        picture,
-    )
-    assert len(found) == 3
-    for (side1, x1, y1), (side2, x2, y2) in combinations(found, 2):
-        beside = side1 != side2 and (float(x1) < float(x2)) == (side1 == "end")
-        assert beside or abs(float(y1) - float(y2)) > 12
 
 
 def test_without_latency_there_is_no_picture_but_a_page() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distillery.registry.promotion import read_champion
+from distillery.registry.aliases import read_champion
 from distillery.storage.store import Store
 from schemas.errors import DistilleryError, InputDataError, RecipeError, TeacherError
 from schemas.task import TaskSpec
@@ -69,8 +69,8 @@ def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
     raw = make_recipe(tmp_path, teacher.base_url)
     first = distil(raw)
     outcome = first.result()
-    assert outcome.comparison.model("teacher").accuracy.estimate == 1.0
-    assert outcome.comparison.model("student").accuracy.estimate > 0.9
+    assert outcome.comparison.contestant("teacher").metrics["accuracy"].estimate == 1.0
+    assert outcome.comparison.contestant("student").metrics["accuracy"].estimate > 0.9
     assert Store(raw["store"]["root"]).holds(outcome.report)
     rows = {row["model"] for row in json.loads(artifact("comparison-colours").data)}
     assert rows == {"teacher", "baseline", "student"}

@@ -1,0 +1,211 @@
+"""What a comparison says about the student, in sentences."""
+
+from dataclasses import dataclass
+
+from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Difference, Interval
+from schemas.contestants import BASELINE, CHAMPION, STUDENT, TEACHER
+from schemas.units import MISSING, bytes_text, percent_text, seconds_text
+
+TARGET_RETENTION, TARGET_LATENCY_REDUCTION, TARGET_MEMORY_REDUCTION = 0.92, 0.85, 0.95
+"""What the project aims at: of the primary metric kept, of time saved, of memory saved."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about the student, and whether it tells of a target that is met."""
+
+    text: str
+    met: bool | None
+    """None: it is about no target, or the figure is missing."""
+
+
+def interval_text(interval: Interval | None) -> str:
+    """Return a fraction and its interval as per cent.
+
+    >>> interval_text(Interval(estimate=0.941, low=0.925, high=0.956, num_rows=500))
+    '94.1 % [92.5, 95.6]'
+    """
+    if interval is None:
+        return MISSING
+    return percent_text(interval.estimate) + _ends(interval)
+
+
+def points_text(interval: Interval | None) -> str:
+    """Return a difference and its interval in percentage points, signed.
+
+    >>> points_text(Interval(estimate=0.054, low=-0.01, high=0.1, num_rows=500))
+    '+5.4 points [-1.0, 10.0]'
+    """
+    if interval is None:
+        return MISSING
+    return f"{interval.estimate * 100:+.1f} points" + _ends(interval)
+
+
+def _ends(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return ""
+    return f" [{interval.low * 100:.1f}, {interval.high * 100:.1f}]"
+
+
+def verdict(comparison: Comparison) -> str:
+    """Return the one line above everything else."""
+    _, _, found = _student_and_teacher(comparison)
+    if found.ratio is None:
+        return "The student could not be scored against the teacher."
+    parts = [f"keeps {percent_text(found.ratio.estimate)} of the teacher's {comparison.metric}"]
+    if found.latency_reduction is not None:
+        parts.append(f"answers in {_more_or_less(found.latency_reduction)} time")
+    if found.memory_reduction is not None:
+        parts.append(f"needs {_more_or_less(found.memory_reduction)} memory")
+    head, last = ", ".join(parts[:-1]), parts[-1]
+    return f"The student {head} and {last}." if head else f"The student {last}."
+
+
+def _student_and_teacher(
+    comparison: Comparison,
+) -> tuple[ContestantFigures, ContestantFigures, Difference]:
+    student, teacher = comparison.contestant(STUDENT), comparison.contestant(TEACHER)
+    found = comparison.between(STUDENT, TEACHER)
+    assert student and teacher and found, "a comparison without student or teacher"
+    return student, teacher, found
+
+
+def _more_or_less(reduction: float) -> str:
+    return f"{abs(reduction) * 100:.1f} % {'less' if reduction >= 0 else 'more'}"
+
+
+def findings(comparison: Comparison) -> list[Finding]:
+    """Return what the figures say: the three targets, then the student against the others."""
+    student, teacher, found = _student_and_teacher(comparison)
+    metric, retention = comparison.metric, found.ratio
+    sentences = [
+        _gain_sentence(comparison),
+        _gap_sentence(comparison),
+        _champion_sentence(comparison),
+        _majority_sentence(comparison),
+        _label_sentence(comparison),
+    ]
+    return [
+        _target(
+            f"{metric.capitalize()} retained: {interval_text(retention)} of the teacher's",
+            retention.estimate if retention else None,
+            TARGET_RETENTION,
+            missing=f"the {metric} of teacher or student is unscored, or the teacher's is 0",
+        ),
+        _target(
+            f"Inference time (p50): {seconds_text(student.performance.latency_p50_s)} against "
+            f"{seconds_text(teacher.performance.latency_p50_s)}",
+            found.latency_reduction,
+            TARGET_LATENCY_REDUCTION,
+            missing="one of the two could not be measured",
+            unit="less",
+        ),
+        _target(
+            f"Memory: {bytes_text(student.memory_bytes)} against {bytes_text(teacher.memory_bytes)}"
+            + (" (declared)" if teacher.declared_source else ""),
+            found.memory_reduction,
+            TARGET_MEMORY_REDUCTION,
+            missing="the teacher's is not known; declare it under teacher.declared",
+            unit="less",
+        ),
+        *[Finding(sentence, None) for sentence in sentences if sentence],
+    ]
+
+
+def _target(
+    text: str, value: float | None, target: float, *, missing: str, unit: str = ""
+) -> Finding:
+    """Return whether ``value`` reaches ``target`` and by how much it does or does not."""
+    aim = f"{target * 100:.0f} %{' ' + unit if unit else ''}"
+    if value is None:
+        return Finding(f"{text}: no verdict on the target of {aim}, as {missing}.", None)
+    met = value >= target
+    reached = f", {_more_or_less(value)}" if unit else ""
+    margin = f"{abs(value - target) * 100:.1f} points {'above' if value >= target else 'short of'}"
+    state = "met" if met else "missed"
+    return Finding(f"{text}{reached}: target of {aim} {state}, {margin} it.", met)
+
+
+def _points(comparison: Comparison, name: str, against: str) -> Interval | None:
+    found = comparison.between(name, against)
+    return found.difference if found else None
+
+
+def _gain_sentence(comparison: Comparison) -> str:
+    gain = _points(comparison, STUDENT, BASELINE)
+    if gain is None:
+        return "Student minus baseline: no figure, as there is no scored baseline."
+    text = f"Student minus baseline: {points_text(gain)}"
+    if gain.low is None or gain.high is None:
+        return f"{text}; too few rows for an interval."
+    if gain.low > 0:
+        return f"{text}: the interval is above 0, so the teacher's data helped."
+    if gain.high < 0:
+        return f"{text}: the interval is below 0, so the teacher's data hurt."
+    return f"{text}: the interval contains 0, so no gain is shown."
+
+
+def _gap_sentence(comparison: Comparison) -> str:
+    if comparison.gap_recovered is None:
+        return "Gap recovered: undefined, as the teacher is not better than the baseline."
+    return (
+        f"Gap recovered between baseline and teacher: {percent_text(comparison.gap_recovered)}; "
+        f"student minus teacher: {points_text(_points(comparison, STUDENT, TEACHER))}."
+    )
+
+
+def _champion_sentence(comparison: Comparison) -> str | None:
+    if comparison.contestant(CHAMPION) is None:
+        return None
+    return f"Student minus champion: {points_text(_points(comparison, STUDENT, CHAMPION))}."
+
+
+def _majority_sentence(comparison: Comparison) -> str:
+    leads = [
+        f"the {name} {points_text(_points(comparison, name, MAJORITY))}"
+        for name in (TEACHER, STUDENT)
+    ]
+    return (
+        f"Always giving the most frequent answer, {comparison.majority_answer!r:.80}, reaches "
+        f"{percent_text(comparison.majority_share)} {comparison.metric}; against it "
+        f"{' and '.join(leads)}."
+    )
+
+
+def _label_sentence(comparison: Comparison) -> str | None:
+    recalls = [(label.recall[STUDENT], label) for label in comparison.labels]
+    scored = [(recall, label) for recall, label in recalls if recall is not None]
+    if not scored:
+        return None
+    recall, label = min(scored, key=lambda pair: pair[0])
+    return (
+        f"Lowest recall of the student: {percent_text(recall)} of the {label.num_rows:,} rows "
+        f"with {label.label!r:.80}."
+    )
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Return how the figures were made."""
+    speed = comparison.contestants[0].performance
+    hardware = comparison.hardware
+    machine = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('cores')} cores"
+    lines = [
+        f"Quality: {comparison.num_rows:,} test rows, at most {comparison.max_new_tokens} new "
+        "tokens; the teacher samples as the recipe says, all others decode greedily; paired "
+        f"bootstrap, {comparison.confidence * 100:.0f} % intervals.",
+        f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput: "
+        f"{speed.throughput_rows:,} rows in batches. On {machine}.",
+        f"Memory: weights plus KV cache at {comparison.context_tokens} tokens.",
+    ]
+    for row in comparison.contestants:
+        if row.declared_source:
+            lines.append(
+                f"Parameters and memory of the {row.name} are declared, not measured; source: "
+                f"{row.declared_source}."
+            )
+        if row.num_unscored:
+            lines.append(
+                f"{row.num_unscored:,} of {comparison.num_rows:,} rows are unscored for the "
+                f"{row.name} and left out of every figure with it."
+            )
+    return lines

@@ -1,0 +1,65 @@
+"""Who takes part in a comparison: a name, and how the model is opened."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.base import Spec, runtime_field
+from schemas.refs import ModelRef
+from schemas.student import PretrainedStudent
+from schemas.teacher import TeacherSpec
+
+TEACHER, BASELINE, CHAMPION, STUDENT = "teacher", "baseline", "champion", "student"
+"""Names in the spine. A comparison may have others; its columns do not depend on them."""
+
+
+class _Contestant(Spec):
+    """A model that answers the test prompts."""
+
+    name: str
+    """What tables call it; one of a kind in a comparison."""
+
+
+class TeacherContestant(_Contestant):
+    """The teacher, asked through the ledger and with its own sampling."""
+
+    kind: Literal["teacher"] = "teacher"
+    """A teacher."""
+
+    teacher: TeacherSpec = Field(title="Teacher")
+    """Who answers."""
+
+
+class _LocalContestant(_Contestant):
+    """A model that is loaded here and decodes greedily, as it will be deployed."""
+
+    device: str = runtime_field("auto")
+    """auto, cpu, cuda or cuda:1."""
+
+
+class PretrainedContestant(_LocalContestant):
+    """A pretrained student as it comes."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    """A pretrained model."""
+
+    student: PretrainedStudent
+    """The model."""
+
+
+class TrainedContestant(_LocalContestant):
+    """A model that a training stage left in the store, in the precision in which it was saved."""
+
+    kind: Literal["trained"] = "trained"
+    """A trained model."""
+
+    model: ModelRef
+    """Where it is."""
+
+    trust_remote_code: bool = False
+    """Run code that was saved with the model."""
+
+
+ContestantSpec = Annotated[
+    TeacherContestant | PretrainedContestant | TrainedContestant, Field(discriminator="kind")
+]
