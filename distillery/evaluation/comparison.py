@@ -160,7 +160,7 @@ def build_comparison(
         funnel: Rows of the training set by what became of them.
     """
     kind = task_type(task)
-    metrics = [metric.name for metric in (kind.primary, *kind.others)]
+    metrics = [metric.name for metric in kind.metrics]
     scores = {name: _scores(frame, metrics[0]) for name, frame in answers.items()}
     rows = {
         name: _figures(name, measurements.contestants[name], frame, metrics, evaluation, declared)

@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -39,6 +40,9 @@ def failed(found: list[GateCheck]) -> list[tuple[str, str]]:
     return [(check.condition, check.sentence) for check in found if not check.passed]
 
 
+usual = functools.cache(comparison)
+
+
 def with_figures(retention: float | None, gain_low: float | None) -> Comparison:
     """Return a comparison with these two figures, whatever they are."""
     ratio = None
@@ -54,7 +58,7 @@ def with_figures(retention: float | None, gain_low: float | None) -> Comparison:
                 return pair.model_copy(update={"difference": gain})
         return pair
 
-    found = comparison()
+    found = usual()
     return found.model_copy(update={"differences": tuple(map(changed, found.differences))})
 
 
