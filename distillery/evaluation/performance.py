@@ -47,7 +47,7 @@ Clock = Callable[[], float]
 
 def performance_stage(
     prompts: DatasetRef,
-    contestants: Sequence[ContestantSpec],
+    contestants: tuple[ContestantSpec, ...],
     task: TaskSpec,
     evaluation: EvaluationSpec,
 ) -> Stage:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prefect import Flow
 
-from distillery.evaluation.answers import evaluation_stage
+from distillery.evaluation.performance import performance_stage
 from distillery.objectives.soft.stage import scoring_stage
 from distillery.storage.stage import Stage
 from distillery.teacher.generation import generation_stage
@@ -23,7 +23,7 @@ PAIRS: list[tuple[Flow[..., Any], Callable[..., Stage]]] = [
     (generate_responses, generation_stage),
     (score_soft_targets, scoring_stage),
     (train_student, training_stage),
-    (evaluate_models, evaluation_stage),
+    (evaluate_models, performance_stage),
 ]
 
 
