@@ -29,13 +29,25 @@ class TemporaryServer:
     """The server as a process; `PREFECT_API_URL` names it to whatever is imported from now on."""
 
     def __init__(self, home: Path) -> None:
-        """Start it, with its database and its log in ``home``; it is not ready yet."""
+        """Start it, with its database and its log in ``home``; it is not ready yet.
+
+        Raises:
+            StageError: Nothing can be written in ``home``.
+        """
         with socket.socket() as probe:
             probe.bind((_HOST, 0))
             port = probe.getsockname()[1]
         self._api_url = f"http://{_HOST}:{port}/api"
         self._log = home / "server.log"
-        with self._log.open("wb") as log:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            log = self._log.open("wb")
+        except OSError as error:
+            raise StageError(
+                f"the temporary Prefect server cannot keep its database in {str(home)!r}: "
+                f"{error.strerror}. Set PREFECT_HOME to a folder that can be written."
+            ) from error
+        with log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cli.server", str(port)],
                 env=os.environ

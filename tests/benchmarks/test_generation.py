@@ -27,7 +27,7 @@ from benchmarks.report import Metric, markdown_table
 from benchmarks.stub import FAULTS, Run, Settings, answer_to, draw
 from tests.waiting import wait_until
 
-FAULT_MIX = dict.fromkeys(FAULTS, 0.1) | {"stall": 0.0}
+FAULT_MIX: dict[str, Any] = dict.fromkeys(FAULTS, 0.1) | {"stall": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_a_kill_takes_the_whole_family(tmp_path: Path) -> None:
 
 def _is_zombie(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli.server import TemporaryServer
+from schemas.errors import StageError
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -24,9 +24,13 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_server(tmp_path: Path) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "no" / "home")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert run.stdout is not None
     server = psutil.Process(int(run.stdout.readline()))
@@ -35,6 +39,12 @@ def test_a_killed_run_leaves_no_server(tmp_path: Path) -> None:
     run.wait()
     run.stdout.close()
     wait_until(lambda: not _lives(server))
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(StageError, match=r"home': .*Set PREFECT_HOME to a folder"):
+        TemporaryServer(tmp_path / "home")
 
 
 def _lives(process: psutil.Process) -> bool:

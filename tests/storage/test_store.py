@@ -335,11 +335,10 @@ def test_gc_keeps_what_another_stage_or_an_alias_names(
     promoted = PromotedStudent(
         student=ModelRef(uri=model, fingerprint="1", num_parameters=1),
         promoted_at=datetime.now(UTC),
-        scores_fingerprint="2",
+        compared="2",
         num_rows=1,
-        accuracy=None,
-        retention=None,
-        gain=None,
+        metrics={},
+        differences=(),
         checks=(),
     )
     pointer = ChampionPointer(task="t", alias="champion", current=promoted)
