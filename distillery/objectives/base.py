@@ -17,8 +17,8 @@ from schemas.training import TrainingSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distillery.models.head import Head
     from distillery.models.local import LocalModel
+    from distillery.models.output_layer import SplitModel
     from distillery.objectives.losses import Losses
     from distillery.storage.store import Store
 
@@ -111,18 +111,19 @@ class Objective(ABC):
         return {}
 
     @abstractmethod
-    def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
+    def loss(self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any) -> Loss:
         """Return the loss of ``batch``.
 
         Args:
             model: The student, wrapped or not, which gives hidden states in place of logits.
-            head: Its output layer.
+            student: Its split. Its head is read after the forward pass: weights that are divided
+                between processes are whole only then.
             batch: What the collator made.
             normaliser: Response tokens by which sums are divided: those of the whole step.
         """
 
     def _response_losses(
-        self, model: Any, head: "Head", batch: Batch, normaliser: Any, **soft: Any
+        self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any, **soft: Any
     ) -> "Losses":
         """Return the losses at the batch's response tokens; ``soft`` is for soft targets."""
         import torch
@@ -135,7 +136,7 @@ class Objective(ABC):
         return response_losses(
             # Several processes hand out float32 whatever precision the model computed in.
             hidden_ND.to(getattr(torch, self._inputs.training.dtype)),
-            head,
+            student.head,  # read after the forward pass
             labels_BT[:, 1:][labels_BT[:, 1:] >= 0],
             vocab_size=self._inputs.vocab_size,
             normaliser=normaliser,

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 from distillery.objectives.base import Batch, Loss, Objective
 
 if TYPE_CHECKING:
-    from distillery.models.head import Head
+    from distillery.models.output_layer import SplitModel
 
 
 class HardTargetObjective(Objective):
     """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947); has no parts."""
 
-    def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
+    def loss(self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any) -> Loss:
         """Return the mean cross-entropy of the response tokens, nats."""
-        return Loss(self._response_losses(model, head, batch, normaliser).loss, {})
+        return Loss(self._response_losses(model, student, batch, normaliser).loss, {})

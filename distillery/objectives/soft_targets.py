@@ -23,7 +23,6 @@ from schemas.student import FromScratchStudent, StudentSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
 if TYPE_CHECKING:
-    from distillery.models.head import Head
     from distillery.models.local import LocalModel
     from distillery.models.output_layer import SplitModel
     from distillery.objectives.losses import Targets
@@ -98,10 +97,10 @@ class SoftTargetObjective(Objective):
             return str(error)
         return None
 
-    def loss(self, model: Any, head: "Head", batch: Batch, normaliser: Any) -> Loss:
+    def loss(self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any) -> Loss:
         """Return the weighted sum of cross-entropy and divergence, and both."""
         losses = self._response_losses(
-            model, head, batch, normaliser, soft=self._spec, targets=self._targets(batch)
+            model, student, batch, normaliser, soft=self._spec, targets=self._targets(batch)
         )
         return Loss(losses.loss, {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats})
 

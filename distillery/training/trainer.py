@@ -174,7 +174,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         return loss.total * self.args.world_size
 
     def _loss(self, model: Any, inputs: Batch, normaliser: Any) -> Loss:
-        return self._objective.loss(model, self._student.head, inputs, normaliser)
+        return self._objective.loss(model, self._student, inputs, normaliser)
 
     def _note(self, sums: torch.Tensor, loss: Loss, inputs: Batch) -> None:
         """Add to ``sums`` the response tokens of a batch, and the parts of its loss."""
