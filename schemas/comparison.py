@@ -94,7 +94,7 @@ class Measurements(_Figures):
     hardware: dict[str, JsonValue]
     """Machine and library versions."""
 
-    process_peak_bytes: int | None
+    process_peak_bytes: int
     """Most memory that the whole process held, all models together: apart from memory usage."""
 
     accelerator_peak_bytes: int | None = None
@@ -216,7 +216,7 @@ class Comparison(_Figures):
     hardware: dict[str, JsonValue]
     """Machine and library versions of the measurement."""
 
-    process_peak_bytes: int | None
+    process_peak_bytes: int
     """Most memory that the measuring process held, all models together."""
 
     accelerator_peak_bytes: int | None = None

@@ -9,7 +9,8 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+import numpy as np
 
 from distillery.evaluation.answers import answers_stage, count_questions, questions
 from distillery.evaluation.contestants import Answered, Conversation, Opened, contestant
@@ -67,7 +68,7 @@ def performance_stage(
 def measure_performance(
     answers: Mapping[str, DatasetRef],
     prompts: DatasetRef,
-    contestants: Sequence[ContestantSpec],
+    contestants: tuple[ContestantSpec, ...],
     task: TaskSpec,
     evaluation: EvaluationSpec,
     store: StoreSpec,
@@ -95,7 +96,9 @@ def measure_performance(
     def work(attempt: Attempt) -> None:
         count_questions(prompts, attempt.store)
         rows = itertools.chain.from_iterable(questions(prompts, attempt.store))
-        timed = [row.conversation for row in itertools.islice(rows, _rows_to_time(evaluation))]
+        latency_rows = evaluation.latency_rows + evaluation.latency_warmup
+        most = max(latency_rows, evaluation.throughput_rows)
+        timed = [row.conversation for row in itertools.islice(rows, most)]
         known = {spec.name: contestant(spec, task, evaluation, store) for spec in contestants}
         with contextlib.ExitStack() as files, cpu_threads(execution):
             opened = {
@@ -150,22 +153,6 @@ def read_measurements(measured: ReportRef, store: Store) -> Measurements:
     return Measurements.model_validate(raw)
 
 
-@dataclass
-class _Tally:
-    """Rows, tokens and seconds so far."""
-
-    rows: int = 0
-    tokens: int | None = 0
-    seconds: float = 0.0
-
-    def count(self, answer: Answered) -> None:
-        """Add one answer, if it is one; tokens that are not counted leave the sum unknown."""
-        if answer.response is not None:
-            self.rows += 1
-            known = self.tokens is not None and answer.new_tokens is not None
-            self.tokens = (self.tokens or 0) + (answer.new_tokens or 0) if known else None
-
-
 def time_models(
     contestants: Mapping[str, Opened],
     conversations: Sequence[Conversation],
@@ -185,36 +172,34 @@ def time_models(
         By name. A figure is None where no row was answered.
     """
     latencies = _latencies(contestants, conversations, evaluation, clock)
-    tallies = _throughput(contestants, conversations, evaluation, clock)
-    return {name: _performance(latencies[name], tallies[name]) for name in contestants}
+    batches = _throughput(contestants, conversations, evaluation, clock)
+    return {name: _performance(latencies[name], *batches[name]) for name in contestants}
 
 
-def _rows_to_time(evaluation: EvaluationSpec) -> int:
-    """Return how many rows `time_models` can make use of."""
-    latency_rows = evaluation.latency_rows + evaluation.latency_warmup
-    return max(latency_rows, evaluation.throughput_rows)
+def _timed(
+    one: Opened, rows: Sequence[Conversation], batch_size: int, clock: Clock
+) -> tuple[list[Answered], float]:
+    """Return the answers that were answers, and the seconds that it took."""
+    start = clock()
+    answers = one.answer(rows, batch_size)
+    seconds = clock() - start
+    return [answer for answer in answers if answer.response is not None], seconds
 
 
-def nearest_rank(values: Sequence[float], fraction: float) -> float:
-    """Return the smallest value that at least ``fraction`` of all values do not exceed.
-
-    >>> nearest_rank([4.0, 1.0, 3.0, 2.0], 0.95), nearest_rank([4.0, 1.0, 3.0, 2.0], 0.5)
-    (4.0, 2.0)
-    """
-    ordered = sorted(values)
-    rank = -int(-fraction * len(ordered) // 1)  # rounded up
-    return ordered[max(rank, 1) - 1]
-
-
-def _performance(latencies: Sequence[float], tally: _Tally) -> Performance:
-    timed = tally.rows > 0 and tally.seconds > 0
+def _performance(
+    latencies: Sequence[float], answers: Sequence[Answered], seconds: float
+) -> Performance:
+    tokens = [answer.new_tokens for answer in answers if answer.new_tokens is not None]
+    timed = bool(answers) and seconds > 0
+    is_counted = timed and len(tokens) == len(answers)
+    p95 = np.quantile(latencies, 0.95, method="inverted_cdf") if latencies else None
     return Performance(
         latency_p50_s=statistics.median(latencies) if latencies else None,
-        latency_p95_s=nearest_rank(latencies, 0.95) if latencies else None,
+        latency_p95_s=p95,
         latency_rows=len(latencies),
-        queries_per_hour=tally.rows / tally.seconds * 3600 if timed else None,
-        tokens_per_s=tally.tokens / tally.seconds if timed and tally.tokens is not None else None,
-        throughput_rows=tally.rows,
+        queries_per_hour=len(answers) / seconds * 3600 if timed else None,
+        tokens_per_s=sum(tokens) / seconds if is_counted else None,
+        throughput_rows=len(answers),
     )
 
 
@@ -231,19 +216,13 @@ def _latencies(
     others = conversations[len(timed) :] or conversations
     latencies: dict[str, list[float]] = {name: [] for name in contestants}
 
-    def ask(name: str, row: Conversation) -> tuple[bool, float]:
-        start = clock()
-        answers = contestants[name].answer([row], 1)
-        return answers[0].response is not None, clock() - start
-
-    for row in _cycled(others, evaluation.latency_warmup):
-        for name in contestants:
-            ask(name, row)
+    for row in itertools.islice(itertools.cycle(others), evaluation.latency_warmup):
+        for one in contestants.values():
+            one.answer([row], 1)
     for number, row in enumerate(timed):
         for name in _rotated(list(contestants), number):
-            answered, seconds = ask(name, row)
-            if answered:
-                latencies[name].append(seconds)
+            answers, seconds = _timed(contestants[name], [row], 1, clock)
+            latencies[name] += [seconds for _ in answers]
     return latencies
 
 
@@ -252,36 +231,25 @@ def _throughput(
     conversations: Sequence[Conversation],
     evaluation: EvaluationSpec,
     clock: Clock,
-) -> dict[str, _Tally]:
-    """Return rows, tokens and seconds by model; each takes its next batch in turn."""
+) -> dict[str, tuple[list[Answered], float]]:
+    """Return answers and seconds by model; each takes its next batch in turn."""
     timed = conversations[: evaluation.throughput_rows]
-    tallies: dict[str, _Tally] = {name: _Tally() for name in contestants}
-
-    def ask(name: str, first: int) -> tuple[list[Answered], float]:
-        size = contestants[name].batch_size
-        start = clock()
-        answers = contestants[name].answer(timed[first : first + size], size)
-        return answers, clock() - start
-
-    for name, opened in contestants.items():
-        if opened.warm_batch:
-            ask(name, 0)
+    found: dict[str, tuple[list[Answered], float]] = {name: ([], 0.0) for name in contestants}
+    for one in contestants.values():
+        if one.warm_batch:
+            one.answer(timed[: one.batch_size], one.batch_size)
     turn = 0
     while waiting := [n for n, c in contestants.items() if turn * c.batch_size < len(timed)]:
         for name in _rotated(waiting, turn):
-            answers, seconds = ask(name, turn * contestants[name].batch_size)
-            tallies[name].seconds += seconds
-            for answer in answers:
-                tallies[name].count(answer)
+            size = contestants[name].batch_size
+            rows = timed[turn * size : (turn + 1) * size]
+            answers, seconds = _timed(contestants[name], rows, size, clock)
+            found[name] = found[name][0] + answers, found[name][1] + seconds
         turn += 1
-    return tallies
+    return found
 
 
 def _rotated(names: Sequence[str], turn: int) -> list[str]:
     """Return ``names`` beginning with another one each turn."""
     first = turn % len(names)
     return [*names[first:], *names[:first]]
-
-
-def _cycled(rows: Sequence[Conversation], count: int) -> list[Conversation]:
-    return [rows[number % len(rows)] for number in range(count)]

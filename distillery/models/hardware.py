@@ -3,9 +3,10 @@
 import contextlib
 import os
 import platform
+import resource
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,25 @@ from pydantic import JsonValue
 from schemas.errors import RecipeError
 from schemas.execution import ExecutionSpec
 
+_IS_LINUX = sys.platform == "linux"
 _GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def hardware_record() -> dict[str, JsonValue]:
     """Return what the figures depend on besides the models: machine, threads, versions."""
+    import psutil
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_model(),
-        "cores": _num_cores(),
-        "memory_bytes": _memory_bytes(),
+        "cores": len(os.sched_getaffinity(0)) if _IS_LINUX else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "torch_threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "transformers")},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
     }
 
 
@@ -75,12 +78,8 @@ def cpu_threads(execution: ExecutionSpec) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def process_peak_bytes() -> int | None:
-    """Return the most resident memory that this process ever held; None where it is not told."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+def process_peak_bytes() -> int:
+    """Return the most resident memory that this process ever held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -146,24 +145,3 @@ def _cpu_model() -> str:
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
-
-
-def _num_cores() -> int | None:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

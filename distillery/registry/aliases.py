@@ -56,12 +56,13 @@ def promote_student(
     rival = find_rival(student, task, gate.alias, store)
     is_lost = rival is not None and not store.holds(rival)
     checks = tuple(check_gate(comparison, gate, rival, is_lost=is_lost))
+    before = (pointer.current, *pointer.previous) if pointer else ()
     promotion = Promotion(
         promoted=all(check.passed for check in checks),
         checks=checks,
         alias_uri=_uri(task, gate.alias),
         student=student,
-        previous=pointer.current.student if pointer else None,
+        previous=before[0].student if before else None,
     )
     if promotion.promoted:
         entry = PromotedStudent(
@@ -73,7 +74,9 @@ def promote_student(
             differences=tuple(d for d in comparison.differences if d.name == STUDENT),
             checks=checks,
         )
-        updated = _succeed(pointer, entry, task, gate.alias)
+        if before and before[0].student.fingerprint == student.fingerprint:
+            before = before[1:]
+        updated = ChampionPointer(task=task.name, alias=gate.alias, current=entry, previous=before)
         store.write_bytes(promotion.alias_uri, updated.model_dump_json(indent=1).encode())
     logger.info("%s: %s", task.name, promotion.sentence)
     return promotion
@@ -81,13 +84,3 @@ def promote_student(
 
 def _uri(task: TaskSpec, alias: str) -> str:
     return f"aliases/{task.name}/{alias}.json"
-
-
-def _succeed(
-    pointer: ChampionPointer | None, entry: PromotedStudent, task: TaskSpec, alias: str
-) -> ChampionPointer:
-    """Return the pointer with ``entry`` on top of those before it."""
-    before = (pointer.current, *pointer.previous) if pointer else ()
-    if before and before[0].student.fingerprint == entry.student.fingerprint:
-        before = before[1:]
-    return ChampionPointer(task=task.name, alias=alias, current=entry, previous=before)

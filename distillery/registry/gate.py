@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 
-from schemas.comparison import MAJORITY, Comparison, ContestantFigures
+from schemas.comparison import MAJORITY, Comparison
 from schemas.contestants import BASELINE, CHAMPION, STUDENT, TEACHER
 from schemas.evaluation import GateSpec
 from schemas.promotion import GateCheck
@@ -17,8 +17,8 @@ def check_gate(
     champion: ModelRef | None = None,
     *,
     is_lost: bool = False,
-) -> list[GateCheck]:
-    """Return every condition that the gate asks for, with what was measured.
+) -> Iterator[GateCheck]:
+    """Yield every condition that the gate asks for, with what was measured.
 
     A figure that is missing or not finite fails its condition.
 
@@ -28,12 +28,6 @@ def check_gate(
         champion: Whom the student would replace; it has to be among the contestants.
         is_lost: Whether the champion's files are gone, so that it could not take part.
     """
-    return list(_checks(comparison, gate, champion, is_lost))
-
-
-def _checks(
-    comparison: Comparison, gate: GateSpec, champion: ModelRef | None, is_lost: bool
-) -> Iterator[GateCheck]:
     kept = comparison.between(STUDENT, TEACHER)
     retention = kept.ratio.estimate if kept and kept.ratio else None
     yield _check("min_retention", "retention", retention, "at least", gate.min_retention)
@@ -52,17 +46,21 @@ def _checks(
     rows = comparison.contestants
     unscored = max(row.num_unscored for row in rows) / max(1, comparison.num_rows)
     if unscored:
-        name, most = "share of unscored rows", gate.max_unscored_fraction
-        yield _check("max_unscored_fraction", name, unscored, "at most", most)
-    student, teacher = comparison.contestant(STUDENT), comparison.contestant(TEACHER)
-    if gate.max_latency_ratio is not None:
-        ratio = _ratio(_latency(student), _latency(teacher))
-        name = "p50 latency relative to the teacher's"
-        yield _check("max_latency_ratio", name, ratio, "at most", gate.max_latency_ratio)
-    if gate.max_memory_ratio is not None:
-        ratio = _ratio(_memory(student), _memory(teacher))
-        name = "memory relative to the teacher's"
-        yield _check("max_memory_ratio", name, ratio, "at most", gate.max_memory_ratio)
+        yield _check(
+            "max_unscored_fraction",
+            "share of unscored rows",
+            unscored,
+            "at most",
+            gate.max_unscored_fraction,
+        )
+    speed, memory = (kept.latency_reduction, kept.memory_reduction) if kept else (None, None)
+    for condition, most, reduction, name in (
+        ("max_latency_ratio", gate.max_latency_ratio, speed, "p50 latency"),
+        ("max_memory_ratio", gate.max_memory_ratio, memory, "memory"),
+    ):
+        if most is not None:
+            ratio = None if reduction is None else 1 - reduction
+            yield _check(condition, f"{name} relative to the teacher's", ratio, "at most", most)
 
 
 def _against_champion(
@@ -90,18 +88,6 @@ def _against_champion(
 def _estimate(comparison: Comparison, name: str, against: str) -> float | None:
     found = comparison.between(name, against)
     return found.difference.estimate if found and found.difference else None
-
-
-def _latency(row: ContestantFigures | None) -> float | None:
-    return row.performance.latency_p50_s if row else None
-
-
-def _memory(row: ContestantFigures | None) -> float | None:
-    return row.memory_bytes if row else None
-
-
-def _ratio(value: float | None, teacher_value: float | None) -> float | None:
-    return value / teacher_value if value is not None and teacher_value else None
 
 
 _RELATIONS: dict[str, tuple[Callable[[float, float], bool], str, str]] = {

@@ -2,11 +2,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from distillery.evaluation.contestants import Answered, Conversation, Opened
-from distillery.evaluation.performance import nearest_rank, time_models
+from distillery.evaluation.performance import time_models
 from distillery.models.hardware import hardware_record, process_peak_bytes
 from schemas.comparison import Performance
 from schemas.evaluation import EvaluationSpec
@@ -24,18 +22,20 @@ class Clock:
 
 @dataclass
 class TimedModel:
-    """Takes ``seconds`` per call, answers with two tokens, notes who was asked what."""
+    """Takes ``seconds`` per call, then ``growth`` more, for two tokens; notes every call."""
 
     name: str
     clock: Clock
     calls: list[tuple[str, list[str], int]]
     seconds: float = 1.0
+    growth: float = 0.0
     fails_on: frozenset[str] = field(default_factory=frozenset)
 
     def answer(self, conversations: Sequence[Conversation], batch_size: int) -> list[Answered]:
         rows = [conversation[0]["content"] for conversation in conversations]
         self.calls.append((self.name, rows, batch_size))
         self.clock.now += self.seconds
+        self.seconds += self.growth
         return [Answered(None if row in self.fails_on else "yes", False, 2) for row in rows]
 
 
@@ -140,14 +140,12 @@ def test_few_rows_are_enough() -> None:
 
 @pytest.mark.parametrize(("count", "rank"), [(5, 5), (19, 19), (20, 19), (30, 29), (100, 95)])
 def test_p95_is_the_nearest_rank(count: int, rank: int) -> None:
-    assert nearest_rank([float(number) for number in range(1, count + 1)], 0.95) == rank
-
-
-@given(st.lists(st.floats(0, 100), min_size=1), st.floats(0.01, 1))
-def test_nearest_rank_is_one_of_the_values(values: list[float], fraction: float) -> None:
-    found = nearest_rank(values, fraction)
-    assert found in values
-    assert sum(value <= found for value in values) >= fraction * len(values) - 1e-9
+    clock = Clock()
+    model = TimedModel("model", clock, [], growth=1.0)
+    evaluation = EVALUATION.model_copy(update={"latency_rows": count, "latency_warmup": 1})
+    contestants = {"model": Opened(model.answer, 4)}
+    found = time_models(contestants, conversations(count), evaluation, clock=clock)
+    assert found["model"].latency_p95_s == 1.0 + rank  # the warm-up took 1.0
 
 
 def test_hardware_is_recorded() -> None:
@@ -155,5 +153,4 @@ def test_hardware_is_recorded() -> None:
     assert {"cpu", "cores", "memory_bytes", "gpu", "torch_threads", "python", "versions"} <= set(
         record
     )
-    peak = process_peak_bytes()
-    assert peak is not None and peak > 2**20
+    assert process_peak_bytes() > 2**20

@@ -10,7 +10,13 @@ from schemas.comparison import Comparison, Difference, Interval
 from schemas.evaluation import GateSpec
 from schemas.promotion import GateCheck
 from schemas.refs import ModelRef
-from tests.fixtures_comparison import CHAMPION_FINGERPRINT, SCORES, comparison
+from tests.fixtures_comparison import (
+    CHAMPION_FINGERPRINT,
+    SCORES,
+    comparison,
+    measurement,
+    measurements,
+)
 
 NAN = float("nan")
 GATE = GateSpec()
@@ -33,7 +39,12 @@ def checks(
     *,
     is_lost: bool = False,
 ) -> list[GateCheck]:
-    return check_gate(comparison(scores, references=references), gate, champion, is_lost=is_lost)
+    found = comparison(scores, references=references)
+    return list(check_gate(found, gate, champion, is_lost=is_lost))
+
+
+def asked(found: Comparison, gate: GateSpec) -> list[GateCheck]:
+    return list(check_gate(found, gate))
 
 
 def failed(found: list[GateCheck]) -> list[tuple[str, str]]:
@@ -63,7 +74,7 @@ def with_figures(retention: float | None, gain_low: float | None) -> Comparison:
 
 
 def test_default_gate_asks_for_retention_gain_and_a_lead_over_the_most_frequent_answer() -> None:
-    found = check_gate(comparison(), GateSpec())
+    found = asked(comparison(), GateSpec())
     assert [(check.condition, check.passed) for check in found] == [
         ("min_retention", True),
         ("min_gain", True),
@@ -178,63 +189,61 @@ def test_a_verdict_on_few_scored_rows_alone_closes_the_gate() -> None:
 
 @pytest.mark.parametrize("missing", [None, NAN, float("inf"), float("-inf")])
 def test_missing_figure_fails(missing: float | None) -> None:
-    for check in check_gate(with_figures(missing, missing), GateSpec())[:2]:
+    for check in asked(with_figures(missing, missing), GateSpec())[:2]:
         assert not check.passed
         assert check.measured is None
         assert "could not be computed" in check.sentence
 
 
 def test_gain_of_exactly_zero_is_no_gain() -> None:
-    check = check_gate(with_figures(0.95, 0.1 + 0.2 - 0.3), GateSpec())[1]
+    check = asked(with_figures(0.95, 0.1 + 0.2 - 0.3), GateSpec())[1]
     assert not check.passed
     assert check.sentence.endswith("0 is exactly gate.min_gain=0, not above it")
 
 
 def test_retention_of_exactly_the_bound_is_enough() -> None:
-    assert check_gate(with_figures(0.92 - 1e-16, 0.1), GateSpec())[0].passed
+    assert asked(with_figures(0.92 - 1e-16, 0.1), GateSpec())[0].passed
 
 
 @given(st.floats(0, 2), st.floats(-1, 1))
 def test_gate_passes_only_what_is_above_both_bounds(retention: float, gain: float) -> None:
-    found = check_gate(with_figures(retention, gain), GateSpec())
+    found = asked(with_figures(retention, gain), GateSpec())
     passed = all(check.passed for check in found)
     assert passed == (round(retention, 9) >= 0.92 and round(gain, 9) > 0)
 
 
 def test_a_student_that_is_too_slow_or_too_large_alone_closes_the_gate() -> None:
     latency = GateSpec(max_latency_ratio=0.05)
-    assert failed(check_gate(comparison(), latency)) == [
+    assert failed(asked(comparison(), latency)) == [
         (
             "max_latency_ratio",
             "p50 latency relative to the teacher's 0.1 is 0.05 above gate.max_latency_ratio=0.05",
         )
     ]
     memory = GateSpec(max_memory_ratio=0.05)
-    assert failed(check_gate(comparison(), memory)) == [
+    assert failed(asked(comparison(), memory)) == [
         (
             "max_memory_ratio",
             "memory relative to the teacher's 0.0625 is 0.0125 above gate.max_memory_ratio=0.05",
         )
     ]
     wide = GateSpec(max_latency_ratio=0.15, max_memory_ratio=0.07)
-    assert failed(check_gate(comparison(), wide)) == []
+    assert failed(asked(comparison(), wide)) == []
 
 
 def test_conditions_that_are_not_asked_for_are_not_checked() -> None:
     gate = GateSpec(min_gain=None, min_lead_over_majority=None)
-    found = check_gate(comparison(), gate)
+    found = asked(comparison(), gate)
     assert [check.condition for check in found] == ["min_retention"]
 
 
 def test_ratio_of_an_unknown_size_fails() -> None:
-    found = comparison()
-    rows = tuple(row.model_copy(update={"memory_bytes": None}) for row in found.contestants)
-    gate = GateSpec(max_memory_ratio=1.0)
-    check = check_gate(found.model_copy(update={"contestants": rows}), gate)[-1]
+    hosted = measurements(teacher=measurement(0, None, 0.1))
+    check = asked(comparison(measured=hosted), GateSpec(max_memory_ratio=1.0))[-1]
     assert (check.condition, check.passed) == ("max_memory_ratio", False)
 
 
 def test_no_baseline_fails_closed() -> None:
     scores = {name: values for name, values in SCORES.items() if name != "baseline"}
-    ((condition, sentence),) = failed(check_gate(comparison(scores), GateSpec()))
+    ((condition, sentence),) = failed(asked(comparison(scores), GateSpec()))
     assert condition == "min_gain" and "could not be computed" in sentence
