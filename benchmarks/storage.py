@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.report import Metric
 from benchmarks.results import Line
 from benchmarks.synthetic import Spread, random_targets
-from distillery.objectives.soft.targets import ScoredRow, SoftTargetMeta, to_batch, write_targets
+from distillery.objectives.soft.stored import ScoredRow, SoftTargetMeta, to_batch, write_targets
 from distillery.storage.stage import Attempt, Stage
 from distillery.storage.store import Store
 from schemas.execution import StageName

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from distillery.data.chat import load_messages
 from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import tokenizer_hash
-from distillery.objectives.soft.targets import ScoredRow, SoftTargetMeta, to_batch, write_targets
+from distillery.objectives.soft.stored import ScoredRow, SoftTargetMeta, to_batch, write_targets
 from distillery.storage.stage import Attempt, Stage
 from distillery.storage.store import Store
 from schemas.execution import StageName

@@ -7,7 +7,7 @@ import pandas as pd
 
 from distillery.data.chat import dump_messages
 from distillery.objectives.soft.local import LocalScorer
-from distillery.objectives.soft.targets import ScoredRow, ScoringRow
+from distillery.objectives.soft.stored import ScoredRow, ScoringRow
 from distillery.storage.stage import Stage
 from distillery.storage.store import Store
 from schemas.execution import ExecutionSpec, StageName, StoreSpec

@@ -17,7 +17,7 @@ from tests.stub_endpoint import Reply, StubEndpoint
 
 USER, ASSISTANT, END = 256, 257, 258
 VOCABULARY = 300
-PATHS = ("/v1/completions", "/tokenize", "/detokenize")
+PATHS = ("/v1/completions", "/tokenize")
 _MARKS = {"user": USER, "assistant": ASSISTANT, "system": 259}
 
 _logits = np.random.default_rng(0).normal(0, 3, (VOCABULARY, VOCABULARY))
@@ -71,9 +71,6 @@ class StubVllm:
         if "messages" in body:
             ids = self._template(body["messages"], body["add_generation_prompt"])
             return _json({"tokens": ids, "count": len(ids), "max_model_len": self._max_model_len})
-        if "tokens" in body:
-            text = bytes(token for token in body["tokens"] if token < 256).decode()
-            return _json({"prompt": text + "<end>" * (END in body["tokens"])})
         self.completions.append(body)
         if self._script:
             return self._script.pop(0)

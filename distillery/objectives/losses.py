@@ -93,7 +93,6 @@ def response_losses(
     Raises:
         TrainingError: There is no response token.
         InputDataError: A label or an id of ``targets`` is not in the vocabulary.
-        ValueError: The arguments do not belong together.
 
     Sources: Hinton et al. 2015, arXiv:1503.02531, section 2, for T²; GKD, arXiv:2306.13649, for
     the generalised Jensen-Shannon divergence; DistiLLM, arXiv:2402.03898, for the skew KLs.
@@ -106,7 +105,14 @@ def response_losses(
     >>> round(losses.hard_nats.item(), 4), logits_NV.grad.round(decimals=4).tolist()  # -ln(3/4)
     (0.2877, [[-0.25, 0.25]])
     """
-    _check(hidden_ND, head, labels_N, vocab_size, soft, targets)
+    if not len(labels_N):
+        raise TrainingError(
+            "there is no response token to learn from, so the loss has no value. Leave out rows "
+            "whose response is empty or cut off."
+        )
+    _check_ids("labels", labels_N, vocab_size)
+    if isinstance(targets, SparseTargets | SampledTargets):
+        _check_ids("soft targets", targets.ids_NK, vocab_size)
     inputs = (hidden_ND, *head)
     wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs]
     chunk = min(chunk_tokens or default_chunk_tokens(vocab_size, hidden_ND.device), len(labels_N))
@@ -142,50 +148,12 @@ def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
     return max(_LEAST_CHUNK_TOKENS, min(most, numel // vocab_size))
 
 
-def _check(
-    hidden_ND: Tensor,
-    head: Head,
-    labels_N: Tensor,
-    vocab_size: int,
-    soft: SoftTargets | None,
-    targets: Targets | None,
-) -> None:
-    """Refuse what has no loss."""
-    if not len(labels_N):
-        raise TrainingError(
-            "there is no response token to learn from, so the loss has no value. Leave out rows "
-            "whose response is empty or cut off."
-        )
-    if (soft is None) != (targets is None):
-        raise ValueError(f"soft={soft!r} and targets={type(targets).__name__} go together only.")
-    _check_ids("labels", labels_N, vocab_size)
-    lengths = {"labels": len(labels_N), "hidden states": len(hidden_ND)}
-    _check_head("student", hidden_ND, head, vocab_size)
-    if isinstance(targets, DenseTargets):
-        _check_head("teacher", *targets, vocab_size)
-    elif targets is not None:
-        _check_ids("soft targets", targets.ids_NK, vocab_size)
-    if targets is not None:
-        lengths["soft targets"] = len(targets[0])
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"the tokens do not correspond: {lengths}. Select the same ones of each.")
-
-
 def _check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if len(outside):
         raise InputDataError(
             f"{name} have token {int(outside[0])}, outside the vocabulary of {vocab_size} tokens. "
             "Use labels and soft targets made with the student's tokenizer, at response tokens."
-        )
-
-
-def _check_head(name: str, hidden_ND: Tensor, head: Head, vocab_size: int) -> None:
-    size = hidden_ND.shape[1] if head.weight_VD is None else len(head.weight_VD)
-    if size < vocab_size:
-        raise ValueError(
-            f"the {name} has {size} logits, fewer than the {vocab_size} tokens of the shared "
-            "vocabulary. Set vocab_size to what both models have."
         )
 
 

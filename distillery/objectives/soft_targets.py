@@ -9,8 +9,9 @@ from distillery.models.chat_format import ChatFormat, TokenizedRow
 from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import tokenizer_hash
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Objective, Row
-from distillery.objectives.soft.targets import (
+from distillery.objectives.soft.stored import (
     ScoredRow,
+    ScoringRow,
     at_temperature,
     check_meta,
     read_meta,
@@ -92,8 +93,9 @@ class SoftTargetObjective(Objective):
         from distillery.objectives.soft.served import check_served
 
         try:
-            check_served(teacher, spec)
-        except RecipeError as error:
+            response_ids = ours.row(_PROBE, _ANSWER).response_ids
+            check_served(teacher, spec, ScoringRow("of a probe", "", _PROBE, _ANSWER), response_ids)
+        except (RecipeError, TrainingError) as error:
             return str(error)
         return None
 

@@ -13,32 +13,20 @@ def curve_markdown(facts: dict[str, Any]) -> str:
     Args:
         facts: Of the training's manifest; its `curve` is read.
     """
-    validation = _having(facts, "eval_loss")
+    validation = [entry for entry in facts["curve"] if "eval_loss" in entry]
     lines = [f"![training curve](data:image/png;base64,{_picture(facts)})", ""]
     if validation:
         best = min(validation, key=lambda entry: entry["eval_loss"])
         lines += [f"Best validation loss {best['eval_loss']:.4f} at step {best['step']:.0f}.", ""]
         # The loss, then the parts that its objective names.
-        columns = sorted((k for k in best if k.startswith("eval_")), key=lambda k: k != "eval_loss")
-        titles = ["validation loss", *(_title(column) for column in columns[1:])]
+        columns = ["eval_loss", *(k for k in best if k.startswith("eval_") and k != "eval_loss")]
+        parts = (column.removeprefix("eval_").replace("_", " ") for column in columns[1:])
+        titles = ["validation loss", *parts]
         lines += [f"| step | {' | '.join(titles)} |", "|---:" * (1 + len(columns)) + "|"]
         for entry in validation:
             cells = (f"{entry[key]:.4f}" for key in columns)
             lines.append(f"| {entry['step']:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _title(part: str) -> str:
-    """Return the heading of a part of the validation loss.
-
-    >>> _title("eval_soft_loss")
-    'soft loss'
-    """
-    return part.removeprefix("eval_").replace("_", " ")
-
-
-def _having(facts: dict[str, Any], key: str) -> list[dict[str, float]]:
-    return [entry for entry in facts["curve"] if key in entry]
 
 
 def _picture(facts: dict[str, Any]) -> str:
@@ -48,7 +36,7 @@ def _picture(facts: dict[str, Any]) -> str:
     figure = Figure(figsize=(6.4, 3.2), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(entry["step"], entry[key]) for entry in _having(facts, key)]
+        points = [(entry["step"], entry[key]) for entry in facts["curve"] if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=3)
     axes.set(xlabel="optimizer step", ylabel="loss, nats per response token", yscale="log")

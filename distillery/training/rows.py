@@ -54,11 +54,6 @@ class TokenRows:
 
     def _check(self) -> None:
         most = self._job.training.max_length
-        if not len(self.splits["train"]) and not self.too_long:
-            raise TrainingError(
-                f"none of {self._job.rows.num_rows} rows is a training row, so there is nothing to "
-                "learn from. Add training rows."
-            )
         if self.too_long:
             logger.warning(
                 "%d rows are longer than training.max_length=%d tokens and left out, first %s",
@@ -67,7 +62,7 @@ class TokenRows:
         if not len(self.splits["train"]):
             raise TrainingError(
                 f"no training row is left: {len(self.too_long)} of {self._job.rows.num_rows} rows "
-                f"are longer than training.max_length={most} tokens. Raise it."
+                f"are longer than training.max_length={most} tokens. Raise it, or add rows."
             )
 
     def _written(self, split: str, folder: Path) -> Any:

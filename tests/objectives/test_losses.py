@@ -450,17 +450,6 @@ def test_tokens_outside_the_shared_vocabulary_are_refused(token: int) -> None:
         case.losses(None, None, vocab_size=20)
 
 
-def test_arguments_that_do_not_belong_together_are_refused() -> None:
-    case = make_case(0)
-    targets = case.sparse(FORWARD_KL, 3)
-    with pytest.raises(ValueError, match="go together"):
-        case.losses(None, targets)
-    with pytest.raises(ValueError, match="student has 23 logits, fewer than the 24 tokens"):
-        case.losses(None, None, vocab_size=24)
-    with pytest.raises(ValueError, match="'hidden states': 5, 'soft targets': 4"):
-        case.losses(FORWARD_KL, SparseTargets(*(tensor[:4] for tensor in targets)))
-
-
 # 6. Never more than one chunk of logits.
 
 

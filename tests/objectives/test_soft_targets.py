@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distillery.objectives.soft.targets import ScoredRow
+from distillery.objectives.soft.stored import ScoredRow
 from distillery.objectives.soft_targets import up_to_the_end
 from schemas.errors import TrainingError
 

@@ -189,9 +189,7 @@ class _Blind:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_packed_rows_may_differ_by_what_half_precision_rounds(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_rows_are_kept_apart_in_half_precision(dtype: torch.dtype) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -205,9 +203,6 @@ def test_packed_rows_may_differ_by_what_half_precision_rounds(
     preflight.check_packing(model, rows)
     with pytest.raises(TrainingError, match="does not keep rows apart"):
         preflight.check_packing(_Blind(model), rows)
-    monkeypatch.setattr(preflight, "_MOST_EPSILONS", 0)
-    with pytest.raises(TrainingError, match="does not keep rows apart"):
-        preflight.check_packing(model, rows)
 
 
 @pytest.fixture

@@ -219,7 +219,7 @@ def test_padding_of_a_served_vocabulary_counts_for_nobody(divergence: Any) -> No
     from distillery.models.head import Head
     from distillery.objectives.divergence import SparseTargets
     from distillery.objectives.losses import response_losses
-    from distillery.objectives.soft.targets import at_temperature, within_vocabulary
+    from distillery.objectives.soft.stored import at_temperature, within_vocabulary
 
     torch.manual_seed(0)
     logits_NP = torch.randn(20, 60) * 3

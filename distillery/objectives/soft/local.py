@@ -22,7 +22,7 @@ from distillery.models.head import Head
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel, response_states
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
-from distillery.objectives.soft.targets import ScoredRow, ScoringRow, SoftTargetMeta
+from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.storage.fingerprint import canonical_json
 from distillery.teacher import teacher_identity
 from schemas.errors import RecipeError, TeacherError

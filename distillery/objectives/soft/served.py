@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from distillery.data.chat import Message
-from distillery.objectives.soft.targets import ScoredRow, ScoringRow, SoftTargetMeta
+from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.objectives.soft.vllm_api import (
     BYTES_PER_ENTRY,
     Addresses,
@@ -15,7 +15,6 @@ from distillery.objectives.soft.vllm_api import (
     TooMuch,
     completions_body,
     read_probabilities,
-    read_text,
     read_tokens,
     tokenize_body,
 )
@@ -30,7 +29,7 @@ from schemas.teacher import OpenAITeacher
 
 # The reply to one request, JSON: 3,200 tokens at k = 64. vLLM cuts its work itself.
 _REPLY_BYTES = 16 * 2**20
-_BATCHES_AHEAD = 8
+_BATCHES_AHEAD = 4
 _BYTES_PER_TOKEN_ID = 16
 _SMALL_REPLY_BYTES = 2**16
 
@@ -44,21 +43,26 @@ class _Row(NamedTuple):
     start: int
     """Where the response begins."""
 
-    @property
-    def response_ids(self) -> list[int]:
-        return self.ids[self.start :]
 
+def check_served(
+    teacher: OpenAITeacher, spec: SoftTargets, row: ScoringRow, response_ids: list[int]
+) -> None:
+    """Ask the server for the probabilities of one short row, before anything is spent.
 
-def check_served(teacher: OpenAITeacher, spec: SoftTargets) -> None:
-    """Ask the server for the probabilities of a few tokens, before anything is spent.
+    Args:
+        teacher: Which server.
+        spec: Which soft targets.
+        row: Any prompt and response.
+        response_ids: The tokens that the student is to write for this response.
 
     Raises:
         RecipeError: Soft targets as ``spec`` says cannot be had from it; the text says why.
+        TrainingError: Its chat template renders the prompt of a response differently.
         TeacherError: It does not answer, or refuses the key or the model.
     """
     scorer = ServedScorer(teacher, spec)
     try:
-        scorer.probe()
+        scorer.probe(row, response_ids)
     finally:
         scorer.close()
 
@@ -67,7 +71,7 @@ class ServedScorer:
     """Scores responses with a vLLM server, which applies its own tokenizer and template.
 
     A request that the server cannot bear, or refuses, is halved until it passes or until one row
-    is left. What is under way is bounded: `teacher.concurrency` requests, and 64 MiB of replies.
+    is left. What is under way is bounded: `teacher.concurrency` requests, and four batches of rows.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class ServedScorer:
         self._endpoint = Endpoint(teacher)
         self._addresses = Addresses(self._endpoint)
         self._client = VllmClient(self._endpoint, backoff_s=backoff_s)
+        self._bytes_per_token = (spec.k + 1) * BYTES_PER_ENTRY
         self._most_tokens = max(1, _REPLY_BYTES // self._bytes_per_token)
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
@@ -104,8 +109,7 @@ class ServedScorer:
         Raises:
             TeacherError: The server cannot show probabilities, has gone away, or refuses a row,
                 which is named.
-            TrainingError: Its chat template changes the prompt or the response, or does not end
-                the response.
+            TrainingError: Its chat template renders the prompt of a response differently.
         """
         tokenizing = self._client.ahead(map(self._tokenize, rows), self._teacher.concurrency)
         with contextlib.closing(tokenizing) as tokenized:
@@ -116,20 +120,26 @@ class ServedScorer:
             except CannotShow as error:
                 raise TeacherError(self._quote(error)) from None
 
-    def probe(self) -> None:
-        """Do what scoring does, with a few tokens. Errors are those of :func:`check_served`."""
-        list(self._client.ahead([self._probe()], 1))
+    def probe(self, row: ScoringRow, response_ids: list[int]) -> None:
+        """Do what scoring does, with one row. Errors are those of :func:`check_served`."""
+        list(self._client.ahead([self._probe(row, response_ids)], 1))
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    async def _probe(self) -> None:
-        hello = ScoringRow("of a probe", "", [{"role": "user", "content": "Hello"}], "")
+    async def _probe(self, row: ScoringRow, response_ids: list[int]) -> None:
         try:
-            ids = (await self._tokens(hello, answered=False)).ids
-            row = _Row(hello.prompt_id, hello.split, [*ids, ids[-1]], 1)
-            await self._probabilities([row])
+            if read := await self._read(row):
+                theirs = read.ids[read.start :][: len(response_ids)]
+                if theirs != response_ids:
+                    raise RecipeError(
+                        f"the served teacher reads the response {row.response!r} as the tokens "
+                        f"{theirs}, and the student is to write {response_ids}, so probabilities "
+                        "cannot be compared token by token. Choose models that share a tokenizer, "
+                        "and give the student the teacher's chat template."
+                    )
+                await self._probabilities([read])
         except CannotShow as error:
             raise RecipeError(self._quote(error)) from None
         except RefusedRequest as error:
@@ -139,33 +149,28 @@ class ServedScorer:
                 "training.objective.kind to hard_targets."
             ) from None
         except PassingFault as error:
-            raise self._gave_up([hello.prompt_id], error) from None
+            raise self._gave_up([row.prompt_id], error) from None
 
     # -- one row becomes tokens --------------------------------------------------------------
 
     async def _tokenize(self, row: ScoringRow) -> _Row | None:
         """Return the row as tokens; None when it is longer than the server's context."""
         try:
-            prompt = (await self._tokens(row, answered=False)).ids
-            whole, max_model_len = await self._tokens(row, answered=True)
-            target = whole[len(prompt) :]
-            if whole[: len(prompt)] != prompt or not (prompt and target):
-                raise TrainingError(
-                    f"the served chat template renders the prompt of prompt_id {row.prompt_id!r} "
-                    "differently once the answer follows, so the scores would belong to other "
-                    "tokens. Serve a template whose generation prompt is a prefix of the answer."
-                )
-            text = await self._client.post(
-                self._addresses.detokenize,
-                {"model": self._teacher.model, "tokens": target},
-                read_text,
-                num_bytes=_SMALL_REPLY_BYTES + _BYTES_PER_TOKEN_ID * len(target),
-            )
+            return await self._read(row)
         except RefusedRequest as error:
             raise self._refused(row.prompt_id, error) from None
         except PassingFault as error:
             raise self._gave_up([row.prompt_id], error) from None
-        _check_response(row, text)
+
+    async def _read(self, row: ScoringRow) -> _Row | None:
+        prompt = (await self._tokens(row, answered=False)).ids
+        whole, max_model_len = await self._tokens(row, answered=True)
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            raise TrainingError(
+                f"the served chat template renders the prompt of prompt_id {row.prompt_id!r} "
+                "differently once the response follows, so the scores would belong to other "
+                "tokens. Serve a template whose generation prompt is a prefix of the response."
+            )
         # One more token has to be written after these.
         if max_model_len is not None and len(whole) >= max_model_len:
             return None
@@ -184,10 +189,6 @@ class ServedScorer:
 
     # -- several rows become scores ----------------------------------------------------------
 
-    @property
-    def _bytes_per_token(self) -> int:
-        return (self._k + 1) * BYTES_PER_ENTRY
-
     def _batches(self, rows: Iterable[_Row]) -> Iterator[list[_Row]]:
         """Yield neighbouring rows with as many tokens as one request may have, or single rows."""
         batch: list[_Row] = []
@@ -204,7 +205,7 @@ class ServedScorer:
         """Return the scores of ``rows``, asked for together or in halves."""
         try:
             return [
-                ScoredRow(row.prompt_id, row.split, row.response_ids, *shown)
+                ScoredRow(row.prompt_id, row.split, row.ids[row.start :], *shown)
                 for row, shown in zip(rows, await self._probabilities(rows), strict=True)
             ]
         except RefusedRequest as error:
@@ -222,14 +223,13 @@ class ServedScorer:
     async def _probabilities(self, rows: list[_Row]) -> list[Probabilities]:
         prompts, starts = [row.ids for row in rows], [row.start for row in rows]
         num_bytes = sum(len(ids) for ids in prompts) * self._bytes_per_token
-        async with self._client.room(num_bytes):
-            return await self._client.post(
-                self._addresses.completions,
-                completions_body(self._teacher, prompts, self._k),
-                lambda content: read_probabilities(content, prompts, starts, self._k),
-                num_bytes=num_bytes,
-                is_divisible=len(rows) > 1,
-            )
+        return await self._client.post(
+            self._addresses.completions,
+            completions_body(self._teacher, prompts, self._k),
+            lambda content: read_probabilities(content, prompts, starts, self._k),
+            num_bytes=num_bytes,
+            is_divisible=len(rows) > 1,
+        )
 
     # -- what is said of failures ------------------------------------------------------------
 
@@ -274,24 +274,4 @@ def _check_settings(teacher: OpenAITeacher, spec: SoftTargets) -> None:
             f"training.objective.selection {spec.selection!r} needs all of the teacher's "
             "probabilities, of which a served teacher shows the largest. Set it to top_k, or "
             "take a local teacher."
-        )
-
-
-def _check_response(row: ScoringRow, text: str) -> None:
-    """Refuse a template that changes the response, or writes nothing after it.
-
-    Which token ends a response is not known from outside; that one does is.
-    """
-    response = row.response.strip()
-    if response not in text:
-        raise TrainingError(
-            f"the served chat template does not keep the response {response!r:.80} of prompt_id "
-            f"{row.prompt_id!r} (it renders {text!r:.80}), so the scores would belong to another "
-            "text. Serve a template that keeps it."
-        )
-    if not text[text.rindex(response) + len(response) :].strip():
-        raise TrainingError(
-            f"the served chat template ends the response of prompt_id {row.prompt_id!r} without "
-            "an end-of-sequence token, so the student would never learn to stop. Serve a template "
-            "that writes one."
         )

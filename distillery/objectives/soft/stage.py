@@ -1,14 +1,18 @@
 """The stage score_soft_targets: the teacher's probabilities at every token of the released rows."""
 
 import contextlib
+import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from distillery.data.chat import load_messages
 from distillery.models.hardware import cpu_threads
-from distillery.objectives.soft.parts import Parts
-from distillery.objectives.soft.targets import Scorer, ScoringRow, write_targets
+from distillery.objectives.soft.stored import Scorer, ScoringRow, to_batch, write_targets
+from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import teacher_identity
@@ -19,9 +23,6 @@ from schemas.refs import DatasetRef
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 2
@@ -29,6 +30,8 @@ _LOGIC_VERSION = 2
 # numbers.
 _CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25
 _NAMED_ROWS = 20
+_DIGEST_BYTES = 32
+_PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def scoring_stage(rows: DatasetRef, teacher: TeacherSpec, training: TrainingSpec) -> Stage:
@@ -88,10 +91,18 @@ def score_soft_targets(
         if execution.forces(stage.name):
             attempt.store.delete(attempt.checkpoints_uri)
         with cpu_threads(execution), contextlib.closing(_open_scorer(teacher, training)) as scorer:
-            parts = Parts(attempt.store, attempt.checkpoints_uri, scorer)
+            scoring = _Scoring(attempt.store, attempt.checkpoints_uri, scorer)
             chunks = _chunks(attempt.store, rows, most_chars=_CHUNK_CHARS // soft.k)
-            scoring = _Scoring(parts, chunks, lambda done: progress(done, rows.num_rows))
-            ref = write_targets(attempt, "soft_targets", scoring.batches(), scorer.meta)
+
+            def batches() -> Iterator[pa.RecordBatch]:
+                done = 0
+                for chunk in chunks:
+                    yield scoring.scored(chunk)
+                    done += len(chunk)
+                    progress(done, rows.num_rows)
+
+            ref = write_targets(attempt, "soft_targets", batches(), scorer.meta)
+        scoring.log()
         if not scoring.num_tokens:
             raise TeacherError(
                 f"none of {rows.num_rows} rows fits the context of teacher {teacher.model!r}. "
@@ -109,39 +120,65 @@ def score_soft_targets(
             "mean_kept_mass": scoring.kept_mass / scoring.num_tokens,
             "bytes_per_token": num_bytes / scoring.num_tokens,
             "left_out_first_ids": [*scoring.too_long[:_NAMED_ROWS]],
-            "rows_scored_before": parts.num_found,
+            "rows_scored_before": scoring.num_found,
         }
 
     return run_stage(stage, store, execution, work)
 
 
 class _Scoring:
-    """Has rows scored chunk by chunk, and counts on the way."""
+    """Has rows scored, keeps their scores until all rows are, and counts on the way.
 
-    def __init__(
-        self, parts: Parts, chunks: Iterable[list[ScoringRow]], on_progress: Callable[[int], None]
-    ) -> None:
-        self._parts, self._chunks, self._on_progress = parts, chunks, on_progress
-        self.num_tokens, self.kept_mass = 0, 0.0
+    A file of the store is named by its rows, what they say, and what they are scored with: rows
+    that have changed in the meantime are scored anew. It begins with the SHA-256 of the rest, as
+    Arrow reads damaged numbers without noticing.
+    """
+
+    def __init__(self, store: Store, uri: str, scorer: Scorer) -> None:
+        """Keep files below ``uri``."""
+        self._store, self._uri, self._scorer = store, uri, scorer
+        self.num_found, self.num_tokens, self.kept_mass = 0, 0, 0.0
         self.too_long: list[str] = []
 
-    def batches(self) -> Iterator["pa.RecordBatch"]:
-        """Yield the scores of all rows that fit, in order."""
-        import numpy as np
+    def scored(self, rows: Sequence[ScoringRow]) -> pa.RecordBatch:
+        """Return the scores of ``rows`` that fit, in order: found in the store, or made and kept.
 
-        done = 0
-        for asked in self._chunks:
-            batch = self._parts.scored(asked)
-            log_rest_N = batch["log_rest"].values.to_numpy()
-            self.num_tokens += len(log_rest_N)
-            self.kept_mass += float(-np.expm1(log_rest_N, dtype=np.float64).sum())
-            scored = set(batch["prompt_id"].to_pylist())
-            self.too_long += [row.prompt_id for row in asked if row.prompt_id not in scored]
-            yield batch
-            done += len(asked)
-            self._on_progress(done)
-        if self._parts.num_found:
-            logger.info("%d rows had been scored before", self._parts.num_found)
+        Errors are those of the scorer.
+        """
+        meta = self._scorer.meta
+        uri = f"{self._uri}/{sha256([meta.model_dump(mode='json'), rows])}.arrow"
+        if packed := self._found(uri):
+            self.num_found += len(rows)
+            with pa.ipc.open_file(packed) as file:
+                batch = file.get_batch(0)
+        else:
+            batch, sink = to_batch(list(self._scorer.score(rows)), meta), pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, batch.schema, options=_PACKING) as file:
+                file.write_batch(batch)
+            packed = sink.getvalue().to_pybytes()
+            self._store.write_bytes(uri, hashlib.sha256(packed).digest() + packed)
+        log_rest_N = batch["log_rest"].values.to_numpy()
+        self.num_tokens += len(log_rest_N)
+        self.kept_mass += float(-np.expm1(log_rest_N, dtype=np.float64).sum())
+        scored = set(batch["prompt_id"].to_pylist())
+        self.too_long += [row.prompt_id for row in rows if row.prompt_id not in scored]
+        return batch
+
+    def _found(self, uri: str) -> bytes | None:
+        """Return what a file keeps; None where there is none, or it is damaged."""
+        content = self._store.read_bytes(uri)
+        if content is None:
+            return None
+        digest, packed = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(packed).digest() == digest:
+            return packed
+        logger.warning("%s is damaged; its rows are scored again", self._store.path(uri))
+        return None
+
+    def log(self) -> None:
+        """Say what was found, and what was left out."""
+        if self.num_found:
+            logger.info("%d rows had been scored before", self.num_found)
         if self.too_long:
             logger.warning(
                 "%d rows do not fit the teacher's context and have no soft targets, first %s",

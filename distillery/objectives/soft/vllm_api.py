@@ -1,7 +1,6 @@
 """The wire of soft targets: what a vLLM server is asked, and what its replies mean.
 
     POST {root}/tokenize        messages -> token ids, by the server's own template
-    POST {root}/detokenize      token ids -> text
     POST {base}/completions     token ids -> `prompt_logprobs` at each of them
 
     out of memory               TooMuch: fewer rows may pass
@@ -58,7 +57,6 @@ class Addresses:
         self._name = f"{url.origin()}{root}"
         self.completions = url.with_path(f"{base}/completions", keep_query=True)
         self.tokenize = url.with_path(f"{root}/tokenize", keep_query=True)
-        self.detokenize = url.with_path(f"{root}/detokenize", keep_query=True)
 
     def __str__(self) -> str:
         """Return the root, without query."""
@@ -167,21 +165,6 @@ def read_tokens(content: bytes) -> Tokens:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _unreadable("token ids", content) from None
     return Tokens(ids, most if type(most) is int else None)
-
-
-def read_text(content: bytes) -> str:
-    """Return the text that a reply of `/detokenize` holds.
-
-    Raises:
-        PassingFault: It holds none.
-    """
-    try:
-        text = json.loads(content)["prompt"]
-        if not isinstance(text, str):
-            raise TypeError
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise _unreadable("text", content) from None
-    return text
 
 
 def read_probabilities(

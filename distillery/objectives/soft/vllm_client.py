@@ -2,8 +2,7 @@
 
 import asyncio
 import collections
-import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -21,8 +20,6 @@ from distillery.teacher.http.replies import (
 
 T = TypeVar("T")
 
-# Replies that are on their way or being read; a row whose reply is longer goes alone.
-_ROOM_BYTES = 64 * 2**20
 # A body so much longer than expected never ends.
 _SLACK, _SLACK_BYTES = 4, 2**20
 
@@ -38,7 +35,6 @@ class VllmClient:
             backoff_s: Bounds the first pause before a request is sent again; each next is doubled.
         """
         self.endpoint, self._spec, self._backoff_s = endpoint, endpoint.spec, backoff_s
-        self.room = _Room(_ROOM_BYTES).taken
         self._slots = asyncio.Semaphore(endpoint.spec.concurrency)
         self._connection = Connection(endpoint, name="teacher-scores")
         self.close = self._connection.close
@@ -121,27 +117,3 @@ class VllmClient:
             raise TooMuch(str(error), status=error.status) from None
         check_reply(url.path, reply)
         return reply.content
-
-
-class _Room:
-    """So many bytes of replies may be there at once; first come, first served."""
-
-    def __init__(self, size: int) -> None:
-        self._size = self._free = size
-        self._turn = asyncio.Lock()
-        self._given_back = asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def taken(self, amount: int) -> AsyncIterator[None]:
-        """Wait until ``amount`` is free, and hold it inside; more than there is takes all."""
-        amount = min(amount, self._size)
-        async with self._turn:
-            while self._free < amount:
-                self._given_back.clear()
-                await self._given_back.wait()
-            self._free -= amount
-        try:
-            yield
-        finally:
-            self._free += amount
-            self._given_back.set()

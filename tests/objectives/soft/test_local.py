@@ -10,7 +10,7 @@ import torch
 from distillery.models.chat_format import IGNORED, ChatFormat
 from distillery.objectives.soft.local import LocalScorer
 from distillery.objectives.soft.selection import uniform_numbers
-from distillery.objectives.soft.targets import ScoringRow
+from distillery.objectives.soft.stored import ScoringRow
 from schemas.errors import RecipeError, TeacherError
 from schemas.objectives import SoftTargets
 from schemas.training import TrainingSpec

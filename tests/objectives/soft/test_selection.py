@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens, uniform_numbers
-from distillery.objectives.soft.targets import at_temperature
+from distillery.objectives.soft.stored import at_temperature
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

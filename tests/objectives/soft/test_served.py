@@ -1,6 +1,5 @@
 """Soft targets from a served vLLM: the right numbers, whatever the server does meanwhile."""
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -21,7 +20,7 @@ import pytest
 from distillery.data.chat import Message
 from distillery.objectives.soft import served, vllm_client
 from distillery.objectives.soft.served import ServedScorer, check_served
-from distillery.objectives.soft.targets import ScoredRow, ScoringRow
+from distillery.objectives.soft.stored import ScoredRow, ScoringRow
 from distillery.objectives.soft.vllm_api import (
     LEAST_REST,
     Addresses,
@@ -30,7 +29,6 @@ from distillery.objectives.soft.vllm_api import (
     read_probabilities,
     read_tokens,
 )
-from distillery.objectives.soft.vllm_client import VllmClient
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import PassingFault
 from schemas.errors import DistilleryError, RecipeError, TeacherError, TrainingError
@@ -57,6 +55,11 @@ def score(teacher: OpenAITeacher, rows: list[ScoringRow], k: int = K) -> list[Sc
         return list(scorer.score(rows))
     finally:
         scorer.close()
+
+
+def check(teacher: OpenAITeacher, **spec: Any) -> None:
+    (row,) = rows_of(1)
+    check_served(teacher, SoftTargets(**{"k": K, **spec}), row, [*row.response.encode(), 258])
 
 
 def assert_right(scored: list[ScoredRow], rows: list[ScoringRow], k: int = K) -> None:
@@ -290,28 +293,6 @@ def test_no_more_requests_are_in_flight_than_the_teacher_allows(small_replies: N
         assert server.stub.max_in_flight <= 2
 
 
-def test_replies_under_way_keep_to_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_client, "_ROOM_BYTES", 10)
-    held: list[int] = []
-    most: list[int] = []
-
-    async def hold(amount: int) -> int:
-        async with client.room(amount):
-            held.append(amount)
-            most.append(sum(held))
-            await asyncio.sleep(0.002)
-            held.remove(amount)
-        return amount
-
-    with StubVllm() as server:
-        client = VllmClient(Endpoint(server.spec()), backoff_s=0.01)
-        amounts = [3, 4, 10, 5, 1, 99, 2, 6] * 3
-        assert list(client.ahead(map(hold, amounts), 8)) == amounts
-        client.close()
-    assert {total for total in most if total > 10} == {99}
-    assert max(total for total in most if total < 99) > 5  # some go together
-
-
 # -- the server's tokens ---------------------------------------------------------------------------
 
 
@@ -330,24 +311,31 @@ def test_messages_are_rendered_as_for_a_response() -> None:
     assert answered["add_generation_prompt"] is False
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        (lambda m, follows: [*render(m, follows)[:-1], 9 * follows, 257], "renders the prompt"),
-        (lambda m, follows: [t for t in render(m, follows) if t != ord("w")], "keep the response"),
-        (
-            lambda m, follows: render(m, True) if follows else render(m, False)[:-1],
-            "without an end",
-        ),
-    ],
-)
-def test_a_template_that_would_score_other_tokens_is_refused(template: Any, reason: str) -> None:
+def test_a_template_that_renders_the_prompt_differently_is_refused() -> None:
+    def template(messages: list[dict[str, str]], follows: bool) -> list[int]:
+        return [*render(messages, follows)[:-1], 9 * follows, 257]
+
     with (
         StubVllm(template=template) as server,
-        pytest.raises(TrainingError, match=reason) as caught,
+        pytest.raises(TrainingError, match="renders the prompt of prompt_id 'p0'"),
     ):
         score(server.spec(), rows_of(1))
-    assert "'p0'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        lambda m, follows: [t for t in render(m, follows) if t != ord("w")],  # changes the response
+        lambda m, follows: render(m, True) if follows else render(m, False)[:-1],  # has no end
+    ],
+)
+def test_a_template_that_would_score_other_tokens_is_refused_beforehand(template: Any) -> None:
+    with (
+        StubVllm(template=template) as server,
+        pytest.raises(RecipeError, match="reads the response 'answer 0 é' as the tokens"),
+    ):
+        check(server.spec())
+    assert server.completions == []
 
 
 @pytest.mark.parametrize(
@@ -357,7 +345,6 @@ def test_a_template_that_would_score_other_tokens_is_refused(template: Any, reas
 def test_tokens_are_asked_for_at_the_root(base_url: str, root: str) -> None:
     addresses = Addresses(Endpoint(OpenAITeacher(model="m", base_url=base_url)))
     assert str(addresses.tokenize) == f"http://h:1{root}/tokenize"
-    assert str(addresses.detokenize) == f"http://h:1{root}/detokenize"
     assert str(addresses.completions) == f"http://h:1{root}/v1/completions"
 
 
@@ -366,9 +353,9 @@ def test_tokens_are_asked_for_at_the_root(base_url: str, root: str) -> None:
 
 def test_a_server_that_can_is_asked_for_a_few_tokens_only() -> None:
     with StubVllm() as server:
-        check_served(server.spec(), SoftTargets(k=K))
-    assert server.stub.num_requests == 2
-    assert len(server.completions[0]["prompt"][0]) < 20
+        check(server.spec())
+    assert server.stub.num_requests == 3
+    assert len(server.completions[0]["prompt"][0]) < 25
 
 
 def without_probabilities(body: dict[str, Any]) -> Reply:
@@ -379,7 +366,7 @@ def without_probabilities(body: dict[str, Any]) -> Reply:
 INCAPABLE = [
     ({}, 64, r"shows at most 20 tokens .*k=64.*'--max-logprobs 64', or lower .* to 20"),
     ({"paths": ["/v1/completions"]}, K, r"has no /tokenize \('status 404"),
-    ({"paths": ["/tokenize", "/detokenize"]}, K, r"has no /v1/completions \('status 404"),
+    ({"paths": ["/tokenize"]}, K, r"has no /v1/completions \('status 404"),
     (
         {"fail": without_probabilities},
         K,
@@ -395,7 +382,7 @@ def test_a_server_that_cannot_show_probabilities_is_refused_with_the_reason(
 ) -> None:
     with StubVllm(**settings) as server:
         with pytest.raises(RecipeError, match=reason) as probed:
-            check_served(server.spec(), SoftTargets(k=k))
+            check(server.spec(), k=k)
         with pytest.raises(TeacherError, match=reason):
             score(server.spec(), rows_of(3), k)
     assert len(str(probed.value)) < 320
@@ -407,14 +394,14 @@ def test_a_server_that_refuses_tokens_as_a_prompt_is_no_source() -> None:
         StubVllm(fail=lambda body: refuses) as server,
         pytest.raises(RecipeError, match=r"refuses to show.*prompt must be a string"),
     ):
-        check_served(server.spec(), SoftTargets(k=K))
+        check(server.spec())
 
 
 def test_a_server_that_is_down_is_not_taken_for_one_that_cannot() -> None:
     with StubVllm() as server:
         teacher = server.spec(max_attempts=1)
     with pytest.raises(TeacherError, match="in 1 attempts"):
-        check_served(teacher, SoftTargets(k=K))
+        check(teacher)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +416,7 @@ def test_what_no_server_gives_is_refused_before_anything_is_sent(
     teacher: dict[str, Any], spec: dict[str, Any], reason: str
 ) -> None:
     with StubVllm() as server, pytest.raises(RecipeError, match=reason):
-        check_served(server.spec(**teacher), SoftTargets(**spec))
+        check(server.spec(**teacher), **spec)
     assert server.stub.num_requests == 0
 
 
@@ -448,7 +435,7 @@ def test_the_key_is_sent_and_reaches_no_error_and_no_log(
         with pytest.raises(DistilleryError) as scored:
             score(teacher, rows_of(1))
         with pytest.raises(DistilleryError) as probed:
-            check_served(teacher, SoftTargets(k=K))
+            check(teacher)
     assert {headers["Authorization"] for headers in server.stub.headers} == {f"Bearer {KEY}"}
     for caught in (scored, probed):
         assert "no: Bearer [key]" in str(caught.value)
@@ -507,17 +494,18 @@ def test_a_real_vllm_gives_what_a_plain_forward_pass_gives(
     from distillery.models.loading import ModelFiles
 
     teacher, process = vllm
-    check_served(teacher, SoftTargets(k=64))
+    chat_format, probe = ModelFiles(teacher.model).chat_format(), rows_of(1)[0]
+    asked = (probe, chat_format.row(probe.messages, probe.response).response_ids)
+    check_served(teacher, SoftTargets(k=64), *asked)
     with pytest.raises(RecipeError, match=r"at most 64 tokens .*k=65"):
-        check_served(teacher, SoftTargets(k=65))
+        check_served(teacher, SoftTargets(k=65), *asked)
     with pytest.raises(TeacherError, match="does not exist"):
-        check_served(teacher.model_copy(update={"model": "nobody"}), SoftTargets(k=64))
+        check_served(teacher.model_copy(update={"model": "nobody"}), SoftTargets(k=64), *asked)
 
     rows = [*rows_of(50), ScoringRow("long", "train", rows_of(1)[0].messages, "x " * 400)]
     scored = score(teacher, rows, 64)
     assert [row.prompt_id for row in scored] == [row.prompt_id for row in rows[:50]]
 
-    chat_format = ModelFiles(teacher.model).chat_format()
     model = AutoModelForCausalLM.from_pretrained(teacher.model, dtype=torch.float32)
     for got, row in zip(scored, rows[:50], strict=True):
         whole = chat_format.row(row.messages, row.response)

@@ -12,7 +12,7 @@ import pytest
 from distillery.models.vocabulary import tokenizer_hash
 from distillery.objectives.soft.local import LocalScorer
 from distillery.objectives.soft.stage import score_soft_targets, scoring_stage
-from distillery.objectives.soft.targets import read_meta, read_targets
+from distillery.objectives.soft.stored import read_meta, read_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.errors import TeacherError

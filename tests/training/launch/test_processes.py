@@ -244,7 +244,6 @@ def test_the_process_that_failed_by_itself_is_named(
         (4, {"device": "cuda", "num_processes": 2}, 2),
         (0, {"device": "auto", "num_processes": 2}, 2),
         (4, {"device": "cpu", "num_processes": 8}, 8),
-        (0, {"device": "cuda", "num_processes": 2}, 1),  # which training itself refuses
     ],
 )
 def test_there_is_a_process_for_each_gpu_unless_told_otherwise(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from distillery.objectives.soft import targets as storage
+from distillery.objectives.soft import stored as storage
 from distillery.objectives.soft.local import LocalScorer
 from distillery.objectives.soft.selection import likeliest_tokens
-from distillery.objectives.soft.targets import (
+from distillery.objectives.soft.stored import (
     ScoredRow,
     SoftTargetMeta,
     at_temperature,
