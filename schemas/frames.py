@@ -101,7 +101,7 @@ class ScoreFrame(_Frame):
     reference: Series[str]
     response: Series[str] = pa.Field(nullable=True)
     metrics: Series[str] = pa.Field(str_startswith="{")
-    new_tokens: Series[int] = pa.Field(ge=0)
+    truncated: Series[bool]
 
 
 def check_frame(frame: pd.DataFrame, contract: type[pa.DataFrameModel]) -> pd.DataFrame:

@@ -77,7 +77,7 @@ def answer_frame(scores: Sequence[float], references: Sequence[str] = REFERENCES
         {
             "reference": list(references),
             "response": [reference if score else "<b>no</b>" for score, reference in right],
-            "new_tokens": 1,
+            "truncated": False,
             "accuracy": scores,
         },
         index=pd.Index(ids, name="prompt_id"),
@@ -101,7 +101,7 @@ def comparison(
         evaluation=EVALUATION,
         declared=declared,
         fingerprints={"compare_models": "e" * 64},
-        funnel=funnel,
+        funnel=funnel or {},
     )
 
 

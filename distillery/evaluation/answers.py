@@ -25,7 +25,7 @@ from schemas.task import TaskSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 
 OnProgress = Callable[[int, int], None]
@@ -147,6 +147,6 @@ def _score_frame(
             "reference": [row.reference for row in rows],
             "response": pd.array([answered.response for answered in answers], dtype="str"),
             "metrics": [canonical_json(values) for values in metrics],
-            "new_tokens": [answered.new_tokens or 0 for answered in answers],
+            "truncated": [answered.truncated for answered in answers],
         }
     )

@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.dataset as pads
 
-from distillery.evaluation.performance import read_measurements
+from distillery.data.chat import load_messages
+from distillery.evaluation.performance import read_figures
 from distillery.evaluation.report import render_report
 from distillery.evaluation.statistics import (
     Scores,
@@ -21,26 +21,26 @@ from distillery.evaluation.tables import markdown
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
-from distillery.task_types import task_type
+from distillery.task_types import TaskType, task_type
 from schemas.comparison import (
     MAJORITY,
     Comparison,
     ContestantFigures,
     Difference,
     Disagreement,
+    Interval,
     LabelRecall,
     Measurement,
     Measurements,
 )
 from schemas.contestants import BASELINE, STUDENT, TEACHER
-from schemas.errors import StoreError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, Evaluated, ReportRef
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 _NUM_EXAMPLES = 20
 
 
@@ -53,7 +53,7 @@ def compare_models(
     declared: DeclaredModel | None,
     store: StoreSpec,
     execution: ExecutionSpec,
-    funnel: Mapping[str, int] | None = None,
+    funnel: dict[str, int],
 ) -> StageResult:
     """Return output `report`: comparison.json, comparison.md and report.html in one folder.
 
@@ -78,7 +78,7 @@ def compare_models(
             "task": task.name,
             "declared": declared,
             "intervals": evaluation.model_dump(include={"bootstrap_samples", "confidence", "seed"}),
-            "funnel": dict(funnel or {}),
+            "funnel": funnel,
         },
     )
 
@@ -87,7 +87,7 @@ def compare_models(
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
         comparison = build_comparison(
             answers,
-            read_measurements(evaluated.measurements, opened),
+            read_figures(evaluated.measurements, "measurements.json", Measurements, opened),
             task=task,
             evaluation=evaluation,
             declared=declared,
@@ -97,7 +97,7 @@ def compare_models(
                 "measure_performance": evaluated.measurements.fingerprint,
                 "compare_models": stage.fingerprint,
             },
-            funnel=dict(funnel or {}),
+            funnel=funnel,
         )
         examples, num_disagreements = disagreements(answers, comparison.metric, prompts, opened)
         with scratch_folder("report") as folder:
@@ -112,18 +112,8 @@ def compare_models(
 
 
 def read_comparison(report: ReportRef, store: Store) -> Comparison:
-    """Return the comparison of a report folder.
-
-    Raises:
-        StoreError: The folder has no comparison.json.
-    """
-    raw = store.read_json(f"{report.uri}/comparison.json")
-    if raw is None:
-        raise StoreError(
-            f"report {store.path(report.uri)!r} has no comparison.json. Run again with "
-            "execution.force=[compare_models]."
-        )
-    return Comparison.model_validate(raw)
+    """Return the comparison of a report folder."""
+    return read_figures(report, "comparison.json", Comparison, store)
 
 
 def read_answers(answers: DatasetRef, store: Store) -> pd.DataFrame:
@@ -144,7 +134,7 @@ def build_comparison(
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
     fingerprints: dict[str, str],
-    funnel: dict[str, int] | None = None,
+    funnel: dict[str, int],
 ) -> Comparison:
     """Return all figures of the contestants, alone and against each other.
 
@@ -160,14 +150,14 @@ def build_comparison(
         funnel: Rows of the training set by what became of them.
     """
     kind = task_type(task)
-    metrics = [metric.name for metric in kind.metrics]
-    scores = {name: _scores(frame, metrics[0]) for name, frame in answers.items()}
+    metric = kind.primary.name
+    scores = {name: _scores(frame, metric) for name, frame in answers.items()}
     rows = {
-        name: _figures(name, measurements.contestants[name], frame, metrics, evaluation, declared)
+        name: _figures(name, measurements.contestants[name], frame, kind, evaluation, declared)
         for name, frame in answers.items()
     }
-    references = list(next(iter(answers.values()))["reference"])
-    labels, is_majority = _labels(references, scores, task)
+    references = next(iter(answers.values()))["reference"]
+    labels, is_majority = _labels(references, scores, kind)
     pairs = [(name, TEACHER) for name in answers if name not in (TEACHER, STUDENT)]
     pairs += [(STUDENT, name) for name in answers if name != STUDENT]
     leads = (
@@ -180,7 +170,7 @@ def build_comparison(
     )
     return Comparison(
         task=task.name,
-        metric=metrics[0],
+        metric=metric,
         num_rows=len(references),
         context_tokens=evaluation.context_tokens,
         max_new_tokens=evaluation.max_new_tokens,
@@ -199,7 +189,7 @@ def build_comparison(
         process_peak_bytes=measurements.process_peak_bytes,
         accelerator_peak_bytes=measurements.accelerator_peak_bytes,
         fingerprints=fingerprints,
-        funnel=funnel or {},
+        funnel=funnel,
     )
 
 
@@ -211,7 +201,7 @@ def _figures(
     name: str,
     measured: Measurement,
     frame: pd.DataFrame,
-    metrics: Sequence[str],
+    kind: TaskType,
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
 ) -> ContestantFigures:
@@ -227,9 +217,39 @@ def _figures(
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
         declared_source=shown.source if shown else None,
         performance=measured.performance,
-        metrics={metric: mean_interval(_scores(frame, metric), evaluation) for metric in metrics},
-        num_unscored=int(frame[metrics[0]].isna().sum()),
+        metrics={
+            metric.name: mean_interval(_scores(frame, metric.name), evaluation)
+            for metric in kind.metrics
+        }
+        | _of_the_set(frame, kind),
+        num_unscored=int(frame[kind.primary.name].isna().sum()),
     )
+
+
+def _of_the_set(frame: pd.DataFrame, kind: TaskType) -> dict[str, Interval | None]:
+    """Return the metrics that no single row has, over the scored rows; without an interval.
+
+    A response that was cut has no answer, as in the metrics of a row.
+    """
+    scored = frame[frame[kind.primary.name].notna()]
+    given = [
+        answer.value if not cut and (answer := kind.parse(response)) else None
+        for response, cut in zip(scored["response"], scored["truncated"], strict=True)
+    ]
+    right = _values(scored["reference"], kind)
+    values = {name: metric(given, right) for name, metric in kind.of_the_set.items()}
+    return {
+        name: None
+        if value is None
+        else Interval(estimate=value, low=None, high=None, num_rows=len(given))
+        for name, value in values.items()
+    }
+
+
+def _values(references: Iterable[str], kind: TaskType) -> list[str]:
+    """Return what each reference says; the text of one that is no answer."""
+    parsed = [(kind.parse(text), text) for text in references]
+    return [answer.value if answer else text for answer, text in parsed]
 
 
 def _difference(
@@ -270,24 +290,16 @@ def gap_recovered(scores: Mapping[str, Scores]) -> float | None:
     """
     if BASELINE not in scores:
         return None
-    rows = np.stack([scores[name] for name in (TEACHER, BASELINE, STUDENT)])
-    rows = rows[:, ~np.isnan(rows).any(axis=0)]
-    if not rows.size:
-        return None
-    teacher, baseline, student = rows.mean(axis=1)
-    gap = teacher - baseline
-    return float((student - baseline) / gap) if gap > 0 else None
+    means = pd.DataFrame(scores)[[TEACHER, BASELINE, STUDENT]].dropna().mean()
+    gap = means[TEACHER] - means[BASELINE]
+    return float((means[STUDENT] - means[BASELINE]) / gap) if gap > 0 else None
 
 
 def _labels(
-    references: Sequence[str], scores: Mapping[str, Scores], task: TaskSpec
+    references: Iterable[str], scores: Mapping[str, Scores], kind: TaskType
 ) -> tuple[list[LabelRecall], Scores]:
     """Return the different references, the most frequent first, and which rows have that one."""
-    kind = task_type(task)
-    answers = [kind.parse(reference) for reference in references]
-    values = [
-        answer.value if answer else text for answer, text in zip(answers, references, strict=True)
-    ]
+    values = _values(references, kind)
     text_of: dict[str, str] = {}
     for value, text in zip(values, references, strict=True):
         text_of.setdefault(value, text)
@@ -298,7 +310,7 @@ def _labels(
         for value, num_rows in Counter(values).most_common()
     ]
     majority = Counter(values).most_common(1)[0][0]
-    return found, np.array([float(value == majority) for value in values])
+    return found, (np.array(values) == majority).astype("float64")
 
 
 def disagreements(
@@ -306,8 +318,6 @@ def disagreements(
     metric: str,
     prompts: DatasetRef,
     store: Store,
-    *,
-    limit: int = _NUM_EXAMPLES,
 ) -> tuple[list[Disagreement], int]:
     """Return test rows that teacher and student score differently: the first ones, and how many.
 
@@ -315,12 +325,14 @@ def disagreements(
     """
     teacher, student = answers[TEACHER], answers[STUDENT]
     differing = teacher.index[(teacher[metric] - student[metric]).abs() > 0]
-    shown = list(differing[:limit])
-    texts = _prompt_texts(prompts, shown, store)
+    shown = list(differing[:_NUM_EXAMPLES])
+    wanted = (pads.field("split") == "test") & pads.field("prompt_id").isin(shown)
+    table = store.dataset(prompts).to_table(columns=["prompt_id", "messages"], filter=wanted)
+    conversations = {row["prompt_id"]: load_messages(row["messages"]) for row in table.to_pylist()}
     examples = [
         Disagreement(
             prompt_id=prompt_id,
-            prompt=texts.get(prompt_id, ""),
+            prompt=conversations[prompt_id][-1]["content"],
             reference=teacher.at[prompt_id, "reference"],
             teacher_response=teacher.at[prompt_id, "response"],
             teacher_score=teacher.at[prompt_id, metric],
@@ -330,13 +342,3 @@ def disagreements(
         for prompt_id in shown
     ]
     return examples, len(differing)
-
-
-def _prompt_texts(prompts: DatasetRef, ids: list[str], store: Store) -> dict[str, str]:
-    """Return the last user message of each prompt."""
-    is_wanted = pads.field("prompt_id").isin(pa.array(ids, pa.string()))
-    condition = is_wanted & (pads.field("split") == "test")
-    table = store.dataset(prompts).to_table(columns=["prompt_id", "messages"], filter=condition)
-    return {
-        row["prompt_id"]: json.loads(row["messages"])[-1]["content"] for row in table.to_pylist()
-    }

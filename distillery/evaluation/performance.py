@@ -9,6 +9,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from distillery.models.hardware import (
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
-from schemas.comparison import Measurement, Measurements, Performance
+from schemas.comparison import Comparison, Measurement, Measurements, Performance
 from schemas.contestants import ContestantSpec
 from schemas.errors import StoreError
 from schemas.evaluation import EvaluationSpec
@@ -44,6 +45,8 @@ _READ = {
 }
 
 Clock = Callable[[], float]
+
+_FiguresT = TypeVar("_FiguresT", Measurements, Comparison)
 
 
 def performance_stage(
@@ -138,19 +141,20 @@ def evaluated(measured: StageResult) -> Evaluated:
     )
 
 
-def read_measurements(measured: ReportRef, store: Store) -> Measurements:
-    """Return the content of output `measurements`.
+def read_figures(
+    report: ReportRef, file: str, contract: type[_FiguresT], store: Store
+) -> _FiguresT:
+    """Return the figures in one file of a report folder.
 
     Raises:
         StoreError: It is gone from the store.
     """
-    raw = store.read_json(f"{measured.uri}/{_FILE}")
+    raw = store.read_json(f"{report.uri}/{file}")
     if raw is None:
         raise StoreError(
-            f"{store.path(measured.uri)!r} is gone from the store. Run again: the measurement is "
-            "repeated."
+            f"{store.path(report.uri)!r} has no {file}. Run again: the stage is repeated."
         )
-    return Measurements.model_validate(raw)
+    return contract.model_validate(raw)
 
 
 def time_models(

@@ -12,7 +12,7 @@ from distillery.evaluation.performance import (
     evaluated,
     measure_performance,
     performance_stage,
-    read_measurements,
+    read_figures,
 )
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
@@ -84,7 +84,8 @@ class Run:
         return read_answers(self.answer(name).dataset("answers"), Store(self.store.root))
 
     def measurements(self) -> Measurements:
-        return read_measurements(evaluated(self.measure()).measurements, Store(self.store.root))
+        report = evaluated(self.measure()).measurements
+        return read_figures(report, "measurements.json", Measurements, Store(self.store.root))
 
 
 def run_of(

@@ -3,7 +3,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillery.evaluation.comparison import compare_models, gap_recovered, read_comparison
+from distillery.evaluation.comparison import (
+    build_comparison,
+    compare_models,
+    gap_recovered,
+    read_comparison,
+)
 from distillery.evaluation.findings import findings, verdict
 from distillery.evaluation.tables import markdown, table_rows
 from distillery.storage.stage import StageResult
@@ -17,6 +22,7 @@ from tests.fixtures_comparison import (
     EVALUATION,
     SCORES,
     TASK,
+    answer_frame,
     comparison,
     measurement,
     measurements,
@@ -43,7 +49,7 @@ def difference(found: Comparison, name: str, against: str) -> Interval:
 def test_figures_are_the_hand_computed_ones() -> None:
     found = comparison()
     teacher, student = row(found, "teacher"), row(found, "student")
-    assert list(student.metrics) == ["accuracy"] == [found.metric]
+    assert list(student.metrics) == ["accuracy", "macro_f1"] and found.metric == "accuracy"
     assert teacher.metrics["accuracy"] and student.metrics["accuracy"]
     assert teacher.metrics["accuracy"].estimate == pytest.approx(0.95)
     assert student.metrics["accuracy"].estimate == pytest.approx(0.90)
@@ -105,6 +111,25 @@ def test_recall_is_shown_for_every_label() -> None:
     assert "## Recall by label" in said
     assert "| maybe | 6    | 83.3 %  | 0.0 %    | 66.7 %  |" in said
     assert "Lowest recall of the student: 66.7 % of the 6 rows with 'maybe'." in said
+
+
+def test_macro_f1_is_shown_beside_accuracy_and_a_cut_response_has_no_answer() -> None:
+    frame = answer_frame([1.0, 1.0, 0.0, NAN], ["a", "a", "b", "b"])
+    frame["response"] = [" A.", "a", "b", None]
+    frame["truncated"] = [False, False, True, False]
+    answers = dict.fromkeys(SCORES, frame)
+    found = build_comparison(
+        answers,
+        measurements(),
+        task=TASK,
+        evaluation=EVALUATION,
+        declared=None,
+        fingerprints={},
+        funnel={},
+    )
+    macro_f1 = row(found, "student").metrics["macro_f1"]
+    assert macro_f1 == Interval(estimate=0.5, low=None, high=None, num_rows=3)  # a: 1, b: 0
+    assert table_rows(found)[0]["macro_f1"] == "50.0 %"
 
 
 def test_json_answers_have_no_labels() -> None:
@@ -189,6 +214,7 @@ def compare(store: StoreSpec, **changed: Any) -> StageResult:
         "declared": None,
         "store": store,
         "execution": ExecutionSpec(),
+        "funnel": {},
     }
     prompts = seal_prompts(store, prompt_frame(20))
     return compare_models(seal_scores(store), prompts, **{**arguments, **changed})
@@ -224,7 +250,7 @@ def test_declared_size_and_intervals_change_the_comparison_but_batches_do_not(
 def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
     sealed = seal_scores(store)
     Store(store.root).delete(sealed.measurements.uri)
-    with pytest.raises(StoreError, match="is gone from the store"):
+    with pytest.raises(StoreError, match="has no measurements"):
         compare_models(
             sealed,
             seal_prompts(store, prompt_frame(20)),
@@ -233,4 +259,5 @@ def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
             declared=None,
             store=store,
             execution=ExecutionSpec(),
+            funnel={},
         )
