@@ -39,7 +39,6 @@ def bytes_per_token(
     """Return the bytes of the files that the stage writes, over the response tokens in them."""
     store = Store(str(root))
     meta = SoftTargetMeta(
-        teacher="{}",
         tokenizer_hash=None,
         distillation_temperature=1.0,
         selection="top_k",

@@ -71,7 +71,6 @@ def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> D
     chat_format = ModelFiles(tokenizer).chat_format()
     opened = chat_format.tokenizer
     meta = SoftTargetMeta(
-        teacher="{}",
         tokenizer_hash=tokenizer_hash(opened),
         distillation_temperature=1.0,
         selection="top_k",

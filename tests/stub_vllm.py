@@ -80,11 +80,8 @@ class StubVllm:
         if (k := body["prompt_logprobs"]) > self._max_logprobs:
             said = f"which is greater than max allowed: {self._max_logprobs} (parameter=x)"
             return Reply(status=400, error=f"Requested prompt logprobs of {k}, {said}")
-        choices = [
-            {"index": index, "text": "x", "prompt_logprobs": [None, *self._positions(prompt, k)]}
-            for index, prompt in enumerate(body["prompt"])
-        ]
-        return _json({"choices": choices[::-1]})
+        positions = [None, *self._positions(body["prompt"], k)]
+        return _json({"choices": [{"index": 0, "text": "x", "prompt_logprobs": positions}]})
 
     def _positions(self, prompt: list[int], k: int) -> list[dict[str, Any]]:
         return [

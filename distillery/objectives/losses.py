@@ -10,7 +10,7 @@ Shapes: N = response tokens, C = tokens of a chunk, R = tokens of a block within
 vocabulary, D and E = width of student and teacher, K = tokens stored of a teacher's distribution.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -132,7 +132,7 @@ def response_losses(
             + soft.soft_weight * soft.distillation_temperature**2 * soft_nats
         )
     if any(wanted):
-        total = _with_gradients(total, student.gradients, inputs)
+        total = _WithGradients.apply(total, *student.gradients, *inputs)  # type: ignore[no-untyped-call]
     return Losses(total / normaliser, hard_nats, soft_nats)
 
 
@@ -177,14 +177,6 @@ class _WithGradients(torch.autograd.Function):
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (None, None, None, None, *found)
-
-
-def _with_gradients(
-    loss: Tensor, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
-) -> Tensor:
-    """Return ``loss``, whose ``backward`` gives ``gradients`` to ``inputs``."""
-    found: Tensor = _WithGradients.apply(loss, *gradients, *inputs)  # type: ignore[no-untyped-call]
-    return found
 
 
 _Teacher = SparseTargets | SampledTargets | ChunkedHead

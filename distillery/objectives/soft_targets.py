@@ -24,7 +24,6 @@ from schemas.student import FromScratchStudent, StudentSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
 if TYPE_CHECKING:
-    from distillery.models.local import LocalModel
     from distillery.models.output_layer import SplitModel
     from distillery.objectives.losses import Targets
 
@@ -187,10 +186,10 @@ class _Stored(SoftTargetObjective):
 class _Beside(SoftTargetObjective):
     """Probabilities of a teacher that runs beside the student."""
 
-    @property
-    def _teacher(self) -> "LocalModel":
-        assert self._inputs.teacher is not None
-        return self._inputs.teacher
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(inputs)
+        assert inputs.teacher is not None
+        self._teacher = inputs.teacher
 
     @functools.cached_property
     def _split(self) -> "SplitModel":
@@ -229,7 +228,7 @@ class _Beside(SoftTargetObjective):
         from distillery.models.output_layer import response_states
         from distillery.objectives.losses import DenseTargets
 
-        split = self._split
+        split = self._split  # before the forward pass, which then gives hidden states
         with torch.no_grad():
             hidden_NE = response_states(
                 self._teacher.model, batch, batch["teacher_labels"], "teacher_"

@@ -44,17 +44,19 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
         self._tensorboard, self._upload, self._on_progress = tensorboard, upload, on_progress
         self._tokens_per_step, self._wait = tokens_per_step, wait_for_everyone
         self._latest: dict[str, float] = {}
-        self._last_log: tuple[int, float] | None = None
+        self._last_log = (0, 0.0)
         self._writer: SummaryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin an event file; what an earlier attempt wrote after its last checkpoint is void."""
         if state.is_world_process_zero:
             step = state.global_step
-            # Two attempts within a second would otherwise write to one file.
-            suffix = f".from-{step}"
-            folder = str(self._tensorboard)
-            self._writer = SummaryWriter(folder, purge_step=step + 1, filename_suffix=suffix)
+            self._writer = SummaryWriter(
+                str(self._tensorboard),
+                purge_step=step + 1,
+                # Two attempts within a second would otherwise write to one file.
+                filename_suffix=f".from-{step}",
+            )
         self._last_log = (state.global_step, time.monotonic())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -82,7 +84,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
             self._on_progress(state.global_step, state.max_steps, dict(self._latest))
 
     def _pace(self, step: int) -> dict[str, float]:
-        now, (last_step, last) = time.monotonic(), self._last_log or (0, 0.0)
+        now, (last_step, last) = time.monotonic(), self._last_log
         if step <= last_step or now <= last:
             return {}
         self._last_log = (step, now)

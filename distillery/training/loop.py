@@ -181,7 +181,17 @@ class _Training:
         validates = len(rows["validation"]) > 0
         arguments = training_arguments(training, folder, steps=steps, validates=validates)
         trainer = self._make_trainer(model, arguments, rows, processing_class=tokenizer)
-        trainer.add_callback(self._reporting(trainer, rows["train"]))
+        reporting = Reporting(
+            parts=self._objective.parts,
+            tensorboard=folder / "tensorboard",
+            upload=lambda made: upload_checkpoint(
+                self._store, self._job.checkpoints_uri, made, parallelism=_layout(trainer)
+            ),
+            on_progress=self._on_progress,
+            tokens_per_step=training.batch_size * sum(lengths(rows["train"])) / len(rows["train"]),
+            wait_for_everyone=trainer.accelerator.wait_for_everyone,
+        )
+        trainer.add_callback(reporting)
         if validates and training.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=training.patience))
         newest = self._newest_checkpoint(trainer, folder)
@@ -195,19 +205,6 @@ class _Training:
         self._facts["curve"] = _curve(trainer.state.log_history, loss_names(self._objective.parts))
         self._facts["best_validation_loss"] = trainer.state.best_metric
         return trainer
-
-    def _reporting(self, trainer: StudentTrainer, rows: Any) -> Reporting:
-        mean_length = sum(lengths(rows)) / len(rows)
-        return Reporting(
-            parts=self._objective.parts,
-            tensorboard=self._scratch / "checkpoints" / "tensorboard",
-            upload=lambda made: upload_checkpoint(
-                self._store, self._job.checkpoints_uri, made, parallelism=_layout(trainer)
-            ),
-            on_progress=self._on_progress,
-            tokens_per_step=self._training.batch_size * mean_length,
-            wait_for_everyone=trainer.accelerator.wait_for_everyone,
-        )
 
     def _newest_checkpoint(self, trainer: StudentTrainer, folder: Path) -> Path | None:
         """Return the newest checkpoint of the store, downloaded by the first process."""

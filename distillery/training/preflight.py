@@ -22,32 +22,25 @@ _PACKED_TOKENS = 64
 _MOST_MOVED = 1e-6
 
 
-def check_device(training: TrainingSpec) -> None:
-    """Raise when a GPU is asked for where there is none.
+def default_num_processes(training: TrainingSpec) -> int:
+    """Return in how many processes ``training`` runs: one per GPU unless it says otherwise.
 
     Raises:
-        TrainingError: What to do instead.
+        TrainingError: There is no such device, fewer GPUs than processes, or a batch cannot be
+            shared evenly.
     """
-    if training.device == "cuda" and not torch.cuda.is_available():
+    on_gpu = training.device != "cpu" and torch.cuda.is_available()
+    if training.device == "cuda" and not on_gpu:
         raise TrainingError(
             "training.device is 'cuda' but this machine has no usable GPU. Set training.device to "
             "'auto', or run the stage on a gpu-pool worker (execution.mode=deployment)."
         )
-    on_gpu = training.device != "cpu" and torch.cuda.is_available()
     if on_gpu and training.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise TrainingError(
             "training.dtype is 'bfloat16', which this machine's GPU cannot compute. Set it to "
             "'float32'."
         )
-
-
-def default_num_processes(training: TrainingSpec) -> int:
-    """Return in how many processes ``training`` runs: one per GPU unless it says otherwise.
-
-    Raises:
-        TrainingError: There are fewer GPUs than that, or a batch cannot be shared evenly.
-    """
-    num_gpus = 0 if training.device == "cpu" else torch.cuda.device_count()
+    num_gpus = torch.cuda.device_count() if on_gpu else 0
     number = training.num_processes or max(1, num_gpus)
     if 0 < num_gpus < number:
         raise TrainingError(

@@ -137,9 +137,8 @@ def train_student(
 def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> TrainingOutcome:
     """Return the outcome of ``job``: trained here, or in as many processes as it asks for."""
     from distillery.training.launch.processes import train_in_processes
-    from distillery.training.preflight import check_device, default_num_processes
+    from distillery.training.preflight import default_num_processes
 
-    check_device(job.training)
     num_processes = default_num_processes(job.training)
     if num_processes > 1:
         return train_in_processes(job, scratch, num_processes, on_progress)

@@ -167,14 +167,11 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return this batch's part of the step's mean loss per response token."""
-        loss = self._loss(model, inputs, num_items_in_batch)
+        loss = self._objective.loss(model, self._student, inputs, num_items_in_batch)
         self._newest.append((inputs["row"], loss.total.detach()))
         self._note(self._sums, loss, inputs)
         # Gradients are averaged over processes, but the parts of one mean add up.
         return loss.total * self.args.world_size
-
-    def _loss(self, model: Any, inputs: Batch, normaliser: Any) -> Loss:
-        return self._objective.loss(model, self._student, inputs, normaliser)
 
     def _note(self, sums: torch.Tensor, loss: Loss, inputs: Batch) -> None:
         """Add to ``sums`` the response tokens of a batch, and the parts of its loss."""
@@ -258,7 +255,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             for batch, counts in self._validation_batches(rows):
                 inputs = self._prepare_inputs(batch)
-                loss = self._loss(model, inputs, 1)
+                loss = self._objective.loss(model, self._student, inputs, 1)
                 if counts:
                     sums[0] += loss.total.double()
                     self._note(sums[1:], loss, inputs)

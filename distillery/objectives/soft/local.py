@@ -7,32 +7,26 @@ B = rows, T = longest row, N = response tokens of a batch, C = those of a chunk,
 V = vocabulary.
 """
 
-import contextlib
 import gc
 import inspect
 import itertools
-import logging
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from distillery.models.chat_format import IGNORED, TokenizedRow
 from distillery.models.head import Head
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel, response_states
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
+from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens, uniform_numbers
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
-from distillery.storage.fingerprint import canonical_json
-from distillery.teacher import teacher_identity
 from schemas.errors import RecipeError, TeacherError
 from schemas.objectives import SoftTargets
 from schemas.teacher import TransformersTeacher
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 16_384  # filling included
 _CHUNK_LOGITS = 2**26  # 256 MiB in float32; selection takes up to five times that
@@ -65,7 +59,6 @@ class LocalScorer:
                 f"{teacher.model!r} has {self._vocab_size} tokens. Set it to at most that."
             )
         self.meta = SoftTargetMeta(
-            teacher=canonical_json(teacher_identity(teacher)),
             tokenizer_hash=tokenizer_hash(tokenizer),
             distillation_temperature=spec.distillation_temperature,
             selection=spec.selection,
@@ -82,16 +75,19 @@ class LocalScorer:
         tokenized = [self._local.chat_format.row(r.messages, r.response) for r in rows]
         scored: dict[int, ScoredRow] = {}
         for batch in self._batches([len(tokens.input_ids) for tokens in tokenized]):
-            with self._memory_error_explained():
+            try:
                 found = self._score_batch([rows[n] for n in batch], [tokenized[n] for n in batch])
+            except torch.OutOfMemoryError as error:
+                raise TeacherError(
+                    "the GPU ran out of memory while responses were scored at teacher.batch_size="
+                    f"{self._teacher.batch_size}. Lower teacher.batch_size and run again."
+                ) from error
             scored |= zip(batch, found, strict=True)
         for n in sorted(scored):
             yield scored[n]
 
     def close(self) -> None:
         """Drop the model, so that training in this process has the memory."""
-        import torch
-
         del self._local, self._split
         gc.collect()
         if torch.cuda.is_available():
@@ -118,8 +114,6 @@ class LocalScorer:
     def _score_batch(
         self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
     ) -> list[ScoredRow]:
-        import torch
-
         chunks = []
         numbers = self._numbers(rows, tokenized)
         with torch.inference_mode():
@@ -145,12 +139,8 @@ class LocalScorer:
 
     def _numbers(
         self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
-    ) -> Iterator["Tensor | None"]:
+    ) -> Iterator[Tensor | None]:
         """Yield the random numbers of each chunk's draws, [C, K]; None where nothing is drawn."""
-        import torch
-
-        from distillery.objectives.soft.selection import uniform_numbers
-
         if self._spec.selection == "top_k":
             return itertools.repeat(None)
         numbers_NK = torch.cat(
@@ -161,26 +151,21 @@ class LocalScorer:
         )
         return iter(torch.split(numbers_NK, self._chunk_tokens))
 
-    def _selected(self, logits_CV: "Tensor", numbers_CK: "Tensor | None") -> tuple["Tensor", ...]:
+    def _selected(self, logits_CV: Tensor, numbers_CK: Tensor | None) -> tuple[Tensor, ...]:
         """Return ids, log-probabilities, log of the rest and, of draws, counts."""
-        from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens
-
         temperature = self._spec.distillation_temperature
         if numbers_CK is None:
             return likeliest_tokens(logits_CV, self._spec.k, temperature)
         return draw_tokens(logits_CV, numbers_CK.to(logits_CV.device), temperature)
 
-    def _logits(self, rows: list[TokenizedRow]) -> Iterator["Tensor"]:
+    def _logits(self, rows: list[TokenizedRow]) -> Iterator[Tensor]:
         """Yield the logits of the response tokens in float32, a chunk [C, V] at a time.
 
         Those of the vocabulary's padding are cut off.
         """
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
         device = self._local.model.device
 
-        def padded(lists: list[list[int]], filling: int) -> "Tensor":
+        def padded(lists: list[list[int]], filling: int) -> Tensor:
             tensors = [torch.tensor(ids) for ids in lists]
             return pad_sequence(tensors, batch_first=True, padding_value=filling).to(device)
 
@@ -197,7 +182,7 @@ class LocalScorer:
         for hidden_CD in torch.split(hidden_ND, size):
             yield _float_logits(hidden_CD, self._split.head, self._vocab_size)
 
-    def _own_logits(self, ids_BT: "Tensor", is_asked_BT: "Tensor") -> "Tensor":
+    def _own_logits(self, ids_BT: Tensor, is_asked_BT: Tensor) -> Tensor:
         """Return the logits [N, V] as the model makes them, of the response tokens of one row."""
         model = self._local.model
         first = int(is_asked_BT[0].nonzero()[0])
@@ -208,7 +193,7 @@ class LocalScorer:
         asked: Tensor = kept_TV[is_asked_BT[0, first:]]
         return asked
 
-    def _refuse_broken(self, logits_CV: "Tensor", rows: list[ScoringRow]) -> None:
+    def _refuse_broken(self, logits_CV: Tensor, rows: list[ScoringRow]) -> None:
         if not bool(logits_CV.amax(-1).isfinite().all()):  # NaN is the highest of all
             raise TeacherError(
                 f"teacher {self._teacher.model!r} gives logits that are not finite in "
@@ -216,27 +201,13 @@ class LocalScorer:
                 f"{rows[-1].prompt_id!r}. Set teacher.dtype to float32 or bfloat16."
             )
 
-    @contextlib.contextmanager
-    def _memory_error_explained(self) -> Iterator[None]:
-        import torch
 
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise TeacherError(
-                f"the GPU ran out of memory while responses were scored at teacher.batch_size="
-                f"{self._teacher.batch_size}. Lower teacher.batch_size and run again."
-            ) from error
-
-
-def _float_logits(hidden_CD: "Tensor", head: Head, vocab_size: int) -> "Tensor":
+def _float_logits(hidden_CD: Tensor, head: Head, vocab_size: int) -> Tensor:
     """Return the logits [C, V] in float32, whatever the precision of the layer.
 
     Half precision would round logits near 20 to steps of 0.125. A float32 copy of the whole layer
     would take gigabytes, so it is made a part at a time.
     """
-    import torch
-
     weight_VD, bias_V = head
     assert weight_VD is not None
     hidden_CD = hidden_CD.float()

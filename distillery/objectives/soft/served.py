@@ -1,47 +1,31 @@
 """Soft targets from a served vLLM: probabilities of responses that are there, at T = 1."""
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Generator, Sequence
 
 from distillery.data.chat import Message
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.objectives.soft.vllm_api import (
     BYTES_PER_ENTRY,
-    Addresses,
     CannotShow,
     Probabilities,
-    Tokens,
-    TooMuch,
     completions_body,
     read_probabilities,
     read_tokens,
     tokenize_body,
+    tokenize_url,
 )
 from distillery.objectives.soft.vllm_client import VllmClient
-from distillery.storage.fingerprint import canonical_json
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import PassingFault, RefusedRequest
-from distillery.teacher.protocol import teacher_identity
 from schemas.errors import RecipeError, TeacherError, TrainingError
 from schemas.objectives import SoftTargets
 from schemas.teacher import OpenAITeacher
 
-# The reply to one request, JSON: 3,200 tokens at k = 64. vLLM cuts its work itself.
-_REPLY_BYTES = 16 * 2**20
-_BATCHES_AHEAD = 4
+# A reply is megabytes of JSON: 5 kB a token at k = 64.
+_ROWS_AHEAD = 32
 _BYTES_PER_TOKEN_ID = 16
 _SMALL_REPLY_BYTES = 2**16
-
-
-class _Row(NamedTuple):
-    """A row as the served model reads it."""
-
-    prompt_id: str
-    split: str
-    ids: list[int]
-    start: int
-    """Where the response begins."""
 
 
 def check_served(
@@ -70,8 +54,7 @@ def check_served(
 class ServedScorer:
     """Scores responses with a vLLM server, which applies its own tokenizer and template.
 
-    A request that the server cannot bear, or refuses, is halved until it passes or until one row
-    is left. What is under way is bounded: `teacher.concurrency` requests, and four batches of rows.
+    At most `teacher.concurrency` requests are in flight, and 32 rows under way.
     """
 
     def __init__(
@@ -90,7 +73,6 @@ class ServedScorer:
         """
         _check_settings(teacher, spec)
         self.meta = SoftTargetMeta(
-            teacher=canonical_json(teacher_identity(teacher)),
             tokenizer_hash=None,
             distillation_temperature=1.0,
             selection="top_k",
@@ -98,10 +80,7 @@ class ServedScorer:
         )
         self._teacher, self._k = teacher, spec.k
         self._endpoint = Endpoint(teacher)
-        self._addresses = Addresses(self._endpoint)
         self._client = VllmClient(self._endpoint, backoff_s=backoff_s)
-        self._bytes_per_token = (spec.k + 1) * BYTES_PER_ENTRY
-        self._most_tokens = max(1, _REPLY_BYTES // self._bytes_per_token)
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
         """Yield the scores in the order of ``rows``; rows longer than the context are left out.
@@ -111,14 +90,10 @@ class ServedScorer:
                 which is named.
             TrainingError: Its chat template renders the prompt of a response differently.
         """
-        tokenizing = self._client.ahead(map(self._tokenize, rows), self._teacher.concurrency)
-        with contextlib.closing(tokenizing) as tokenized:
-            works = map(self._score, self._batches(row for row in tokenized if row is not None))
-            try:
-                for scored in self._client.ahead(works, _BATCHES_AHEAD):
-                    yield from scored
-            except CannotShow as error:
-                raise TeacherError(self._quote(error)) from None
+        with contextlib.closing(self._client.ahead(map(self._score, rows), _ROWS_AHEAD)) as scores:
+            for scored in scores:
+                if scored is not None:
+                    yield scored
 
     def probe(self, row: ScoringRow, response_ids: list[int]) -> None:
         """Do what scoring does, with one row. Errors are those of :func:`check_served`."""
@@ -130,8 +105,9 @@ class ServedScorer:
 
     async def _probe(self, row: ScoringRow, response_ids: list[int]) -> None:
         try:
-            if read := await self._read(row):
-                theirs = read.ids[read.start :][: len(response_ids)]
+            if tokens := await self._tokenize(row):
+                ids, start = tokens
+                theirs = ids[start:][: len(response_ids)]
                 if theirs != response_ids:
                     raise RecipeError(
                         f"the served teacher reads the response {row.response!r} as the tokens "
@@ -139,31 +115,39 @@ class ServedScorer:
                         "cannot be compared token by token. Choose models that share a tokenizer, "
                         "and give the student the teacher's chat template."
                     )
-                await self._probabilities([read])
+                await self._probabilities(ids, start)
         except CannotShow as error:
             raise RecipeError(self._quote(error)) from None
         except RefusedRequest as error:
             raise RecipeError(
-                f"endpoint '{self._addresses}' refuses to show probabilities "
+                f"endpoint '{self._endpoint}' refuses to show probabilities "
                 f"({self._said(error)!r}). Serve the teacher with vLLM, or set "
                 "training.objective.kind to hard_targets."
             ) from None
         except PassingFault as error:
-            raise self._gave_up([row.prompt_id], error) from None
+            raise self._gave_up(row.prompt_id, error) from None
 
-    # -- one row becomes tokens --------------------------------------------------------------
-
-    async def _tokenize(self, row: ScoringRow) -> _Row | None:
-        """Return the row as tokens; None when it is longer than the server's context."""
+    async def _score(self, row: ScoringRow) -> ScoredRow | None:
         try:
-            return await self._read(row)
+            if (tokens := await self._tokenize(row)) is None:
+                return None
+            ids, start = tokens
+            shown = await self._probabilities(ids, start)
+        except CannotShow as error:
+            raise TeacherError(self._quote(error)) from None
         except RefusedRequest as error:
-            raise self._refused(row.prompt_id, error) from None
+            raise TeacherError(
+                f"endpoint '{self._endpoint}' refuses to score the row with prompt_id "
+                f"{row.prompt_id!r}: {self._said(error)!r}. Change what it objects to, or leave "
+                "that row out."
+            ) from None
         except PassingFault as error:
-            raise self._gave_up([row.prompt_id], error) from None
+            raise self._gave_up(row.prompt_id, error) from None
+        return ScoredRow(row.prompt_id, row.split, ids[start:], *shown)
 
-    async def _read(self, row: ScoringRow) -> _Row | None:
-        prompt = (await self._tokens(row, answered=False)).ids
+    async def _tokenize(self, row: ScoringRow) -> tuple[list[int], int] | None:
+        """Return the row's tokens and where its response begins; None when it is too long."""
+        prompt, _ = await self._tokens(row, answered=False)
         whole, max_model_len = await self._tokens(row, answered=True)
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             raise TrainingError(
@@ -174,83 +158,38 @@ class ServedScorer:
         # One more token has to be written after these.
         if max_model_len is not None and len(whole) >= max_model_len:
             return None
-        return _Row(row.prompt_id, row.split, whole, len(prompt))
+        return whole, len(prompt)
 
-    async def _tokens(self, row: ScoringRow, *, answered: bool) -> Tokens:
+    async def _tokens(self, row: ScoringRow, *, answered: bool) -> tuple[list[int], int | None]:
         answer = [Message(role="assistant", content=row.response)] if answered else []
         messages = [*row.messages, *answer]
         num_chars = sum(len(message["content"]) for message in messages)
         return await self._client.post(
-            self._addresses.tokenize,
+            tokenize_url(self._endpoint),
             tokenize_body(self._teacher, messages, add_generation_prompt=not answered),
             read_tokens,
             num_bytes=_SMALL_REPLY_BYTES + _BYTES_PER_TOKEN_ID * num_chars,
         )
 
-    # -- several rows become scores ----------------------------------------------------------
-
-    def _batches(self, rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-        """Yield neighbouring rows with as many tokens as one request may have, or single rows."""
-        batch: list[_Row] = []
-        for row in rows:
-            num_tokens = sum(len(other.ids) for other in batch) + len(row.ids)
-            if batch and num_tokens > self._most_tokens:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
-
-    async def _score(self, rows: list[_Row]) -> list[ScoredRow]:
-        """Return the scores of ``rows``, asked for together or in halves."""
-        try:
-            return [
-                ScoredRow(row.prompt_id, row.split, row.ids[row.start :], *shown)
-                for row, shown in zip(rows, await self._probabilities(rows), strict=True)
-            ]
-        except RefusedRequest as error:
-            if len(rows) == 1:
-                raise self._refused(rows[0].prompt_id, error) from None
-        except PassingFault as error:
-            if len(rows) == 1 or not isinstance(error, TooMuch):
-                raise self._gave_up([row.prompt_id for row in rows], error) from None
-            # What did not fit now would not fit the next time.
-            num_tokens = sum(len(row.ids) for row in rows)
-            self._most_tokens = max(1, min(self._most_tokens, num_tokens // 2))
-        middle = len(rows) // 2
-        return [*await self._score(rows[:middle]), *await self._score(rows[middle:])]
-
-    async def _probabilities(self, rows: list[_Row]) -> list[Probabilities]:
-        prompts, starts = [row.ids for row in rows], [row.start for row in rows]
-        num_bytes = sum(len(ids) for ids in prompts) * self._bytes_per_token
+    async def _probabilities(self, ids: list[int], start: int) -> Probabilities:
         return await self._client.post(
-            self._addresses.completions,
-            completions_body(self._teacher, prompts, self._k),
-            lambda content: read_probabilities(content, prompts, starts, self._k),
-            num_bytes=num_bytes,
-            is_divisible=len(rows) > 1,
+            self._endpoint.route("completions"),
+            completions_body(self._teacher, ids, self._k),
+            lambda content: read_probabilities(content, ids, start, self._k),
+            num_bytes=len(ids) * (self._k + 1) * BYTES_PER_ENTRY,
         )
-
-    # -- what is said of failures ------------------------------------------------------------
 
     def _said(self, error: Exception) -> str:
         return self._endpoint.redact(str(error))
 
     def _quote(self, error: CannotShow) -> str:
-        return f"endpoint '{self._addresses}' {self._said(error)}"
+        return f"endpoint '{self._endpoint}' {self._said(error)}"
 
-    def _refused(self, prompt_id: str, error: RefusedRequest) -> TeacherError:
+    def _gave_up(self, prompt_id: str, error: PassingFault) -> TeacherError:
         return TeacherError(
-            f"endpoint '{self._addresses}' refuses to score the row with prompt_id {prompt_id!r}: "
-            f"{self._said(error)!r}. Change what it objects to, or leave that row out."
-        )
-
-    def _gave_up(self, prompt_ids: list[str], error: PassingFault) -> TeacherError:
-        others = f" and {len(prompt_ids) - 1} more" if len(prompt_ids) > 1 else ""
-        return TeacherError(
-            f"endpoint '{self._addresses}' did not score the row with prompt_id {prompt_ids[0]!r}"
-            f"{others} in {self._teacher.max_attempts} attempts; the last failed with "
-            f"{self._said(error)!r}. Scores of earlier parts are kept. Run again when it is well."
+            f"endpoint '{self._endpoint}' did not score the row with prompt_id {prompt_id!r} in "
+            f"{self._teacher.max_attempts} attempts; the last failed with {self._said(error)!r}. "
+            "Scores of earlier parts are kept. Run again when it is well."
         )
 
 

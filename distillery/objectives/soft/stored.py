@@ -60,9 +60,6 @@ class SoftTargetMeta(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    teacher: str
-    """The teacher's identity as canonical JSON."""
-
     tokenizer_hash: str | None
     """Of the teacher's tokenizer. None: a server does not tell."""
 

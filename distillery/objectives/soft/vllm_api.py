@@ -3,7 +3,6 @@
     POST {root}/tokenize        messages -> token ids, by the server's own template
     POST {base}/completions     token ids -> `prompt_logprobs` at each of them
 
-    out of memory               TooMuch: fewer rows may pass
     no such route or parameter  CannotShow: soft targets are impossible here
     otherwise                   as `teacher/http/replies.py` says
 
@@ -13,10 +12,10 @@ Source: vLLM 0.32, `entrypoints/serve/tokenize/protocol.py`,
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import yarl
 from numpy.typing import NDArray
 
 from distillery.data.chat import Message
@@ -31,7 +30,6 @@ BYTES_PER_ENTRY = 80
 """Of one token's entry in the JSON; measured: 66 with ids of 3 digits, 74 with 6."""
 
 _NO_SUCH_ROUTE = (404, 405, 501)
-_OUT_OF_MEMORY = re.compile(r"out[ _]?of[ _]?memory|\boom\b|cannot allocate memory", re.IGNORECASE)
 _TOO_MANY = re.compile(r"logprobs of (\d+), which is greater than max allowed: (\d+)")
 # More than rounding adds to a sum of probabilities.
 _MOST_MASS = 1.001
@@ -39,38 +37,15 @@ _MOST_MASS = 1.001
 _RENDERING = ("add_special_tokens", "chat_template", "chat_template_kwargs", "tools")
 
 
-class TooMuch(PassingFault):
-    """This attempt was more than the server could bear; fewer rows may not be."""
-
-
 class CannotShow(Exception):
     """The server cannot show what soft targets need; the text goes after its address."""
 
 
-class Addresses:
-    """Where one server listens: `tokenize` is at the root, not below `/v1`."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        url = endpoint.url
-        base = url.path.removesuffix("/chat/completions")
-        root = base.removesuffix("/v1")
-        self._name = f"{url.origin()}{root}"
-        self.completions = url.with_path(f"{base}/completions", keep_query=True)
-        self.tokenize = url.with_path(f"{root}/tokenize", keep_query=True)
-
-    def __str__(self) -> str:
-        """Return the root, without query."""
-        return self._name
-
-
-class Tokens(NamedTuple):
-    """Messages as the server's model reads them."""
-
-    ids: list[int]
-    """Token ids."""
-
-    max_model_len: int | None
-    """Most tokens that the server takes, the one it has to write included. None: not said."""
+def tokenize_url(endpoint: Endpoint) -> yarl.URL:
+    """Return the address of `tokenize`: it is at the root, not below `/v1`."""
+    url = endpoint.route("tokenize")
+    root = url.path.removesuffix("/tokenize").removesuffix("/v1")
+    return url.with_path(f"{root}/tokenize", keep_query=True)
 
 
 class Probabilities(NamedTuple):
@@ -99,14 +74,14 @@ def tokenize_body(
     }
 
 
-def completions_body(spec: OpenAITeacher, prompts: list[list[int]], k: int) -> dict[str, Any]:
-    """Return the body that asks for the ``k`` most likely tokens at each token of ``prompts``.
+def completions_body(spec: OpenAITeacher, prompt: list[int], k: int) -> dict[str, Any]:
+    """Return the body that asks for the ``k`` most likely tokens at each token of ``prompt``.
 
     One token has to be written: vLLM refuses to write none.
     """
     return {
         "model": spec.model,
-        "prompt": prompts,
+        "prompt": prompt,
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": k,
@@ -117,14 +92,13 @@ def check_reply(path: str, reply: Reply) -> None:
     """Return when a reply of ``path`` is what was asked for.
 
     Raises:
-        TooMuch, CannotShow, RefusedRequest, RateLimited, PassingFault, FatalReply: It is not; see
+        CannotShow, RefusedRequest, RateLimited, PassingFault, FatalReply: It is not; see
             the table above.
     """
     status, text = reply.status, reply.text if reply.status != 200 else ""
     message = f"status {status}: {error_of(text).message}"
-    if status >= 500 and _OUT_OF_MEMORY.search(text):
-        raise TooMuch(message, status=status)
-    if status in _NO_SUCH_ROUTE and not _names_an_error(text):
+    # vLLM itself says what is missing, such as the model; a router does not.
+    if status in _NO_SUCH_ROUTE and '"error"' not in text:
         raise CannotShow(
             f"has no {path} ({message!r}), so it is not a vLLM server or hides it. Serve the "
             "teacher with vLLM, its root reachable, or set training.objective.kind to "
@@ -135,14 +109,6 @@ def check_reply(path: str, reply: Reply) -> None:
     check_status(reply)
 
 
-def _names_an_error(text: str) -> bool:
-    """Return whether vLLM itself says what is missing, such as the model; a router does not."""
-    try:
-        return "error" in json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        return False
-
-
 def _above_the_limit(*, k: int, most: int) -> CannotShow:
     return CannotShow(
         f"shows at most {most} tokens per position, fewer than training.objective.k={k}. Start "
@@ -150,8 +116,8 @@ def _above_the_limit(*, k: int, most: int) -> CannotShow:
     )
 
 
-def read_tokens(content: bytes) -> Tokens:
-    """Return the token ids that a reply of `/tokenize` holds.
+def read_tokens(content: bytes) -> tuple[list[int], int | None]:
+    """Return the token ids in a reply of `/tokenize`, and the server's context where it is told.
 
     Raises:
         PassingFault: It holds none.
@@ -164,43 +130,49 @@ def read_tokens(content: bytes) -> Tokens:
             raise TypeError
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _unreadable("token ids", content) from None
-    return Tokens(ids, most if type(most) is int else None)
+    return ids, most if type(most) is int else None
 
 
-def read_probabilities(
-    content: bytes, prompts: Sequence[list[int]], starts: Sequence[int], k: int
-) -> list[Probabilities]:
-    """Return the probabilities of each prompt's tokens from its start on.
+def read_probabilities(content: bytes, prompt: list[int], start: int, k: int) -> Probabilities:
+    """Return the probabilities of the prompt's tokens from ``start`` on.
 
     Objects become arrays while they are read: as dictionaries they take several times the text.
 
     Args:
         content: A reply of `/v1/completions`.
-        prompts: The token ids that were sent.
-        starts: For each prompt its first position that counts, at least 1: nothing comes before
-            position 0, so nothing predicts it.
+        prompt: The token ids that were sent.
+        start: The first position that counts, at least 1: nothing comes before position 0, so
+            nothing predicts it.
         k: Tokens kept per position. The server adds the prompt's own token, which is left out
             unless it is among them.
 
     Raises:
-        PassingFault: The body is not a completion of these prompts.
+        PassingFault: The body is not a completion of this prompt.
         CannotShow: It holds no log-probabilities, or too few.
     """
     try:
         choices = json.loads(content, object_hook=_compact)["choices"]
-        by_index = {choice["index"]: choice for choice in choices}
-        shown = [by_index[index].get("prompt_logprobs") for index in range(len(prompts))]
+        positions = choices[0].get("prompt_logprobs")
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise _unreadable("completion of each prompt", content) from None
-    if any(positions is None for positions in shown):
+        raise _unreadable("completion of the prompt", content) from None
+    if positions is None:
         raise CannotShow(
             "answers without prompt_logprobs, so it shows no probabilities. Serve the teacher "
             "with vLLM, or set training.objective.kind to hard_targets."
         )
-    return [
-        _probabilities(positions, prompt, start, k)
-        for positions, prompt, start in zip(shown, prompts, starts, strict=True)
-    ]
+    if not isinstance(positions, list) or len(positions) != len(prompt):
+        raise PassingFault(f"probabilities that do not go with the {len(prompt)} tokens sent")
+    kept = positions[start:]
+    if any(type(position) is not _Position for position in kept):
+        raise PassingFault("positions without probabilities")
+    if (fewest := min(len(position.ids) for position in kept)) < k:
+        raise _above_the_limit(k=k, most=fewest)
+    for token, position in zip(prompt[start:], kept, strict=True):
+        if token not in position.ids:
+            raise PassingFault(f"probabilities without the token {token}, which was sent")
+    ids_NK = np.stack([position.ids[:k] for position in kept])
+    log_probs_NK = np.stack([position.log_probs[:k] for position in kept])
+    return Probabilities(ids_NK, log_probs_NK, log_rest(log_probs_NK))
 
 
 class _Position(NamedTuple):
@@ -224,22 +196,6 @@ def _compact(found: dict[str, Any]) -> Any:
         np.array([token for _, _, token in ranked], np.int32),
         np.array([log_prob for _, log_prob, _ in ranked], np.float32),
     )
-
-
-def _probabilities(positions: Any, prompt: list[int], start: int, k: int) -> Probabilities:
-    if not isinstance(positions, list) or len(positions) != len(prompt):
-        raise PassingFault(f"probabilities that do not go with the {len(prompt)} tokens sent")
-    kept = positions[start:]
-    if any(type(position) is not _Position for position in kept):
-        raise PassingFault("positions without probabilities")
-    if (fewest := min(len(position.ids) for position in kept)) < k:
-        raise _above_the_limit(k=k, most=fewest)
-    for token, position in zip(prompt[start:], kept, strict=True):
-        if token not in position.ids:
-            raise PassingFault(f"probabilities without the token {token}, which was sent")
-    ids_NK = np.stack([position.ids[:k] for position in kept])
-    log_probs_NK = np.stack([position.log_probs[:k] for position in kept])
-    return Probabilities(ids_NK, log_probs_NK, log_rest(log_probs_NK))
 
 
 def log_rest(log_probs_NK: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Requests to one vLLM server: how many at once, how large, and how often again."""
+"""Requests to one vLLM server: how many at once, and how often again."""
 
 import asyncio
 import collections
@@ -8,15 +8,10 @@ from typing import Any, TypeVar
 
 import yarl
 
-from distillery.objectives.soft.vllm_api import TooMuch, check_reply
+from distillery.objectives.soft.vllm_api import check_reply
 from distillery.teacher.http.connection import Connection, backoff_s
 from distillery.teacher.http.endpoint import Endpoint
-from distillery.teacher.http.replies import (
-    FatalReply,
-    PassingFault,
-    RateLimited,
-    Unreachable,
-)
+from distillery.teacher.http.replies import FatalReply, PassingFault, RateLimited
 
 T = TypeVar("T")
 
@@ -60,7 +55,6 @@ class VllmClient:
         read: Callable[[bytes], T],
         *,
         num_bytes: int,
-        is_divisible: bool = False,
     ) -> T:
         """Return what ``read`` makes of the reply.
 
@@ -69,7 +63,6 @@ class VllmClient:
             body: Sent as JSON.
             read: Turns the body into what is kept, or raises as :func:`check_reply` does.
             num_bytes: Expected length of the body.
-            is_divisible: Raise TooMuch at once, as the caller can send less.
 
         Raises:
             RefusedRequest, CannotShow: At once.
@@ -91,29 +84,20 @@ class VllmClient:
                 if waited_s > self._spec.max_outage_s:
                     said = self.endpoint.redact(str(error))
                     raise self.endpoint.asks_to_wait(waited_s, said) from None
-            except PassingFault as error:
+            except PassingFault:
                 failures += 1
-                is_last = failures >= self._spec.max_attempts
-                if is_last or (is_divisible and isinstance(error, TooMuch)):
+                if failures >= self._spec.max_attempts:
                     raise
                 pause_s = backoff_s(self._backoff_s, failures)
             await asyncio.sleep(pause_s)
 
     async def _exchange(self, url: yarl.URL, body: dict[str, Any], num_bytes: int) -> bytes:
-        """Return the body of one HTTP exchange that went well.
-
-        A reset or a time-out while the server is at work may come from the size of the request.
-        """
-        try:
-            reply = await self._connection.exchange(
-                url,
-                body,
-                timeout_s=self._spec.timeout_s,
-                most_bytes=_SLACK * num_bytes + _SLACK_BYTES,
-            )
-        except Unreachable:
-            raise
-        except PassingFault as error:
-            raise TooMuch(str(error), status=error.status) from None
+        """Return the body of one HTTP exchange that went well."""
+        reply = await self._connection.exchange(
+            url,
+            body,
+            timeout_s=self._spec.timeout_s,
+            most_bytes=_SLACK * num_bytes + _SLACK_BYTES,
+        )
         check_reply(url.path, reply)
         return reply.content

@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 
 from distillery.data.chat import Message
-from distillery.objectives.soft import served, vllm_client
+from distillery.objectives.soft import vllm_client
 from distillery.objectives.soft.served import ServedScorer, check_served
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow
 from distillery.objectives.soft.vllm_api import (
     LEAST_REST,
-    Addresses,
     CannotShow,
     log_rest,
     read_probabilities,
     read_tokens,
+    tokenize_url,
 )
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import PassingFault
@@ -78,34 +78,20 @@ def assert_right(scored: list[ScoredRow], rows: list[ScoringRow], k: int = K) ->
         np.testing.assert_allclose(got.log_rest_N, rest_N, atol=1e-3)
 
 
-def only_single_rows(reply: Reply) -> Any:
-    """Return a failure that meets every request with more than one row."""
-    return lambda body: reply if len(body["prompt"]) > 1 else None
-
-
-@pytest.fixture
-def small_replies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let about three rows go with one request."""
-    monkeypatch.setattr(served, "_REPLY_BYTES", 60 * (K + 1) * 80)
-
-
 # -- the numbers ---------------------------------------------------------------------------------
 
 
-def test_scores_are_the_servers_probabilities_at_the_response_in_order(small_replies: None) -> None:
+def test_scores_are_the_servers_probabilities_at_the_response_in_order() -> None:
     rows = rows_of(40)
     with StubVllm() as server:
         assert_right(score(server.spec(), rows), rows)
-    assert len(server.completions) > 10
-    assert max(sum(map(len, body["prompt"])) for body in server.completions) <= 60
 
 
-def test_meta_names_the_teacher_and_claims_nothing_that_a_server_does_not_tell() -> None:
+def test_meta_claims_nothing_that_a_server_does_not_tell() -> None:
     with StubVllm() as server:
-        scorer = ServedScorer(server.spec(weights="int8"), SoftTargets(k=K))
+        scorer = ServedScorer(server.spec(), SoftTargets(k=K))
         scorer.close()
     meta = scorer.meta
-    assert json.loads(meta.teacher)["weights"] == "int8"
     assert meta.tokenizer_hash is None
     assert (meta.distillation_temperature, meta.selection, meta.k) == (1.0, "top_k", K)
 
@@ -125,7 +111,7 @@ def completion(*positions: dict[int, tuple[float, int]]) -> bytes:
 def test_the_prompts_own_token_is_left_out_unless_it_is_among_the_k_best() -> None:
     outside = {7: (-5.0, 90), 1: (-1.0, 1), 2: (-2.0, 2)}
     inside = {2: (-2.0, 2), 1: (-1.0, 1)}
-    found = read_probabilities(completion(outside, inside), [[0, 7, 2]], [1], 2)[0]
+    found = read_probabilities(completion(outside, inside), [0, 7, 2], 1, 2)
     assert found.ids_NK.tolist() == [[1, 2], [1, 2]]
     assert found.log_probs_NK.tolist() == [[-1.0, -2.0], [-1.0, -2.0]]
 
@@ -150,7 +136,6 @@ def test_numbers_that_are_not_log_probabilities_are_refused(broken: float) -> No
         b"\xff\xfe",
         b"[]",
         b'{"choices": null}',
-        b'{"choices": [{"index": 1}]}',
         b'{"choices": [{"index": 0, "prompt_logprobs": 3}]}',
         b'{"choices": [{"index": 0, "prompt_logprobs": [null, null]}]}',
         b'{"choices": [{"index": 0, "prompt_logprobs": [null, {"5": null}]}]}',
@@ -162,7 +147,7 @@ def test_numbers_that_are_not_log_probabilities_are_refused(broken: float) -> No
 )
 def test_a_body_that_does_not_answer_the_request_is_asked_for_again(content: bytes) -> None:
     with pytest.raises(PassingFault):
-        read_probabilities(content, [[4, 5]], [1], 2)
+        read_probabilities(content, [4, 5], 1, 2)
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"tokens": []}', b'{"tokens": ["a"]}'])
@@ -175,57 +160,34 @@ def test_a_body_without_token_ids_is_asked_for_again(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "settings"),
+    "script",
     [
-        (Reply(status=500, error="CUDA out of memory. Tried to allocate 9.2 GiB"), {}),
-        (Reply(status=503, error="OOM"), {}),
-        (Reply(status=413), {}),
-        (Reply(status=400, error="maximum context length is 64 tokens"), {}),
-        (Reply(reset=True), {}),
-        (Reply(close_after=20), {}),
-        (Reply(delay_s=1.0), {"timeout_s": 0.3}),
-        (Reply(endless=b" " * 2**16), {}),
+        [
+            Reply(status=503),
+            Reply(status=429, headers={"Retry-After": "0"}),
+            Reply(reset=True),
+            Reply(status=500, error="out of memory"),
+            Reply(body="<html>"),
+        ],
+        [Reply(close_after=20), Reply(delay_s=1.0), Reply(endless=b" " * 2**16)],
     ],
 )
-def test_a_request_that_does_not_fit_is_halved_down_to_single_rows(
-    reply: Reply, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_passing_faults_of_a_row_are_asked_again(
+    script: list[Reply], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_client, "_SLACK_BYTES", 2**17)
-    rows = rows_of(5)
-    with StubVllm(fail=only_single_rows(reply)) as server:
-        assert_right(score(server.spec(**settings), rows), rows)
-    sizes = [len(body["prompt"]) for body in server.completions]
-    assert [size for size in sizes if size > 1] == [5, 2, 3, 2]
-
-
-def test_what_did_not_fit_is_not_tried_again(small_replies: None) -> None:
-    rows = rows_of(60)
-    with StubVllm(fail=only_single_rows(Reply(status=500, error="out of memory"))) as server:
-        assert_right(score(server.spec(), rows), rows)
-    too_large = [len(body["prompt"]) > 1 for body in server.completions]
-    assert sum(too_large[-20:]) == 0
-
-
-def test_passing_faults_of_a_row_are_asked_again() -> None:
     rows = rows_of(1)
-    script = [
-        Reply(status=503),
-        Reply(status=429, headers={"Retry-After": "0"}),
-        Reply(reset=True),
-        Reply(status=500, error="out of memory"),
-        Reply(body="<html>"),
-    ]
     with StubVllm(script=script) as server:
-        assert_right(score(server.spec(max_attempts=5), rows), rows)
-    assert len(server.completions) == 6
+        assert_right(score(server.spec(max_attempts=5, timeout_s=0.3), rows), rows)
+    assert len(server.completions) == 1 + len(script)
 
 
 def test_a_fault_that_does_not_pass_ends_the_scoring_and_names_the_row() -> None:
     with (
         StubVllm(fail=lambda body: Reply(status=503, error="loading")) as server,
-        pytest.raises(TeacherError, match=r"'p0' and 2 more in 3 attempts.*loading"),
+        pytest.raises(TeacherError, match=r"'p0' in 3 attempts.*loading"),
     ):
-        score(server.spec(max_attempts=3), rows_of(3))
+        score(server.spec(max_attempts=3), rows_of(1))
     assert len(server.completions) == 3
 
 
@@ -233,7 +195,7 @@ def test_a_row_that_is_refused_is_named_with_what_the_server_said() -> None:
     poisoned = render([{"role": "user", "content": "q3"}], True)
 
     def fail(body: dict[str, Any]) -> Reply | None:
-        hit = any(prompt[: len(poisoned)] == poisoned for prompt in body["prompt"])
+        hit = body["prompt"][: len(poisoned)] == poisoned
         return Reply(status=400, error="Token id 9999 is out of vocabulary") if hit else None
 
     with (
@@ -274,7 +236,7 @@ def test_a_row_that_fills_the_context_leaves_no_room_for_the_token_that_must_be_
         assert_right(score(server.spec(), rows), rows)
 
 
-def test_a_consumer_that_stops_early_leaves_nothing_under_way(small_replies: None) -> None:
+def test_a_consumer_that_stops_early_leaves_nothing_under_way() -> None:
     with StubVllm() as server:
         scorer = ServedScorer(server.spec(), SoftTargets(k=K))
         with contextlib.closing(scorer.score(rows_of(500))) as scores:
@@ -287,7 +249,7 @@ def test_a_consumer_that_stops_early_leaves_nothing_under_way(small_replies: Non
 # -- what is under way at once ---------------------------------------------------------------------
 
 
-def test_no_more_requests_are_in_flight_than_the_teacher_allows(small_replies: None) -> None:
+def test_no_more_requests_are_in_flight_than_the_teacher_allows() -> None:
     with StubVllm() as server:
         score(server.spec(concurrency=2), rows_of(30))
         assert server.stub.max_in_flight <= 2
@@ -343,9 +305,8 @@ def test_a_template_that_would_score_other_tokens_is_refused_beforehand(template
     [("http://h:1/v1", ""), ("http://h:1/v1/", ""), ("http://h:1/team/v1", "/team")],
 )
 def test_tokens_are_asked_for_at_the_root(base_url: str, root: str) -> None:
-    addresses = Addresses(Endpoint(OpenAITeacher(model="m", base_url=base_url)))
-    assert str(addresses.tokenize) == f"http://h:1{root}/tokenize"
-    assert str(addresses.completions) == f"http://h:1{root}/v1/completions"
+    endpoint = Endpoint(OpenAITeacher(model="m", base_url=base_url))
+    assert str(tokenize_url(endpoint)) == f"http://h:1{root}/tokenize"
 
 
 # -- servers that cannot ---------------------------------------------------------------------------
@@ -355,12 +316,11 @@ def test_a_server_that_can_is_asked_for_a_few_tokens_only() -> None:
     with StubVllm() as server:
         check(server.spec())
     assert server.stub.num_requests == 3
-    assert len(server.completions[0]["prompt"][0]) < 25
+    assert len(server.completions[0]["prompt"]) < 25
 
 
 def without_probabilities(body: dict[str, Any]) -> Reply:
-    choices = [{"index": index, "text": "x"} for index in range(len(body["prompt"]))]
-    return Reply(choices=choices)
+    return Reply(choices=[{"index": 0, "text": "x"}])
 
 
 INCAPABLE = [

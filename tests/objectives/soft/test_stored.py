@@ -36,7 +36,6 @@ from tests.fixtures_scores import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 META = SoftTargetMeta(
-    teacher="{}",
     tokenizer_hash=None,
     distillation_temperature=4.0,
     selection="top_k",

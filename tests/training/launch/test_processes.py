@@ -249,6 +249,7 @@ def test_the_process_that_failed_by_itself_is_named(
 def test_there_is_a_process_for_each_gpu_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, num_gpus: int, settings: dict[str, Any], expected: int
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
     assert default_num_processes(TrainingSpec(batch_size=16, **settings)) == expected
 
@@ -272,6 +273,7 @@ def test_there_is_a_process_for_each_gpu_unless_told_otherwise(
 def test_processes_without_a_gpu_or_an_equal_share_are_refused(
     monkeypatch: pytest.MonkeyPatch, num_gpus: int, settings: dict[str, Any], message: str
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: num_gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
     with pytest.raises(TrainingError, match=message):
         default_num_processes(TrainingSpec(**settings))
