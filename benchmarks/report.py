@@ -14,6 +14,8 @@ from typing import Literal
 
 import psutil
 
+from distillery.models.hardware import processor
+
 _VERSIONS = ("prefect", "aiohttp", "SQLAlchemy")
 
 
@@ -98,16 +100,6 @@ def machine() -> str:
     """Return processor, cores and memory."""
     memory_gib = psutil.virtual_memory().total / 2**30
     return f"{processor()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
 
 
 def versions() -> str:

@@ -16,7 +16,7 @@ from distillery.data.release import release_dataset
 from distillery.data.validation import validate_prompts
 from distillery.filters.stage import filter_responses
 from distillery.models.hardware import cpu_threads
-from distillery.models.local import Answer, LocalModel, Message
+from distillery.models.local import LocalModel, LocalResponse
 from distillery.objectives.choice import ChosenObjective, choose_objective
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.export import export_model
@@ -88,7 +88,7 @@ class School:
         columns = ["messages", "reference"]
         rows = [row for batch in batches for row in batch.select(columns).to_pylist()]
         self.references = [row["reference"] for row in rows]
-        self._conversations: list[list[Message]] = [
+        self._conversations: list[list[dict[str, str]]] = [
             [{"role": m["role"], "content": m["content"]} for m in load_messages(row["messages"])]
             for row in rows
         ]
@@ -135,23 +135,23 @@ class School:
         return score_soft_targets(self.rows, self._teacher, training, *self._here)
 
     @functools.cached_property
-    def _teacher_answers(self) -> list[Answer]:
+    def _teacher_answers(self) -> list[LocalResponse]:
         return self._answers(LocalModel.of(self._teacher, device=self._teacher.device))
 
-    def _answers_of(self, trained: StageResult) -> list[Answer]:
+    def _answers_of(self, trained: StageResult) -> list[LocalResponse]:
         student, store = self._recipe.student, Store(self._store.root)
         with store.local_copy(trained.model("model")) as folder:
             device = self._teacher.device
             return self._answers(LocalModel.load(folder, dtype=student.dtype, device=device))
 
-    def _answers(self, model: LocalModel) -> list[Answer]:
+    def _answers(self, model: LocalModel) -> list[LocalResponse]:
         spec = self._recipe.evaluation
         with cpu_threads(self._recipe.execution):
             return model.answer(
                 self._conversations, max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size
             )
 
-    def _share_right(self, answers: Sequence[Answer], references: Sequence[str]) -> float:
+    def _share_right(self, answers: Sequence[LocalResponse], references: Sequence[str]) -> float:
         """Return the share of answers that equal their references, as an evaluation judges it."""
         kind = task_type(self._recipe.task)
         scores = [

@@ -149,15 +149,15 @@ def _place(store: "Store", uri: str) -> str:
 
 def _print_plan(recipe: GenerationRecipe) -> None:
     """Print what a run would ask its teacher."""
-    from distillery.preflight.recipe import check_generation_recipe, check_recipe
+    from distillery.preflight.recipe import check_recipe
     from distillery.teacher.plan import plan_recipe, sentences
 
     task, data, teacher = recipe.task, recipe.data, recipe.teacher
     store, execution = recipe.store, recipe.execution
-    if isinstance(recipe, Recipe):
-        check_recipe(task, data, teacher, recipe.student, recipe.training, store, execution)
-    else:
-        check_generation_recipe(task, data, teacher, store, execution)
+    student, training = (
+        (recipe.student, recipe.training) if isinstance(recipe, Recipe) else (None, None)
+    )
+    check_recipe(task, data, teacher, student, training, store, execution)
     out = console()
     for line in sentences(plan_recipe(recipe)):
         out.print(escape(line))

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from distillery.preflight.recipe import check_generation_recipe
+from distillery.preflight.recipe import check_recipe
 from distillery.teacher.generation import generation_stage
 from flows.generate_responses import generate_responses
 from schemas.data import DataSpec
@@ -26,7 +26,7 @@ def answer_prompts(
 
     A later run of the spine on the same sections reuses them.
     """
-    check_generation_recipe(task, data, teacher, store, execution)
+    check_recipe(task, data, teacher, None, None, store, execution)
     loaded = load_prompts(data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
     check_prompts(rows.prompts, task, data, teacher, None, None, store, execution)

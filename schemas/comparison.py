@@ -4,7 +4,7 @@ Whoever takes part is a contestant with a name; nothing here knows which names t
 figure that could not be computed is None (unscored, not measured, or not known), never 0.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
 MAJORITY = "most frequent answer"
 """Stands among what contestants are compared with: to name the most frequent reference always."""
@@ -91,14 +91,8 @@ class Measurements(_Figures):
     contestants: dict[str, Measurement]
     """By name, in the order of the comparison."""
 
-    hardware: dict[str, JsonValue]
-    """Machine and library versions."""
-
-    process_peak_bytes: int
-    """Most memory that the whole process held, all models together: apart from memory usage."""
-
-    accelerator_peak_bytes: int | None = None
-    """Most GPU memory that the process held. None: no GPU."""
+    hardware: dict[str, str | int | None]
+    """Machine, library versions, and the most memory that the process held."""
 
 
 class ContestantFigures(_Figures):
@@ -173,9 +167,6 @@ class LabelRecall(_Figures):
 class Comparison(_Figures):
     """All contestants side by side."""
 
-    schema_version: int = 2
-    """Version of this layout."""
-
     task: str
     """Name of the task."""
 
@@ -213,14 +204,8 @@ class Comparison(_Figures):
     """(student - baseline) / (teacher - baseline), on the rows scored for all three. None: no
     baseline, or the teacher is not better than it."""
 
-    hardware: dict[str, JsonValue]
-    """Machine and library versions of the measurement."""
-
-    process_peak_bytes: int
-    """Most memory that the measuring process held, all models together."""
-
-    accelerator_peak_bytes: int | None = None
-    """Most GPU memory that it held."""
+    hardware: dict[str, str | int | None]
+    """Machine, library versions, and the most memory that the measuring process held."""
 
     fingerprints: dict[str, str]
     """Fingerprints of the stages it rests on, by name."""

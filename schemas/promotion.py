@@ -59,9 +59,6 @@ class PromotedStudent(_Record):
 class ChampionPointer(_Record):
     """Content of `aliases/<task>/<alias>.json`: the promoted student and those before it."""
 
-    schema_version: int = 2
-    """Version of this layout."""
-
     task: str
     """Name of the task."""
 
@@ -83,12 +80,6 @@ class Promotion(_Record):
 
     checks: tuple[GateCheck, ...]
     """Every condition that was asked."""
-
-    alias_uri: str
-    """The pointer in the store, relative to its root."""
-
-    student: ModelRef
-    """The student that was judged."""
 
     previous: ModelRef | None
     """The student that the alias stood for before, if any."""

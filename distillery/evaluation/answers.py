@@ -3,12 +3,12 @@
 Each contestant's answers are sealed by themselves: a new student makes nobody else answer again.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from distillery.data.chat import load_messages
 from distillery.evaluation.contestants import Answered, Question, contestant
 from distillery.models.hardware import cpu_threads
 from distillery.storage.fingerprint import canonical_json
@@ -122,14 +122,7 @@ def questions(prompts: DatasetRef, store: Store) -> Iterator[list[Question]]:
     for batch in store.batches(prompts, splits=("test",), batch_rows=_CHUNK_ROWS):
         rows = batch.select(["prompt_id", "messages", "reference"]).to_pylist()
         yield [
-            Question(
-                row["prompt_id"],
-                [
-                    {"role": m["role"], "content": m["content"]}
-                    for m in load_messages(row["messages"])
-                ],
-                row["reference"],
-            )
+            Question(row["prompt_id"], json.loads(row["messages"]), row["reference"])
             for row in rows
         ]
 

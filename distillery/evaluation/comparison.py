@@ -186,8 +186,6 @@ def build_comparison(
         labels=() if isinstance(task.answer_format, JsonFormat) else tuple(labels),
         gap_recovered=gap_recovered(scores),
         hardware=measurements.hardware,
-        process_peak_bytes=measurements.process_peak_bytes,
-        accelerator_peak_bytes=measurements.accelerator_peak_bytes,
         fingerprints=fingerprints,
         funnel=funnel,
     )

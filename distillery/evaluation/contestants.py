@@ -1,6 +1,6 @@
 """Contestants: what identifies each, how it answers the test prompts, how it is timed.
 
-A new kind of contestant is one branch in `schemas/contestants.py` and one class here.
+A new kind of contestant is one branch in `schemas/contestants.py` and one function here.
 """
 
 import abc
@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from distillery.ledger import LedgerRow
 from distillery.models.loading import ModelFiles, read_template
@@ -136,24 +136,26 @@ class Opened:
     """None: it is not known here."""
 
 
-class Contestant(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Contestant(abc.ABC):
     """Takes part in a comparison."""
 
-    @property
-    def model(self) -> str:
-        """Return the model's name for people."""
+    model: str
+    """The model's name for people."""
 
-    @property
-    def identity(self) -> str:
-        """Return what tells its weights from others."""
+    identity: str
+    """What tells its weights from others."""
 
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """Return all that decides its answers to given prompts: weights, precision, decoding."""
+    inputs: dict[str, Any]
+    """All that decides its answers to given prompts: weights, precision, decoding."""
 
+    evaluation: EvaluationSpec
+
+    @abc.abstractmethod
     def answering(self, attempt: Attempt) -> contextlib.AbstractContextManager[Ask]:
         """Open it for the quality of its answers; what it costs goes into ``attempt``."""
 
+    @abc.abstractmethod
     def opened(self, store: Store) -> contextlib.AbstractContextManager[Opened]:
         """Open it for the clock; it stays in memory inside."""
 
@@ -164,26 +166,24 @@ def contestant(
     """Return the contestant that ``spec`` describes; nothing is loaded or sent yet."""
     match spec:
         case TeacherContestant():
-            return _Teacher(spec, task, evaluation, store)
+            return _teacher(spec.teacher, task, evaluation, store)
         case PretrainedContestant():
-            return _Pretrained(spec, evaluation)
+            return _pretrained(spec, evaluation)
         case TrainedContestant():
-            return _Trained(spec, evaluation)
+            return _trained(spec, evaluation)
 
 
-class _Local(abc.ABC):
+@dataclasses.dataclass(frozen=True)
+class _Local(Contestant):
     """A model that is loaded here and decodes greedily."""
 
-    evaluation: EvaluationSpec
-
-    @abc.abstractmethod
-    def _loaded(self, store: Store) -> contextlib.AbstractContextManager[LocalModel]:
-        """Load it; files that are downloaded for it stay inside."""
+    load: Callable[[Store], contextlib.AbstractContextManager[LocalModel]]
+    """Loads it; files that are downloaded for it stay inside."""
 
     @contextlib.contextmanager
     def opened(self, store: Store) -> Iterator[Opened]:
         greedy = Sampling(self.evaluation.max_new_tokens, 0.0, 1.0, 0)
-        with self._loaded(store) as model:
+        with self.load(store) as model:
             yield _timed(model, greedy, self.evaluation)
 
     @contextlib.contextmanager
@@ -194,106 +194,68 @@ class _Local(abc.ABC):
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pretrained(_Local):
-    spec: PretrainedContestant
-    evaluation: EvaluationSpec
-
-    @property
-    def model(self) -> str:
-        return self.spec.student.model
-
-    @property
-    def identity(self) -> str:
-        return model_identity(self.model, self.spec.student.revision, role="student")
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        student = self.spec.student
-        template = student.chat_template
-        return {
-            "model": self.identity,
-            "student": student.model_dump(include={"dtype", "chat_template_kwargs"}),
-            "chat_template": template and sha256(read_template(template)),
-            "max_new_tokens": self.evaluation.max_new_tokens,
-        }
+def _pretrained(spec: PretrainedContestant, evaluation: EvaluationSpec) -> _Local:
+    student = spec.student
+    identity = model_identity(student.model, student.revision, role="student")
+    inputs = {
+        "model": identity,
+        "student": student.model_dump(include={"dtype", "chat_template_kwargs"}),
+        "chat_template": student.chat_template and sha256(read_template(student.chat_template)),
+        "max_new_tokens": evaluation.max_new_tokens,
+    }
 
     @contextlib.contextmanager
-    def _loaded(self, store: Store) -> Iterator[LocalModel]:
-        yield LocalModel.of(self.spec.student, device=self.spec.device)
+    def load(_: Store) -> Iterator[LocalModel]:
+        yield LocalModel.of(student, device=spec.device)
+
+    return _Local(student.model, identity, inputs, evaluation, load)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trained(_Local):
-    spec: TrainedContestant
-    evaluation: EvaluationSpec
-
-    @property
-    def model(self) -> str:
-        return self.spec.model.uri
-
-    @property
-    def identity(self) -> str:
-        return self.spec.model.fingerprint
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        # Training again on a GPU may give other weights under one fingerprint.
-        return {"attempt": self.model, "max_new_tokens": self.evaluation.max_new_tokens}
+def _trained(spec: TrainedContestant, evaluation: EvaluationSpec) -> _Local:
+    # Training again on a GPU may give other weights under one fingerprint.
+    inputs = {"attempt": spec.model.uri, "max_new_tokens": evaluation.max_new_tokens}
 
     @contextlib.contextmanager
-    def _loaded(self, store: Store) -> Iterator[LocalModel]:
-        with store.local_copy(self.spec.model) as folder:
-            files = ModelFiles(str(folder), trust_remote_code=self.spec.trust_remote_code)
-            yield LocalModel.load(files, dtype="auto", device=self.spec.device)
+    def load(store: Store) -> Iterator[LocalModel]:
+        with store.local_copy(spec.model) as folder:
+            files = ModelFiles(str(folder), trust_remote_code=spec.trust_remote_code)
+            yield LocalModel.load(files, dtype="auto", device=spec.device)
+
+    return _Local(spec.model.uri, spec.model.fingerprint, inputs, evaluation, load)
+
+
+def _teacher(
+    teacher: TeacherSpec, task: TaskSpec, evaluation: EvaluationSpec, store: StoreSpec
+) -> "_Teacher":
+    identity = teacher_identity(teacher)
+    schema = ResponseSchema.of(teacher, task)
+    # As its section says: a model that is served may know no other sampling.
+    limit = evaluation.max_new_tokens
+    sampling = dataclasses.replace(Sampling.of(teacher), max_new_tokens=limit)
+    inputs = {
+        "teacher": identity,
+        "sampling": dataclasses.asdict(sampling),
+        "response_schema": schema and dataclasses.asdict(schema),
+    }
+    named = (teacher.model, sha256(identity))
+    return _Teacher(*named, inputs, evaluation, teacher, store, sampling, schema)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Teacher:
+class _Teacher(Contestant):
     """Asked through the ledger for its answers, past it for its speed: with the same requests."""
 
-    spec: TeacherContestant
-    task: TaskSpec
-    evaluation: EvaluationSpec
+    teacher: TeacherSpec
     store: StoreSpec
-
-    @property
-    def teacher(self) -> TeacherSpec:
-        return self.spec.teacher
-
-    @property
-    def model(self) -> str:
-        return self.teacher.model
-
-    @property
-    def identity(self) -> str:
-        return sha256(teacher_identity(self.teacher))
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        schema = self._schema
-        return {
-            "teacher": teacher_identity(self.teacher),
-            "sampling": dataclasses.asdict(self._sampling),
-            "response_schema": schema and dataclasses.asdict(schema),
-        }
-
-    @property
-    def _sampling(self) -> Sampling:
-        """Return the sampling of its spec: a model that is served may know no other."""
-        limit = self.evaluation.max_new_tokens
-        return dataclasses.replace(Sampling.of(self.teacher), max_new_tokens=limit)
-
-    @property
-    def _schema(self) -> ResponseSchema | None:
-        return ResponseSchema.of(self.teacher, self.task)
+    sampling: Sampling
+    schema: ResponseSchema | None
 
     def _request(self, conversation: Conversation, prompt_id: str) -> Request:
         return make_request(
-            teacher_identity(self.teacher),
+            self.inputs["teacher"],
             conversation,
-            self._sampling,
-            response_schema=self._schema,
+            self.sampling,
+            response_schema=self.schema,
             prompt_id=prompt_id,
         )
 
@@ -329,7 +291,7 @@ class _Teacher:
     def opened(self, store: Store) -> Iterator[Opened]:
         if not isinstance(self.teacher, OpenAITeacher):
             model = LocalModel.of(self.teacher, device=self.teacher.device)
-            yield _timed(model, self._sampling, self.evaluation)
+            yield _timed(model, self.sampling, self.evaluation)
             return
         turn = max(self.evaluation.throughput_batch_size, _HOSTED_TURN * self.teacher.concurrency)
         endpoint = open_teacher(self.teacher)
@@ -381,8 +343,8 @@ def _timed(model: LocalModel, sampling: Sampling, evaluation: EvaluationSpec) ->
         ]
 
     size = Size(
-        num_parameters=model.num_parameters,
-        weight_bytes=model.weight_bytes,
+        num_parameters=model.model.num_parameters(),
+        weight_bytes=model.model.get_memory_footprint(return_buffers=False),
         kv_cache_bytes=model.kv_cache_bytes(evaluation.context_tokens),
     )
     return Opened(answer, evaluation.throughput_batch_size, size=size)

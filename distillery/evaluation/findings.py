@@ -121,7 +121,7 @@ def _target(
         return Finding(f"{text}: no verdict on the target of {aim}, as {missing}.", None)
     met = value >= target
     reached = f", {_more_or_less(value)}" if unit else ""
-    margin = f"{abs(value - target) * 100:.1f} points {'above' if value >= target else 'short of'}"
+    margin = f"{abs(value - target) * 100:.1f} points {'above' if met else 'short of'}"
     state = "met" if met else "missed"
     return Finding(f"{text}{reached}: target of {aim} {state}, {margin} it.", met)
 

@@ -13,14 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from distillery.evaluation.answers import answers_stage, count_questions, questions
+from distillery.evaluation.answers import answers_stage, questions
 from distillery.evaluation.contestants import Answered, Conversation, Opened, contestant
-from distillery.models.hardware import (
-    accelerator_peak_bytes,
-    cpu_threads,
-    hardware_record,
-    process_peak_bytes,
-)
+from distillery.models.hardware import cpu_threads, hardware_record
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
@@ -32,7 +27,7 @@ from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, Evaluated, ReportRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _FILE = "measurements.json"
 
 # What the stage reads of the evaluation section beside what decides the answers.
@@ -97,7 +92,6 @@ def measure_performance(
     """
 
     def work(attempt: Attempt) -> None:
-        count_questions(prompts, attempt.store)
         rows = itertools.chain.from_iterable(questions(prompts, attempt.store))
         latency_rows = evaluation.latency_rows + evaluation.latency_warmup
         most = max(latency_rows, evaluation.throughput_rows)
@@ -119,8 +113,6 @@ def measure_performance(
                     for name, one in known.items()
                 },
                 hardware=hardware_record(),
-                process_peak_bytes=process_peak_bytes(),
-                accelerator_peak_bytes=accelerator_peak_bytes(),
             )
         with scratch_folder("measurements") as folder:
             (folder / _FILE).write_text(measurements.model_dump_json(indent=1), "utf-8")

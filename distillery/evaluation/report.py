@@ -9,7 +9,6 @@ from distillery.evaluation.findings import findings, notes, points_text, verdict
 from distillery.evaluation.picture import NUM_COLOURS, quality_against_latency
 from distillery.evaluation.tables import label_rows, labels_title, measured_rows, relative_rows
 from schemas.comparison import Comparison, Disagreement
-from schemas.units import bytes_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,18 +64,9 @@ def _environment() -> "Environment":
 
 def _details(comparison: Comparison) -> dict[str, dict[str, str]]:
     """Return what stands under the details, by heading: names and values."""
-    hardware = dict(comparison.hardware)
-    raw_versions = hardware.pop("versions", None)
-    versions = raw_versions if isinstance(raw_versions, dict) else {}
-    memory = hardware.pop("memory_bytes", None)
-    machine = {name.replace("_", " "): str(value) for name, value in hardware.items() if value}
-    machine["memory"] = bytes_text(memory if isinstance(memory, int) else None)
-    machine["peak of the measuring process"] = bytes_text(comparison.process_peak_bytes)
-    if comparison.accelerator_peak_bytes is not None:
-        machine["peak on the GPU"] = bytes_text(comparison.accelerator_peak_bytes)
+    machine = {name.replace("_", " "): value for name, value in comparison.hardware.items()}
     return {
-        "Machine": machine,
-        "Versions": {name: str(value) for name, value in versions.items()},
+        "Machine": {name: str(value) for name, value in machine.items() if value is not None},
         "Differences": {
             f"{found.name} minus {found.against}": points_text(found.difference)
             for found in comparison.differences

@@ -37,33 +37,29 @@ def _measured(row: ContestantFigures) -> Row:
     }
 
 
-def relative_rows(comparison: Comparison, against: str = TEACHER) -> list[Row]:
-    """Return the figures relative to one contestant's, by default the teacher's."""
+def relative_rows(comparison: Comparison) -> list[Row]:
+    """Return the figures relative to the teacher's."""
     rows = []
     for name in (row.name for row in comparison.contestants):
-        found = comparison.between(name, against)
+        found = comparison.between(name, TEACHER)
         cells = {
             comparison.metric: interval_text(found.ratio if found else None),
             "inference time": _change_text(found.latency_reduction if found else None),
             "memory": _change_text(found.memory_reduction if found else None),
             "parameters": _change_text(found.parameter_reduction if found else None),
         }
-        rows.append({"model": name} | {f"{key} vs {against}": text for key, text in cells.items()})
+        rows.append({"model": name} | {f"{key} vs {TEACHER}": text for key, text in cells.items()})
     return rows
 
 
 def label_rows(comparison: Comparison) -> list[Row]:
     """Return the recall of every label; of many, those that the student knows least."""
-
-    def missed(number: int) -> float:
-        recall = comparison.labels[number].recall.get(STUDENT)
-        return recall if recall is not None else 0.0
-
-    shown = sorted(range(len(comparison.labels)), key=missed)[:_MOST_LABELS]
+    shown = sorted(comparison.labels, key=lambda label: label.recall.get(STUDENT) or 0.0)
     return [
         {"label": f"{label.label:.60}", "rows": f"{label.num_rows:,}"}
         | {name: percent_text(recall) for name, recall in label.recall.items()}
-        for label in (comparison.labels[number] for number in sorted(shown))
+        for label in comparison.labels
+        if label in shown[:_MOST_LABELS]
     ]
 
 

@@ -10,30 +10,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
-
 from schemas.errors import RecipeError
 from schemas.execution import ExecutionSpec
+from schemas.units import bytes_text
 
 _IS_LINUX = sys.platform == "linux"
 _GROUPS_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
-def hardware_record() -> dict[str, JsonValue]:
-    """Return what the figures depend on besides the models: machine, threads, versions."""
+def hardware_record() -> dict[str, str | int | None]:
+    """Return what the figures depend on besides the models: machine, threads, versions.
+
+    And the most memory that this process, all models together, has held so far.
+    """
     import psutil
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    has_gpu = torch.cuda.is_available()
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if _IS_LINUX else os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpu": gpu,
+        "memory": bytes_text(psutil.virtual_memory().total),
+        "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "torch_threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "peak_of_the_measuring_process": bytes_text(process_peak_bytes()),
+        "peak_on_the_GPU": bytes_text(torch.cuda.max_memory_allocated()) if has_gpu else None,
     }
 
 
@@ -82,13 +87,6 @@ def process_peak_bytes() -> int:
     """Return the most resident memory that this process ever held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def accelerator_peak_bytes() -> int | None:
-    """Return the most GPU memory that this process ever held; None without a GPU."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def available_memory(device: Any) -> int:
@@ -140,7 +138,8 @@ def _group_room(group: Path) -> Iterator[int]:
             yield max(0, int((group / limit).read_text()) - used)
 
 
-def _cpu_model() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -10,21 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from distillery.models.chat_format import ChatFormat
+from distillery.models.chat_format import ChatFormat, Conversation
 from distillery.models.hardware import resolve_device
 from distillery.models.loading import ModelFiles
 from schemas.student import PretrainedStudent
 from schemas.teacher import TransformersTeacher
 
-Message = dict[str, str]
-
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a model answered to one conversation."""
+class LocalResponse:
+    """What a model responded to one conversation."""
 
     text: str
-    """What it responds: without thoughts and special tokens, stripped."""
+    """What it says: without thoughts and special tokens, stripped."""
 
     finish_reason: Literal["stop", "length"]
     """stop: it ended by itself. length: it was cut, or its prompt left no room to answer."""
@@ -80,16 +78,6 @@ class LocalModel:
         return self.chat_format.tokenizer
 
     @property
-    def num_parameters(self) -> int:
-        """Return the parameters in all; tied weights count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def weight_bytes(self) -> int:
-        """Return the bytes that the parameters take in their precision."""
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
-
-    @property
     def context_length(self) -> int | None:
         """Return the longest sequence, prompt and answer, tokens; None when there is no limit."""
         limit = getattr(self._config, "max_position_embeddings", None)
@@ -108,43 +96,27 @@ class LocalModel:
         per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * self.model.dtype.itemsize
         return int(per_token * context_tokens)
 
-    def answer(
-        self,
-        conversations: Sequence[list[Message]],
-        *,
-        max_new_tokens: int,
-        batch_size: int,
-        sampling_temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> list[Answer]:
-        """Return the answers, in the order of ``conversations``.
+    def answer(self, conversations: Sequence[Conversation], **how: Any) -> list[LocalResponse]:
+        """Return the responses, in the order of ``conversations``.
 
         See :meth:`stream` for the arguments.
         """
-        answers: dict[int, Answer] = {}
-        for finished in self.stream(
-            conversations,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            sampling_temperature=sampling_temperature,
-            top_p=top_p,
-            seed=seed,
-        ):
-            answers.update(finished)
-        return [answers[index] for index in range(len(conversations))]
+        responses: dict[int, LocalResponse] = {}
+        for finished in self.stream(conversations, **how):
+            responses.update(finished)
+        return [responses[index] for index in range(len(conversations))]
 
     def stream(
         self,
-        conversations: Sequence[list[Message]],
+        conversations: Sequence[Conversation],
         *,
         max_new_tokens: int,
         batch_size: int,
         sampling_temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> Iterator[dict[int, Answer]]:
-        """Yield the answers of one batch after the other, by their index in ``conversations``.
+    ) -> Iterator[dict[int, LocalResponse]]:
+        """Yield the responses of one batch after the other, by their index in ``conversations``.
 
         Conversations of similar length share a batch, the longest first, so that a batch that
         does not fit into memory shows at once. One that has no room for ``max_new_tokens`` in the
@@ -168,12 +140,12 @@ class LocalModel:
         prompts = [self.chat_format.prompt_ids(messages) for messages in conversations]
         for batch, limit in self._batches(prompts, max_new_tokens, batch_size):
             if limit < 1:
-                yield {i: Answer("", "length", len(prompts[i]), 0) for i in batch}
+                yield {i: LocalResponse("", "length", len(prompts[i]), 0) for i in batch}
                 continue
             sampler = (sampling_temperature, top_p, seed) if sampling_temperature > 0 else None
             generated = self._generate([prompts[i] for i in batch], limit, sampler)
             yield {
-                i: self._answer(len(prompts[i]), new_ids)
+                i: self._response(len(prompts[i]), new_ids)
                 for i, new_ids in zip(batch, generated, strict=True)
             }
 
@@ -223,10 +195,10 @@ class LocalModel:
             )
         return [_through_end(row, end_ids) for row in sequences_BT[:, width:].tolist()]
 
-    def _answer(self, prompt_tokens: int, new_ids: list[int]) -> Answer:
+    def _response(self, prompt_tokens: int, new_ids: list[int]) -> LocalResponse:
         stopped = bool(new_ids) and new_ids[-1] in self.chat_format.end_ids
         text = self.chat_format.read(new_ids)
-        return Answer(text, "stop" if stopped else "length", prompt_tokens, len(new_ids))
+        return LocalResponse(text, "stop" if stopped else "length", prompt_tokens, len(new_ids))
 
 
 class _GumbelSampler:

@@ -56,12 +56,14 @@ def _check_model(endpoint: Endpoint) -> list[str]:
             return []
         try:
             check_status(reply)
-        except FatalReply as error:
-            if error.status != 403:  # keys may be limited to asking
+        except (FatalReply, PassingFault, RateLimited, RefusedRequest) as error:
+            if isinstance(error, FatalReply) and error.status != 403:  # keys may be for asking only
                 raise endpoint.fatal(error) from None
-            return [_unlisted(endpoint, error)]
-        except (PassingFault, RateLimited, RefusedRequest) as error:
-            return [_unlisted(endpoint, error)]
+            return [
+                f"endpoint '{endpoint}' does not list its models "
+                f"({endpoint.redact(str(error))!r}), so teacher.model {teacher.model!r} is "
+                "unchecked until it is first asked."
+            ]
         listed = _listed(reply)
         found = next((listed[name] for name in _names(teacher.model) if name in listed), None)
         if found is not None:
@@ -71,14 +73,11 @@ def _check_model(endpoint: Endpoint) -> list[str]:
         # An alias may be known without being listed.
         if _get(connection, endpoint.route(f"models/{teacher.model}")).status == 200:
             return []
-        raise _not_listed(endpoint, list(listed))
-
-
-def _unlisted(endpoint: Endpoint, error: Exception) -> str:
-    said = endpoint.redact(str(error))
-    return (
-        f"endpoint '{endpoint}' does not list its models ({said!r}), so teacher.model "
-        f"{endpoint.spec.model!r} is unchecked until it is first asked."
+    shown = ", ".join(repr(endpoint.redact(name)) for name in sorted(listed)[:_MOST_NAMED])
+    more = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
+    raise RecipeError(
+        f"endpoint '{endpoint}' does not know teacher.model {teacher.model!r}; it lists "
+        f"{shown}{more}. Correct teacher.model."
     )
 
 
@@ -104,15 +103,6 @@ def _listed(reply: Reply) -> dict[str, dict[str, Any]]:
 def _names(model: str) -> tuple[str, ...]:
     """Return the ways in which servers list ``model``: Ollama with a tag, Gemini with a path."""
     return model, f"{model}:latest", f"models/{model}"
-
-
-def _not_listed(endpoint: Endpoint, listed: list[str]) -> RecipeError:
-    shown = ", ".join(repr(endpoint.redact(name)) for name in sorted(listed)[:_MOST_NAMED])
-    more = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
-    return RecipeError(
-        f"endpoint '{endpoint}' does not know teacher.model {endpoint.spec.model!r}; it lists "
-        f"{shown}{more}. Correct teacher.model."
-    )
 
 
 def _shutdown_warning(teacher: OpenAITeacher, date: object) -> list[str]:

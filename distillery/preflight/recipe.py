@@ -18,7 +18,7 @@ from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
-from schemas.student import PretrainedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
@@ -51,56 +51,47 @@ def check_recipe(
     task: TaskSpec,
     data: DataSpec,
     teacher: TeacherSpec,
-    student: StudentSpec,
-    training: TrainingSpec,
+    student: StudentSpec | None,
+    training: TrainingSpec | None,
     store: StoreSpec,
     execution: ExecutionSpec,
 ) -> None:
     """Return when the sections fit together; otherwise raise one error with all that does not.
 
+    Args:
+        task: What is asked.
+        data: Prompts and labelled rows.
+        teacher: Who answers.
+        student: Who learns. None: nobody does, so labelled rows are not needed.
+        training: How. None: nobody learns.
+        store: Where results go.
+        execution: How the run is carried out.
+
     Raises:
         RecipeError: Each problem on its own line, with the one thing to do.
     """
     problems = _Problems()
-    problems.collect(task_type, task)
+    if student is not None:
+        problems.collect(task_type, task)
     problems.collect(check_answer_format, task)
     problems.collect(check_samples, teacher, task)
     teacher_is_there = _check_teacher(problems, teacher)
-    student_is_there = _check_student(problems, student)
-    problems.lines += _missing_prompts(data)
-    if data.gold is None and not isinstance(student, PretrainedStudent):
+    student_is_there = student is not None and _check_student(problems, student)
+    if data.train is None:
+        problems.lines.append(
+            "data.train is missing, so the teacher has nothing to answer. Add it."
+        )
+    if isinstance(student, FromScratchStudent) and data.gold is None:
         problems.lines.append(
             "data.gold is missing, so a from-scratch student has no baseline to be compared with. "
             "Add the labelled rows that you have."
         )
-    problems.lines += _missing_test(data) + _missing_references(data) + _unusable_ledger(store)
+    if student is not None:
+        problems.lines += _missing_test(data)
+    problems.lines += _missing_references(data) + _unusable_ledger(store)
     if problems.lines:
         there = (teacher if teacher_is_there else None, student if student_is_there else None)
         _open_and_ask(problems, task, data, *there, training, execution)
-    problems.refuse()
-
-
-def check_generation_recipe(
-    task: TaskSpec,
-    data: DataSpec,
-    teacher: TeacherSpec,
-    store: StoreSpec,
-    execution: ExecutionSpec,
-) -> None:
-    """Return when a teacher can answer the prompts; otherwise raise one error with all problems.
-
-    Labelled rows are not needed: nothing is trained, and nobody is compared.
-
-    Raises:
-        RecipeError: Each problem on its own line, with the one thing to do.
-    """
-    problems = _Problems()
-    problems.collect(check_answer_format, task)
-    problems.collect(check_samples, teacher, task)
-    is_there = _check_teacher(problems, teacher)
-    problems.lines += _missing_prompts(data) + _missing_references(data) + _unusable_ledger(store)
-    if problems.lines:
-        _open_and_ask(problems, task, data, teacher if is_there else None, None, None, execution)
     problems.refuse()
 
 
@@ -196,12 +187,6 @@ def _check_teacher(problems: _Problems, teacher: TeacherSpec) -> bool:
     if not isinstance(teacher, OpenAITeacher):
         return problems.collect(model_identity, teacher.model, teacher.revision, role="teacher")
     return teacher.api_key_env is None or problems.collect(read_key, teacher)
-
-
-def _missing_prompts(data: DataSpec) -> list[str]:
-    if data.train is not None:
-        return []
-    return ["data.train is missing, so the teacher has nothing to answer. Add it."]
 
 
 def _missing_test(data: DataSpec) -> list[str]:

@@ -60,8 +60,6 @@ def promote_student(
     promotion = Promotion(
         promoted=all(check.passed for check in checks),
         checks=checks,
-        alias_uri=_uri(task, gate.alias),
-        student=student,
         previous=before[0].student if before else None,
     )
     if promotion.promoted:
@@ -77,7 +75,7 @@ def promote_student(
         if before and before[0].student.fingerprint == student.fingerprint:
             before = before[1:]
         updated = ChampionPointer(task=task.name, alias=gate.alias, current=entry, previous=before)
-        store.write_bytes(promotion.alias_uri, updated.model_dump_json(indent=1).encode())
+        store.write_bytes(_uri(task, gate.alias), updated.model_dump_json(indent=1).encode())
     logger.info("%s: %s", task.name, promotion.sentence)
     return promotion
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from distillery.models.local import Answer, LocalModel
+from distillery.models.local import LocalModel, LocalResponse
 from distillery.storage.fingerprint import sha256
 from distillery.teacher.attempts import Attempts
 from distillery.teacher.protocol import (
@@ -71,7 +71,7 @@ class LocalTeacher:
         )
 
     def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
-        """Answer all requests; a batch is kept for good before the next one is generated.
+        """LocalResponse all requests; a batch is kept for good before the next one is generated.
 
         Tasks that share the process wait for each other here. A sampled response without text is
         asked for again, one that breaks its schema is asked to be repaired. A prompt that is no
@@ -127,7 +127,7 @@ class LocalTeacher:
 
     def _generate(
         self, model: LocalModel, asked: list[Attempts]
-    ) -> Iterator[list[tuple[Attempts, Answer, float]]]:
+    ) -> Iterator[list[tuple[Attempts, LocalResponse, float]]]:
         """Yield the answers to requests of the same sampling, batch by batch, with its seconds."""
         request = asked[0].request
         sampling = request.sampling
@@ -180,26 +180,26 @@ def _hand_over(responses: list[Response], on_response: OnResponse) -> None:
 
 
 def _outcome(
-    attempts: Attempts, answer: Answer, latency_s: float, context_length: int | None
+    attempts: Attempts, said: LocalResponse, latency_s: float, context_length: int | None
 ) -> Response | None:
     """Return the final response to a request, or None when it is asked again."""
     request = attempts.request
-    if answer.completion_tokens == 0 and answer.finish_reason == "length":  # no room for one
+    if said.completion_tokens == 0 and said.finish_reason == "length":  # no room for one
         if attempts.broken is not None:
             return attempts.final(attempts.broken)
         return _refused(
             request,
-            f"the prompt has {answer.prompt_tokens} tokens, and the teacher's context of "
+            f"the prompt has {said.prompt_tokens} tokens, and the teacher's context of "
             f"{context_length} leaves no room for an answer",
         )
     attempts.count += 1
-    attempts.spend(answer.prompt_tokens, answer.completion_tokens)
+    attempts.spend(said.prompt_tokens, said.completion_tokens)
     response = read_response(
         request,
-        answer.text,
-        answer.finish_reason,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
+        said.text,
+        said.finish_reason,
+        prompt_tokens=said.prompt_tokens,
+        completion_tokens=said.completion_tokens,
         latency_s=latency_s,
     )
     # Greedy decoding repeats itself.

@@ -5,7 +5,6 @@ import pytest
 
 from distillery.evaluation.contestants import Answered, Conversation, Opened
 from distillery.evaluation.performance import time_models
-from distillery.models.hardware import hardware_record, process_peak_bytes
 from schemas.comparison import Performance
 from schemas.evaluation import EvaluationSpec
 
@@ -146,11 +145,3 @@ def test_p95_is_the_nearest_rank(count: int, rank: int) -> None:
     contestants = {"model": Opened(model.answer, 4)}
     found = time_models(contestants, conversations(count), evaluation, clock=clock)
     assert found["model"].latency_p95_s == 1.0 + rank  # the warm-up took 1.0
-
-
-def test_hardware_is_recorded() -> None:
-    record = hardware_record()
-    assert {"cpu", "cores", "memory_bytes", "gpu", "torch_threads", "python", "versions"} <= set(
-        record
-    )
-    assert process_peak_bytes() > 2**20

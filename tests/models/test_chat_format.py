@@ -346,9 +346,7 @@ def test_a_response_without_an_end_is_refused(tail: str) -> None:
     shape = SHAPES["model turns"]
     template = shape.template.replace("<end_of_turn>", tail)
     with pytest.raises(TrainingError) as caught:
-        ChatFormat(make_tokenizer(dataclasses.replace(shape, template=template))).row(
-            USER, "refund"
-        )
+        _format(shape, template).row(USER, "refund")
     assert "ends a response without any of '<end_of_turn>', at which generation stops" in str(
         caught.value
     )
@@ -358,9 +356,7 @@ def test_a_prompt_that_changes_once_the_response_follows_is_refused() -> None:
     shape = SHAPES["model turns"]
     template = shape.template.replace("<start_of_turn>{{", "{% if loop.last %}!{% endif %}{{")
     with pytest.raises(TrainingError) as caught:
-        ChatFormat(make_tokenizer(dataclasses.replace(shape, template=template))).row(
-            USER, "refund"
-        )
+        _format(shape, template).row(USER, "refund")
     assert "renders the prompt differently once the response follows: '<bos>!user" in str(
         caught.value
     )
@@ -395,8 +391,7 @@ def test_turns_that_a_template_refuses_are_named() -> None:
 )
 def test_a_template_that_cannot_render_the_turns_says_why(template: str, why: str) -> None:
     shape = SHAPES["model turns"]
-    broken = dataclasses.replace(shape, template=template)
     with pytest.raises(RecipeError) as caught:
-        ChatFormat(make_tokenizer(broken)).row(SYSTEM, RESPONSE)
+        _format(shape, template).row(SYSTEM, RESPONSE)
     assert "cannot render turns of ['system', 'user']" in str(caught.value)
     assert why in str(caught.value)

@@ -99,7 +99,7 @@ def test_gemma_learns_its_rows_and_reproduces_them(gemma: Path, bench: Bench) ->
     assert (saved["eos_token_id"], saved["do_sample"], saved["top_k"]) == ([1, 106], True, 64)
     assert not list(folder.glob("adapter*"))
     trained = LocalModel.load(folder, dtype="bfloat16", device="cpu")
-    assert trained.num_parameters == 268_098_176
+    assert trained.model.num_parameters() == 268_098_176
 
     conversations: list[Any] = [json.loads(row["messages"]) for row in bench.rows]
     row = trained.chat_format.row(conversations[1], "refund")

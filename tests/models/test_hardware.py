@@ -1,4 +1,4 @@
-"""How much memory a machine has for this process."""
+"""What a machine is, and how much memory it has for this process."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distillery.models import hardware
-from distillery.models.hardware import available_memory
+from distillery.models.hardware import available_memory, hardware_record, process_peak_bytes
 
 
 def test_a_cpu_has_what_the_machine_can_give_and_the_process_holds() -> None:
@@ -47,3 +47,11 @@ def test_the_tightest_control_group_limits_a_cpu(
     assert available_memory("cpu") == pytest.approx(held + 500 * 2**20, abs=20 * 2**20)
     lines.write_text("0::/elsewhere\n")
     assert available_memory("cpu") > held + 520 * 2**20
+
+
+def test_hardware_is_recorded() -> None:
+    record = hardware_record()
+    named = {"cpu", "cores", "memory", "torch_threads", "python", "torch", "transformers"}
+    assert all(record[name] for name in named) and "gpu" in record
+    assert record["peak_of_the_measuring_process"]
+    assert process_peak_bytes() > 2**20

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distillery.preflight.recipe import check_generation_recipe, check_recipe
+from distillery.preflight.recipe import check_recipe
 from schemas.errors import RecipeError
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
 from tests.fixtures_recipe import changed, load, make_recipe
@@ -19,7 +19,7 @@ def check(recipe: Recipe) -> None:
 
 def check_alone(recipe: GenerationRecipe) -> None:
     where = (recipe.store, recipe.execution)
-    check_generation_recipe(recipe.task, recipe.data, recipe.teacher, *where)
+    check_recipe(recipe.task, recipe.data, recipe.teacher, None, None, *where)
 
 
 def test_the_spine_needs_test_rows_and_generation_alone_does_not() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distillery.preflight.recipe import check_generation_recipe
+from distillery.preflight.recipe import check_recipe
 from distillery.teacher.http.chat_api import request_json
 from distillery.teacher.protocol import ResponseSchema, Sampling, make_request, teacher_identity
 from schemas.errors import RecipeError
@@ -39,13 +39,13 @@ def test_there_is_one_for_each_provider_that_the_docs_name() -> None:
 @each_recipe
 def test_it_runs_once_its_variable_is_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, teacher = _recipe(path), _teacher(path)
-    sections = (recipe.task, recipe.data, teacher, recipe.store, recipe.execution)
+    sections = (recipe.task, recipe.data, teacher, None, None, recipe.store, recipe.execution)
     if teacher.api_key_env:
         monkeypatch.delenv(teacher.api_key_env, raising=False)
         with pytest.raises(RecipeError, match=teacher.api_key_env):
-            check_generation_recipe(*sections)
+            check_recipe(*sections)
         monkeypatch.setenv(teacher.api_key_env, "a-key")
-    check_generation_recipe(*sections)
+    check_recipe(*sections)
 
 
 @each_recipe
