@@ -144,8 +144,7 @@ class OpenAITeacher(_Teacher):
     """The endpoint's limit on prompt and completion tokens. None: learnt from its 429s."""
 
     timeout_s: float = runtime_field(120.0, gt=0)
-    """Longest wait for one response, seconds. Once the endpoint's latency is known the client
-    waits less at first, and up to this long before it gives a request up."""
+    """Longest wait for one response, seconds; then the request is sent again."""
 
     max_attempts: int = runtime_field(6, ge=1)
     """Attempts at one prompt within a run, for time-outs, resets, 5xx and broken bodies; 429s do

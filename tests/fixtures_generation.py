@@ -44,10 +44,9 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request is sent because an answer comes late: on a busy machine any of them may.
 
-    The first one goes alone until it is answered, and the time-outs that are learnt are long.
+    The first one goes alone until it is answered.
     """
     monkeypatch.setattr("distillery.teacher.http.gate._REFUSED_WITHIN_S", 60.0)
-    monkeypatch.setattr("distillery.teacher.http.limiter._MIN_TIMEOUT_S", 60.0)
 
 
 def write_prompts(store: StoreSpec, rows: list[Row], *, batch: int = 4) -> DatasetRef:

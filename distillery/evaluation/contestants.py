@@ -277,7 +277,7 @@ class _Teacher(Contestant):
         for request in requests:
             asked_for.add([request])
         by_state = session.answer(asked_for)
-        found = session.rows(asked_for)
+        found = session.ledger.get(asked_for.requests)
         limit = self.evaluation.max_new_tokens
         if left := [h for h in asked_for.requests if not found[h].is_final(limit)]:
             raise TeacherError(

@@ -61,6 +61,12 @@ class Budget:
         """Return how many requests are let in and not yet billed."""
         return self._in_flight
 
+    def expected(self, prompt_chars: int, max_new_tokens: int) -> tuple[float, float]:
+        """Return the tokens that a request is expected to read and write, by experience."""
+        if self._mean is None:
+            return prompt_chars / _CHARS_PER_TOKEN, float(max_new_tokens)
+        return max(prompt_chars / _CHARS_PER_TOKEN, self._mean[0]), self._mean[1]
+
     def enter(self, *, prompt_chars: int, max_new_tokens: int) -> bool:
         """Return whether one more request fits in; if so, it is in flight from now on."""
         with self._lock:
@@ -102,9 +108,7 @@ class Budget:
         return " and ".join(said)
 
     def _fits(self, prompt_chars: int, max_new_tokens: int) -> bool:
-        own = (prompt_chars / _CHARS_PER_TOKEN, float(max_new_tokens))
-        if self._mean is not None:
-            own = (max(own[0], self._mean[0]), self._mean[1])
+        own = self.expected(prompt_chars, max_new_tokens)
         others = self._mean or own
         prompt, completion = (own[i] + self._in_flight * others[i] for i in (0, 1))
         spec = self._spec

@@ -7,7 +7,6 @@ from typing import Any
 
 from distillery.task_types import TaskType, task_type
 from distillery.task_types.numbers import last_number, numbers_equal
-from distillery.task_types.thoughts import split_thoughts
 from schemas.errors import RecipeError
 from schemas.samples import (
     Choice,
@@ -29,7 +28,7 @@ class Sample:
     """State of the response; only `ok` ones vote or pass."""
 
     text: str
-    """The response."""
+    """The response without its thoughts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Chosen:
     """Which response was chosen."""
 
     index: int
-    """Its place among the samples."""
 
     agreement: float | None
     """Samples that gave its answer (majority) or passed the verifier, as a fraction of all that
@@ -60,9 +58,6 @@ def choose(
         task: Its type says what an answer is and when two are the same.
         reference: The prompt's right answer, where it has one.
 
-    Raises:
-        ValueError: There is no response.
-
     >>> task = TaskSpec(name="t", type="math")
     >>> texts = ["It is 12.", "13", "So 12.0 remain."]
     >>> samples = [Sample("ok", text) for text in texts]
@@ -71,15 +66,11 @@ def choose(
     >>> choose(samples, NumberChoice(), task=task, reference="13")
     Chosen(index=1, agreement=0.3333333333333333)
     """
-    if not responses:
-        raise ValueError("no response to choose from. Pass all samples of the prompt.")
     if len(responses) == 1:
         return Chosen(0, None)
     kind = task_type(task, scored=False)
     texts = {
-        index: split_thoughts(response.text)[1]
-        for index, response in enumerate(responses)
-        if response.state == "ok"
+        index: response.text for index, response in enumerate(responses) if response.state == "ok"
     }
     if isinstance(choice, MajorityChoice):
         borne_out = _most_common(texts, choice, kind)

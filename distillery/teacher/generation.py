@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
@@ -80,22 +82,17 @@ def plan_chunks(prompts: DatasetRef, chunk_rows: int, store: StoreSpec) -> list[
 
     Only the column `split` is read.
     """
-    chunks: list[Chunk] = []
-    start = stop = num_rows = position = 0
+    found, num_rows = [np.empty(0, np.int64)], 0
     for batch in Store(store.root).dataset(prompts).to_batches(columns=["split"]):
-        for split in batch.column("split").to_pylist():
-            position += 1
-            if split not in ANSWERED_SPLITS:
-                continue
-            if num_rows == chunk_rows:
-                chunks.append(Chunk(prompts=prompts, start=start, stop=stop, num_rows=num_rows))
-                num_rows = 0
-            if num_rows == 0:
-                start = position - 1
-            stop, num_rows = position, num_rows + 1
-    if num_rows:
-        chunks.append(Chunk(prompts=prompts, start=start, stop=stop, num_rows=num_rows))
-    return chunks
+        is_answered = pc.is_in(batch.column("split"), value_set=pa.array(ANSWERED_SPLITS))
+        found.append(num_rows + np.flatnonzero(is_answered))
+        num_rows += batch.num_rows
+    answered = np.concatenate(found)
+    parts = [answered[i : i + chunk_rows] for i in range(0, len(answered), chunk_rows)]
+    return [
+        Chunk(prompts=prompts, start=part[0], stop=part[-1] + 1, num_rows=len(part))
+        for part in parts
+    ]
 
 
 def open_session(
@@ -131,12 +128,12 @@ def generate_chunk(
         BudgetError: A cap of `teacher.budget` is reached.
         StoreError: Store or ledger cannot be read or written.
     """
-    making = _Requests(session.teacher, task)
+    requests_of = _request_maker(session.teacher, task)
     asked_for = AskedFor()
     for batch in _slice(Store(session.store.root), chunk):
         for row in batch.to_pylist():
             if row["split"] in ANSWERED_SPLITS:
-                asked_for.add(making.of_row(row))
+                asked_for.add(requests_of(row))
     return session.answer(asked_for, on_progress=on_progress)
 
 
@@ -144,12 +141,12 @@ def prompt_requests(
     prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
 ) -> Iterator[Request]:
     """Yield all requests for training and validation prompts, prompt by prompt, every sample."""
-    making = _Requests(teacher, task)
+    requests_of = _request_maker(teacher, task)
     for batch in Store(store.root).batches(
         prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS
     ):
         for row in batch.select(_COLUMNS).to_pylist():
-            yield from making.of_row(row)
+            yield from requests_of(row)
 
 
 def collect_responses(
@@ -200,39 +197,36 @@ def collect_responses(
     return run_stage(stage, store, execution, work)
 
 
-class _Requests:
-    """Makes the requests of a row."""
+def _request_maker(
+    teacher: TeacherSpec, task: TaskSpec
+) -> Callable[[dict[str, Any]], list[Request]]:
+    """Return what makes the requests of a row, one per sample."""
+    identity, sampling = teacher_identity(teacher), Sampling.of(teacher)
+    schema = ResponseSchema.of(teacher, task)
 
-    def __init__(self, teacher: TeacherSpec, task: TaskSpec) -> None:
-        self._identity = teacher_identity(teacher)
-        self._sampling = Sampling.of(teacher)
-        self._schema = ResponseSchema.of(teacher, task)
-        self._num_samples = teacher.samples.num_samples
-
-    def of_row(self, row: dict[str, Any]) -> list[Request]:
-        """Return one request per sample."""
-        messages = json.loads(row["messages"])
+    def make(row: dict[str, Any]) -> list[Request]:
+        messages, prompt_id = json.loads(row["messages"]), row["prompt_id"]
         return [
             make_request(
-                self._identity,
+                identity,
                 messages,
-                self._sampling,
-                response_schema=self._schema,
+                sampling,
+                response_schema=schema,
                 sample_index=sample_index,
-                prompt_id=row["prompt_id"],
+                prompt_id=prompt_id,
             )
-            for sample_index in range(self._num_samples)
+            for sample_index in range(teacher.samples.num_samples)
         ]
+
+    return make
 
 
 class _Collection:
     """Joins prompts with their responses, batch by batch, and counts on the way."""
 
     def __init__(self, teacher: TeacherSpec, task: TaskSpec, ledger: "Ledger") -> None:
-        self._making = _Requests(teacher, task)
-        self._max_new_tokens = teacher.max_new_tokens
-        self._choice, self._task = teacher.samples.choice, task
-        self._ledger = ledger
+        self._teacher, self._task, self._ledger = teacher, task, ledger
+        self._requests_of = _request_maker(teacher, task)
         self.by_state: collections.Counter[str] = collections.Counter()
         self.models_reported: set[str] = set()
         self.num_missing = 0
@@ -246,38 +240,35 @@ class _Collection:
 
         schema = arrow_schema(ResponseFrame)
         for batch in store.batches(prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS):
-            rows = batch.select(_COLUMNS).to_pylist()
-            hashes = [[request.request_hash for request in self._making.of_row(r)] for r in rows]
-            found = self._final(hashes)
-            joined = []
-            for row, wanted in zip(rows, hashes, strict=True):
-                if all(request_hash in found for request_hash in wanted):
-                    joined.append(self._join(row, [found[h] for h in wanted]))
-                else:
-                    self._note_missing(row)
+            joined = self._join_all(batch.select(_COLUMNS).to_pylist())
             if joined:
                 frame = pd.DataFrame(joined, columns=schema.names)
                 frame["agreement"] = frame["agreement"].astype("float64")
                 check_frame(frame, ResponseFrame)
                 yield pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False)
 
-    def _final(self, hashes: list[list[str]]) -> dict[str, "LedgerRow"]:
-        rows = self._ledger.get({request_hash for wanted in hashes for request_hash in wanted})
-        return {h: row for h, row in rows.items() if row.is_final(self._max_new_tokens)}
-
-    def _note_missing(self, row: dict[str, Any]) -> None:
-        self.num_missing += 1
-        if len(self._first_missing) < _NAMED_PROMPTS:
-            self._first_missing.append(row["prompt_id"])
+    def _join_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        hashes = [[request.request_hash for request in self._requests_of(row)] for row in rows]
+        found = self._ledger.get({request_hash for wanted in hashes for request_hash in wanted})
+        most = self._teacher.max_new_tokens
+        joined = []
+        for row, wanted in zip(rows, hashes, strict=True):
+            responses = [found[h] for h in wanted if h in found and found[h].is_final(most)]
+            if len(responses) == len(wanted):
+                joined.append(self._join(row, responses))
+                continue
+            self.num_missing += 1
+            if self.num_missing <= _NAMED_PROMPTS:
+                self._first_missing.append(row["prompt_id"])
+        return joined
 
     def _join(self, row: dict[str, Any], responses: list["LedgerRow"]) -> dict[str, Any]:
         """Return one row of the output. Tokens that the endpoint did not count are 0."""
-        index, agreement = 0, None
-        if len(responses) > 1:
-            samples = [Sample(response.state, response.text) for response in responses]
-            chosen = choose(samples, self._choice, task=self._task, reference=row["reference"])
-            index, agreement = chosen.index, chosen.agreement
-        response = responses[index]
+        samples = [Sample(response.state, response.text) for response in responses]
+        chosen = choose(
+            samples, self._teacher.samples.choice, task=self._task, reference=row["reference"]
+        )
+        response = responses[chosen.index]
         self.by_state[response.state] += 1
         self.models_reported |= {r.model_reported for r in responses if r.model_reported}
         return {
@@ -287,8 +278,8 @@ class _Collection:
             "prompt_tokens": response.prompt_tokens or 0,
             "completion_tokens": response.completion_tokens or 0,
             "request_hash": response.request_hash,
-            "sample_index": index,
-            "agreement": agreement,
+            "sample_index": chosen.index,
+            "agreement": chosen.agreement,
             "repaired": response.repaired,
         }
 

@@ -1,6 +1,5 @@
 """A teacher that is loaded here with transformers."""
 
-import contextlib
 import dataclasses
 import gc
 import itertools
@@ -9,14 +8,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 from distillery.models.local import LocalModel, LocalResponse
 from distillery.storage.fingerprint import sha256
 from distillery.teacher.attempts import Attempts
 from distillery.teacher.protocol import (
     Activity,
-    Message,
     OnResponse,
     Request,
     Response,
@@ -59,11 +56,6 @@ class LocalTeacher:
         self._retries = 0
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """Return the hash of the weights, or the pinned hub id, and the precision."""
-        return teacher_identity(self._spec)
-
-    @property
     def activity(self) -> Activity:
         """Return how many requests are in the batch that is being answered."""
         return Activity(
@@ -71,26 +63,21 @@ class LocalTeacher:
         )
 
     def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
-        """LocalResponse all requests; a batch is kept for good before the next one is generated.
+        """Answer all requests; a batch is kept for good before the next one is generated.
 
         Tasks that share the process wait for each other here. A sampled response without text is
-        asked for again, one that breaks its schema is asked to be repaired. A prompt that is no
-        text, or leaves the model no room for an answer, is `refused`.
+        asked for again, one that breaks its schema is asked to be repaired. A prompt that leaves
+        the model no room for an answer is `refused`.
 
         Raises:
             RecipeError: The model cannot be loaded, or its chat template refuses the messages.
             TeacherError: A batch does not fit into memory.
         """
-        odd = [_refused(r, error) for r in requests if (error := _not_text(r.messages))]
-        _hand_over(odd, on_response)
-        refused = {response.request.request_hash for response in odd}
-        waiting = [request for request in requests if request.request_hash not in refused]
-        if not waiting:
+        if not requests:
             return
-        waiting.sort(key=_alike)
         with _loaded.lock:
             model = self._model()
-            for _, alike in itertools.groupby(waiting, key=_alike):
+            for _, alike in itertools.groupby(sorted(requests, key=_alike), key=_alike):
                 left = [Attempts(request) for request in alike]
                 while left:
                     left = self._round(model, left, on_response)
@@ -101,7 +88,7 @@ class LocalTeacher:
     def _model(self) -> LocalModel:
         """Return the loaded model; the caller holds the lock."""
         spec = self._spec
-        key = sha256({"identity": self.identity, "device": spec.device})
+        key = sha256({"identity": teacher_identity(spec), "device": spec.device})
         if _loaded.key != key or _loaded.model is None:
             _drop()  # first, as two may not fit
             _loaded.model = LocalModel.of(spec, device=spec.device)
@@ -129,6 +116,8 @@ class LocalTeacher:
         self, model: LocalModel, asked: list[Attempts]
     ) -> Iterator[list[tuple[Attempts, LocalResponse, float]]]:
         """Yield the answers to requests of the same sampling, batch by batch, with its seconds."""
+        import torch
+
         request = asked[0].request
         sampling = request.sampling
         batches = model.stream(
@@ -146,25 +135,17 @@ class LocalTeacher:
             start = time.perf_counter()
             self._in_flight = min(left, self._spec.batch_size)
             try:
-                with self._memory_error_explained():
-                    batch = next(batches)
+                batch = next(batches)
+            except torch.OutOfMemoryError as error:
+                raise TeacherError(
+                    f"the GPU ran out of memory at teacher.batch_size={self._spec.batch_size}. "
+                    "Responses so far are kept. Lower teacher.batch_size and run again."
+                ) from error
             finally:
                 self._in_flight = 0
             left -= len(batch)
             latency_s = time.perf_counter() - start
             yield [(asked[index], answer, latency_s) for index, answer in batch.items()]
-
-    @contextlib.contextmanager
-    def _memory_error_explained(self) -> Iterator[None]:
-        import torch
-
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise TeacherError(
-                f"the GPU ran out of memory at teacher.batch_size={self._spec.batch_size}. "
-                "Responses so far are kept. Lower teacher.batch_size and run again."
-            ) from error
 
 
 def _alike(request: Request) -> tuple[float, ...]:
@@ -187,11 +168,11 @@ def _outcome(
     if said.completion_tokens == 0 and said.finish_reason == "length":  # no room for one
         if attempts.broken is not None:
             return attempts.final(attempts.broken)
-        return _refused(
-            request,
+        error = (
             f"the prompt has {said.prompt_tokens} tokens, and the teacher's context of "
-            f"{context_length} leaves no room for an answer",
+            f"{context_length} leaves no room for an answer"
         )
+        return Response(request, "refused", "", error=error)
     attempts.count += 1
     attempts.spend(said.prompt_tokens, said.completion_tokens)
     response = read_response(
@@ -204,28 +185,6 @@ def _outcome(
     )
     # Greedy decoding repeats itself.
     return attempts.take(response, may_differ=request.sampling.sampling_temperature > 0)
-
-
-def _refused(request: Request, error: str) -> Response:
-    return Response(request=request, state="refused", text="", error=error)
-
-
-def _not_text(messages: list[Message]) -> str | None:
-    r"""Return why no tokenizer could read ``messages``, or None: half a character is not text.
-
-    >>> _not_text([{"role": "user", "content": "half an emoji: \ud83d"}])
-    'message 0 has a lone surrogate (U+D83D) at character 15, which is not text'
-    """
-    for number, message in enumerate(messages):
-        try:
-            message["content"].encode()
-        except UnicodeEncodeError as error:
-            half = ord(message["content"][error.start])
-            return (
-                f"message {number} has a lone surrogate (U+{half:04X}) at character "
-                f"{error.start}, which is not text"
-            )
-    return None
 
 
 def _drop() -> None:

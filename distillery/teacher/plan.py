@@ -4,6 +4,7 @@ Nothing is asked. The prompts are loaded, validated and sealed as the run would 
 reuses them, and the ledger says what is there already.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -15,7 +16,6 @@ from distillery.storage.stage import find_stage
 from distillery.teacher import Request, teacher_identity
 from distillery.teacher.generation import generation_stage, prompt_requests
 from distillery.teacher.summary import money
-from schemas.budget import BudgetSpec
 from schemas.execution import StoreSpec
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
@@ -23,27 +23,24 @@ from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
 if TYPE_CHECKING:
-    from distillery.ledger import Averages, Ledger, LedgerRow, Spending
+    from distillery.ledger import Averages, Ledger, Spending
 
 _CHARS_PER_TOKEN = 4
 """English prose under the vocabularies of today's models; other text takes more tokens."""
+
+_UNKNOWN = "the ledger has no count of this teacher's tokens"
 
 _REQUESTS_PER_LOOKUP = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cap:
-    """One cap of the budget against what is spent and expected."""
+    """One cap of `teacher.budget`, in tokens or in the currency of the price table."""
 
     name: str
-    """Field of `teacher.budget`."""
-
     limit: float
-    """The cap, in tokens or in the currency of the price table."""
-
     spent: float
-    """Spent for these prompts by earlier runs."""
-
+    """For these prompts, by earlier runs."""
     expected: float
     """What this run is expected to spend."""
 
@@ -59,48 +56,33 @@ class GenerationPlan:
 
     num_rows: int
     """Prompts to be answered, those of `train` and `validation`."""
-
     num_samples: int
     """Responses per prompt."""
-
-    num_requests: int
-    """Distinct requests: equal prompts share one."""
-
     in_ledger: int
-    """Requests that have their final response."""
-
+    """Distinct requests that have their final response; equal prompts share one."""
     to_ask: int
-    """Requests that the teacher would be asked."""
-
+    """Distinct requests that the teacher would be asked."""
     prompt_tokens: int
-    """Tokens that it would read."""
-
     completion_tokens: int
-    """Tokens that it would write."""
-
     is_upper_bound: bool
     """Whether `completion_tokens` is the most that it may write, for want of an average."""
-
     cost: float | None
     """Price of these tokens. None: no price is known."""
-
     saved_cost: float | None
     """Price of the responses that the ledger has."""
-
     currency: str | None
-    """Currency of the price table."""
-
     is_local: bool
     """Whether the teacher runs here, so that nobody charges for its tokens."""
-
     seconds: float | None
     """Time for the asking. None: nothing is known that it could be told from."""
-
     caps: tuple[Cap, ...] = ()
-    """Caps of the budget."""
-
     assumptions: tuple[tuple[str, str], ...] = ()
     """What the estimates rest on: its name, and why it was taken."""
+
+    @property
+    def num_requests(self) -> int:
+        """Return the number of distinct requests."""
+        return self.in_ledger + self.to_ask
 
 
 def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
@@ -142,84 +124,78 @@ def plan_generation(
         tally = _tally(prompt_requests(prompts, teacher, task, store), teacher, ledger)
         averages = ledger.averages(sha256(teacher_identity(teacher)))
         spent = ledger.spent(generation_stage(prompts, teacher, task).fingerprint)
-    endpoint = teacher if isinstance(teacher, OpenAITeacher) else None
-    price = endpoint.price if endpoint else None
-    per_char, per_response = _tokens_per_char(averages), _tokens_per_response(teacher, averages)
-    prompt_tokens = math.ceil(tally.chars_to_ask * per_char)
-    completion_tokens = math.ceil(tally.to_ask * per_response)
-    num_tokens = prompt_tokens + completion_tokens
-    cost = price.cost(prompt_tokens, completion_tokens) if price else None
-    saved = (tally.saved_prompt_tokens, tally.saved_completion_tokens)
-    return GenerationPlan(
-        num_rows=tally.num_rows,
+    to_ask, is_local = tally["to_ask"], not isinstance(teacher, OpenAITeacher)
+    source = f"this teacher's average over {averages.num_rows:,} responses in the ledger"
+    per_char, why_chars = _per_char(averages, source)
+    per_response, why_response = _per_response(averages, teacher.max_new_tokens, source)
+    prompt_tokens = math.ceil(tally["chars_to_ask"] * per_char)
+    completion_tokens = math.ceil(to_ask * per_response)
+    assumptions = [("tokens per character", why_chars), ("tokens per response", why_response)]
+    if averages.completion_tokens is not None and tally["cut_before"]:
+        why = "of those to ask: taken as long as the average, but they will be longer"
+        assumptions.append(("truncated before", f"{tally['cut_before']:,} {why}"))
+    if averages.latency_s is not None:
+        side = "teacher.batch_size" if is_local else "teacher.concurrency"
+        why = f"{_at_once(teacher):,} from the first request on ({side})"
+        assumptions += [("latency", f"{averages.latency_s:.2g} s: {source}"), ("concurrency", why)]
+    if not is_local:
+        assumptions.append(("attempts", "one per request: no retry and no repair"))
+    price = teacher.price if isinstance(teacher, OpenAITeacher) else None
+    plan = GenerationPlan(
+        num_rows=tally["num_rows"],
         num_samples=teacher.samples.num_samples,
-        num_requests=tally.in_ledger + tally.to_ask,
-        in_ledger=tally.in_ledger,
-        to_ask=tally.to_ask,
+        in_ledger=tally["in_ledger"],
+        to_ask=to_ask,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         is_upper_bound=averages.completion_tokens is None,
-        cost=cost,
-        saved_cost=price.cost(*saved) if price else None,
+        cost=price.cost(prompt_tokens, completion_tokens) if price else None,
+        saved_cost=price.cost(tally["saved_read"], tally["saved_written"]) if price else None,
         currency=price.currency if price else None,
-        is_local=endpoint is None,
-        seconds=_seconds(tally.to_ask, num_tokens, teacher, averages),
-        caps=_caps(endpoint.budget, spent, num_tokens, cost) if endpoint else (),
-        assumptions=tuple(_assumptions(tally, teacher, averages)) if tally.to_ask else (),
+        is_local=is_local,
+        seconds=_seconds(to_ask, prompt_tokens + completion_tokens, teacher, averages),
+        assumptions=tuple(assumptions) if to_ask else (),
     )
+    return dataclasses.replace(plan, caps=tuple(_caps(teacher, spent, plan)))
 
 
-@dataclasses.dataclass
-class _Tally:
-    """What the requests of a plan add up to."""
-
-    num_rows: int = 0
-    in_ledger: int = 0
-    to_ask: int = 0
-    chars_to_ask: int = 0
-    cut_before: int = 0
-    saved_prompt_tokens: int = 0
-    saved_completion_tokens: int = 0
-
-    def add(self, request: Request, row: "LedgerRow | None", max_new_tokens: int) -> None:
-        """Count one distinct request with the ledger's row for it."""
-        if row is None or not row.is_final(max_new_tokens):
-            self.to_ask += 1
-            self.cut_before += row is not None and row.state == "truncated"
-            self.chars_to_ask += sum(len(message["content"]) for message in request.messages)
-            return
-        self.in_ledger += 1
-        self.saved_prompt_tokens += row.prompt_tokens or 0
-        self.saved_completion_tokens += row.completion_tokens or 0
-
-
-def _tally(requests: Iterable[Request], teacher: TeacherSpec, ledger: "Ledger") -> _Tally:
-    """Return the sums over the distinct requests; of all of them only the hashes are kept."""
-    tally, seen = _Tally(), set[bytes]()
-    for some in _portions(requests):
-        tally.num_rows += sum(request.sample_index == 0 for request in some)
+def _tally(
+    requests: Iterable[Request], teacher: TeacherSpec, ledger: "Ledger"
+) -> "collections.Counter[str]":
+    """Return sums over the distinct requests; of all of them only the hashes are kept."""
+    tally, seen, rest = collections.Counter[str](), set[bytes](), iter(requests)
+    while some := list(itertools.islice(rest, _REQUESTS_PER_LOOKUP)):
+        tally["num_rows"] += sum(request.sample_index == 0 for request in some)
         fresh = {r.request_hash: r for r in some if bytes.fromhex(r.request_hash) not in seen}
         seen.update(map(bytes.fromhex, fresh))
         rows = ledger.get(fresh)
         for request_hash, request in fresh.items():
-            tally.add(request, rows.get(request_hash), teacher.max_new_tokens)
+            row = rows.get(request_hash)
+            if row is not None and row.is_final(teacher.max_new_tokens):
+                tally["in_ledger"] += 1
+                tally["saved_read"] += row.prompt_tokens or 0
+                tally["saved_written"] += row.completion_tokens or 0
+            else:
+                tally["to_ask"] += 1
+                tally["cut_before"] += row is not None and row.state == "truncated"
+                tally["chars_to_ask"] += request.num_chars
     return tally
 
 
-def _portions(requests: Iterable[Request]) -> Iterator[list[Request]]:
-    rest = iter(requests)
-    while some := list(itertools.islice(rest, _REQUESTS_PER_LOOKUP)):
-        yield some
-
-
-def _tokens_per_char(averages: "Averages") -> float:
+def _per_char(averages: "Averages", source: str) -> tuple[float, str]:
+    """Return the prompt tokens per character, and where that is from."""
     tokens, chars = averages.prompt_tokens, averages.prompt_chars
-    return tokens / chars if tokens and chars else 1 / _CHARS_PER_TOKEN
+    if tokens and chars:
+        return tokens / chars, f"{tokens / chars:.3f}: {source}"
+    return 1 / _CHARS_PER_TOKEN, f"1/{_CHARS_PER_TOKEN}, as in English prose: {_UNKNOWN}"
 
 
-def _tokens_per_response(teacher: TeacherSpec, averages: "Averages") -> float:
-    average, most = averages.completion_tokens, teacher.max_new_tokens
-    return most if average is None else min(average, most)
+def _per_response(averages: "Averages", most: int, source: str) -> tuple[float, str]:
+    """Return the completion tokens per response, and where that is from."""
+    if averages.completion_tokens is None:
+        return most, f"teacher.max_new_tokens, the most there can be: {_UNKNOWN}"
+    tokens = min(averages.completion_tokens, most)
+    return tokens, f"{tokens:.1f}: {source}"
 
 
 def _at_once(teacher: TeacherSpec) -> int:
@@ -243,43 +219,16 @@ def _seconds(
     return max(bounds, default=None)
 
 
-def _caps(
-    budget: BudgetSpec, spent: "Spending", num_tokens: int, cost: float | None
-) -> tuple[Cap, ...]:
-    """Return the caps that the budget sets."""
-    caps = []
+def _caps(teacher: TeacherSpec, spent: "Spending", plan: GenerationPlan) -> Iterator[Cap]:
+    if not isinstance(teacher, OpenAITeacher):
+        return
+    budget, cost = teacher.budget, plan.cost
     if budget.max_cost is not None and cost is not None:
-        caps.append(Cap(name="max_cost", limit=budget.max_cost, spent=spent.cost, expected=cost))
-    if (limit := budget.max_tokens) is not None:
+        yield Cap(name="max_cost", limit=budget.max_cost, spent=spent.cost, expected=cost)
+    if budget.max_tokens is not None:
         before = spent.prompt_tokens + spent.completion_tokens
-        caps.append(Cap(name="max_tokens", limit=limit, spent=before, expected=num_tokens))
-    return tuple(caps)
-
-
-def _assumptions(
-    tally: _Tally, teacher: TeacherSpec, averages: "Averages"
-) -> Iterator[tuple[str, str]]:
-    """Yield what the figures rest on: a name, and why it was taken."""
-    is_endpoint = isinstance(teacher, OpenAITeacher)
-    known = f"this teacher's average over {averages.num_rows:,} responses in the ledger"
-    unknown = "the ledger has no count of this teacher's tokens"
-    if averages.prompt_tokens and averages.prompt_chars:
-        yield "tokens per character", f"{_tokens_per_char(averages):.3f}: {known}"
-    else:
-        yield "tokens per character", f"1/{_CHARS_PER_TOKEN}, as in English prose: {unknown}"
-    if averages.completion_tokens is None:
-        yield "tokens per response", f"teacher.max_new_tokens, the most there can be: {unknown}"
-    else:
-        yield "tokens per response", f"{_tokens_per_response(teacher, averages):.1f}: {known}"
-        if tally.cut_before:
-            why = "taken as long as the average, but they will be longer"
-            yield "truncated before", f"{tally.cut_before:,} of those to ask: {why}"
-    if averages.latency_s is not None:
-        side = "teacher.concurrency" if is_endpoint else "teacher.batch_size"
-        yield "latency", f"{averages.latency_s:.2g} s: {known}"
-        yield "concurrency", f"{_at_once(teacher):,} from the first request on ({side})"
-    if is_endpoint:
-        yield "attempts", "one per request: no retry and no repair"
+        expected = plan.prompt_tokens + plan.completion_tokens
+        yield Cap(name="max_tokens", limit=budget.max_tokens, spent=before, expected=expected)
 
 
 def sentences(plan: GenerationPlan) -> list[str]:
@@ -297,14 +246,13 @@ def sentences(plan: GenerationPlan) -> list[str]:
         ("cost", _cost(plan, most)),
         ("time", _time(plan)),
         *(("budget", _cap_sentence(cap, plan)) for cap in plan.caps),
-        *((_label(name), f"{name}: {why}") for name, why in plan.assumptions),
+        *(
+            ("note" if name in ("store", "evaluation") else "assumed", f"{name}: {why}")
+            for name, why in plan.assumptions
+        ),
     ]
     labels = ["" if i and pairs[i - 1][0] == label else label for i, (label, _) in enumerate(pairs)]
     return [f"{label:<19}{text}" for label, (_, text) in zip(labels, pairs, strict=True)]
-
-
-def _label(name: str) -> str:
-    return "note" if name in ("store", "evaluation") else "assumed"
 
 
 def _cost(plan: GenerationPlan, most: str) -> str:
@@ -326,17 +274,15 @@ def _time(plan: GenerationPlan) -> str:
 
 
 def _cap_sentence(cap: Cap, plan: GenerationPlan) -> str:
-    in_words = (lambda x: money(x, plan.currency or "")) if cap.name == "max_cost" else _tokens
-    spent = f"teacher.budget.{cap.name} is {in_words(cap.limit)}, {in_words(cap.spent)} are spent"
+    def words(amount: float) -> str:
+        is_money = cap.name == "max_cost"
+        return money(amount, plan.currency or "") if is_money else f"{amount:,.0f} tokens"
+
+    spent = f"teacher.budget.{cap.name} is {words(cap.limit)}, {words(cap.spent)} are spent"
     if cap.is_enough:
         return f"{spent}: enough"
-    needed = in_words(cap.spent + cap.expected)
     short = "may not be enough, and the run stops there" if plan.is_upper_bound else "not enough"
-    return f"{spent}: {short}. Raise it to {needed}"
-
-
-def _tokens(count: float) -> str:
-    return f"{count:,.0f} tokens"
+    return f"{spent}: {short}. Raise it to {words(cap.spent + cap.expected)}"
 
 
 def _duration(seconds: float) -> str:

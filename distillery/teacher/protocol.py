@@ -78,17 +78,12 @@ class Request:
     """One conversation for the teacher to answer. Make one with :func:`make_request`."""
 
     messages: list[Message]
-    """The conversation so far."""
-
     sampling: Sampling
-    """How to sample the response."""
-
     request_hash: str
     """Hash of teacher, messages, sampling, response schema and sample index; the key in the
     ledger. `max_new_tokens` is not in it: a longer limit asks again only for what was cut."""
 
     response_schema: ResponseSchema | None = None
-    """What the response has to look like."""
 
     sample_index: int = 0
     """Which of several responses to the same messages this is."""
@@ -110,11 +105,7 @@ class Response:
     """A response in its final state, or a request that got none in all its attempts."""
 
     request: Request
-    """What was asked."""
-
     state: State
-    """What became of it."""
-
     text: str
     """The response without the thoughts before it; empty when refused or failed."""
 
@@ -186,10 +177,6 @@ class Activity:
 
 class Teacher(Protocol):
     """Who answers requests."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Return what tells this teacher from another; see :func:`teacher_identity`."""
 
     @property
     def activity(self) -> Activity:

@@ -128,17 +128,30 @@ class TeacherSession:
         if self._price is not None:
             self.totals = Totals(cost=0.0, saved_cost=0.0, currency=self._price.currency)
         self.failed_with: DistilleryError | None = None
-        self._any_answered = False
-        self._suspects: set[str] = set()
-        self._given_up: set[str] = set()
+        self.suspects: set[str] = set()
+        """Hashes of requests that failed in an earlier run, which answered others."""
+        self.given_up: set[str] = set()
+        """Hashes of requests that have failed in this session, for whichever caller."""
         self._asks_suspects_only = True
         self._first_asked: float | None = None
         self._spending_due = float("-inf")
         self._lock = threading.Lock()
         self.ledger = Ledger.open(store)
         try:
-            self._spent_before = self.ledger.spent(purpose)
-            self._budget = self._read_budget()
+            self._spent_before = spent = self.ledger.spent(purpose)
+            caps = teacher.budget if isinstance(teacher, OpenAITeacher) else BudgetSpec()
+            self._budget = Budget(
+                caps,
+                self._price,
+                num_tokens=_num_tokens(spent),
+                cost=spent.cost,
+                mean_tokens=(
+                    spent.prompt_tokens / spent.requests,
+                    spent.completion_tokens / spent.requests,
+                )
+                if _num_tokens(spent)
+                else None,
+            )
             self._backend = open_teacher(teacher, budget=self._budget)
         except BaseException:
             self.ledger.close()
@@ -181,11 +194,7 @@ class TeacherSession:
         except DistilleryError as error:
             self.failed_with = error
             raise
-        return asking.by_state()
-
-    def rows(self, asked_for: AskedFor) -> dict[str, LedgerRow]:
-        """Return what the ledger has for requests, by hash."""
-        return self.ledger.get(asked_for.requests)
+        return dict(asking.by_state)
 
     def activity(self) -> Activity:
         """Return what the teacher is doing at this moment."""
@@ -199,8 +208,7 @@ class TeacherSession:
             self._first_asked = self._first_asked or time.monotonic()
             self.totals.asked += len(requests)
             requests = [
-                dataclasses.replace(r, is_suspect=r.request_hash in self._suspects)
-                for r in requests
+                dataclasses.replace(r, is_suspect=r.request_hash in self.suspects) for r in requests
             ]
             self._asks_suspects_only &= all(request.is_suspect for request in requests)
         try:
@@ -227,14 +235,6 @@ class TeacherSession:
                 saved = num_rows * self._price.cost(*tokens)
                 self.totals.saved_cost = (self.totals.saved_cost or 0.0) + saved
 
-    def suspect(self, request_hash: str) -> None:
-        """Note a request that failed in an earlier run, which answered others."""
-        self._suspects.add(request_hash)
-
-    def has_given_up(self, request_hash: str) -> bool:
-        """Return whether a request has failed in this session, for whichever caller."""
-        return request_hash in self._given_up
-
     def read_spending(self) -> None:
         """Take over what other processes have spent for the same purpose, if there is a cap."""
         if not self._budget.is_capped:
@@ -257,18 +257,10 @@ class TeacherSession:
             with contextlib.suppress(StoreError):  # who commits next meets it, too
                 self.read_spending()
 
-    def _read_budget(self) -> Budget:
-        spec = self.teacher.budget if isinstance(self.teacher, OpenAITeacher) else BudgetSpec()
-        spent, mean = self._spent_before, None
-        if num_tokens := _num_tokens(spent):
-            mean = (spent.prompt_tokens / spent.requests, spent.completion_tokens / spent.requests)
-        return Budget(spec, self._price, num_tokens=num_tokens, cost=spent.cost, mean_tokens=mean)
-
     def _note_response(self, response: Response) -> None:
         totals = self.totals
         tokens = (response.billed_prompt_tokens, response.billed_completion_tokens)
         with self._lock:
-            self._any_answered |= response.state != "failed"
             totals.num_responses += response.state != "failed"
             totals.prompt_tokens += tokens[0]
             totals.completion_tokens += tokens[1]
@@ -277,7 +269,7 @@ class TeacherSession:
             totals.repaired += response.repaired
             if response.state == "failed":
                 totals.last_error = response.error
-                self._given_up.add(response.request.request_hash)
+                self.given_up.add(response.request.request_hash)
             totals.seconds = time.monotonic() - (self._first_asked or time.monotonic())
 
     def _ledger_row(self, response: Response) -> LedgerRow:
@@ -306,21 +298,19 @@ class TeacherSession:
             model_reported=response.model_reported,
             latency_s=response.latency_s,
             attempts=response.attempts,
-            failed_runs=int(
-                response.state == "failed" and response.attempts > 0 and self._blames_requests
-            ),
+            failed_runs=int(self._blames_request(response)),
             repaired=response.repaired,
             error=response.error,
         )
 
-    @property
-    def _blames_requests(self) -> bool:
-        """Return whether a failure may count against its request, not against the endpoint.
+    def _blames_request(self, response: Response) -> bool:
+        """Return whether a response failed for its request's sake, and not for the endpoint's.
 
         Where nothing is answered, nothing is learnt; but when only requests are left that have
         failed while others were answered, there is no other to tell by.
         """
-        return self._any_answered or self._asks_suspects_only
+        failed = response.state == "failed" and response.attempts > 0
+        return failed and (self.totals.num_responses > 0 or self._asks_suspects_only)
 
 
 class _Asking:
@@ -333,8 +323,9 @@ class _Asking:
         on_progress: Callable[[int], None] | None,
     ) -> None:
         self._session, self._asked_for, self._on_progress = session, asked_for, on_progress
-        self._states: dict[str, str] = {}
-        self._num_done = 0
+        self._done: set[str] = set()
+        self.by_state: collections.Counter[str] = collections.Counter()
+        """Rows that have which state."""
         self._max_new_tokens = max(
             (r.sampling.max_new_tokens for r in asked_for.requests.values()), default=0
         )
@@ -343,30 +334,23 @@ class _Asking:
         """Bring every request to a final state, or to the end of its attempts."""
         requests, session = self._asked_for.requests, self._session
         self._look_up(list(requests))
-        if len(self._states) == len(requests):
+        if len(self._done) == len(requests):
             return
-        waits = 0
+        has_waited = False
         with session.ledger.working() as owner:
-            while left := [h for h in requests if h not in self._states]:
+            while left := [h for h in requests if h not in self._done]:
                 claimed = session.ledger.claim(left, owner, max_new_tokens=self._max_new_tokens)
                 session.read_spending()
                 # What another chunk has just failed to get an answer to is claimed, not asked.
-                asked = [requests[h] for h in left if h in claimed and not session.has_given_up(h)]
-                if asked:
+                fresh = claimed - session.given_up
+                if asked := [requests[h] for h in left if h in fresh]:
                     session.ask(asked, self._keep)
-                elif not claimed and waits == 0:
-                    logger.info("waiting for %d requests that are being asked", len(left))
                 if not claimed:
-                    waits += 1
+                    if not has_waited:
+                        logger.info("waiting for %d requests that are being asked", len(left))
+                    has_waited = True
                     time.sleep(_POLL_S)
-                self._look_up([h for h in left if h not in self._states])
-
-    def by_state(self) -> dict[str, int]:
-        """Return how many rows have which state."""
-        by_state: collections.Counter[str] = collections.Counter()
-        for request_hash, state in self._states.items():
-            by_state[state] += self._asked_for.num_rows[request_hash]
-        return dict(by_state)
+                self._look_up([h for h in left if h not in self._done])
 
     def _look_up(self, hashes: list[str]) -> None:
         """Take over the states of responses that are in the ledger by now."""
@@ -376,10 +360,10 @@ class _Asking:
             if row is not None and row.is_final(self._max_new_tokens):
                 self._session.found(row, self._asked_for.num_rows[request_hash])
                 self._note(request_hash, row.state)
-            elif self._session.has_given_up(request_hash):
+            elif request_hash in self._session.given_up:
                 self._note(request_hash, "failed")
             elif row is not None and row.failed_runs:
-                self._session.suspect(request_hash)
+                self._session.suspects.add(request_hash)
 
     def _keep(self, response: Response) -> "Future[None]":
         kept = self._session.keep(response)
@@ -390,10 +374,10 @@ class _Asking:
         return kept
 
     def _note(self, request_hash: str, state: str) -> None:
-        self._states[request_hash] = state
-        self._num_done += self._asked_for.num_rows[request_hash]
+        self._done.add(request_hash)
+        self.by_state[state] += self._asked_for.num_rows[request_hash]
         if self._on_progress is not None:
-            self._on_progress(self._num_done)
+            self._on_progress(self.by_state.total())
 
 
 def _num_tokens(spent: Spending) -> int:

@@ -17,15 +17,8 @@ from schemas.refs import DatasetRef
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
 _JSONL_COLUMNS = (
-    "prompt_id",
-    "split",
-    "state",
-    "response",
-    "prompt_tokens",
-    "completion_tokens",
-    "sample_index",
-    "agreement",
-    "repaired",
+    *("prompt_id", "split", "state", "response", "prompt_tokens", "completion_tokens"),
+    *("sample_index", "agreement", "repaired"),
 )
 
 _HINTS = {"truncated": "; raise teacher.max_new_tokens and only these are asked again"}
@@ -55,38 +48,27 @@ def summary(
         (f"  {state}", f"{count:,}{_HINTS.get(state, '') if count else ''}")
         for state, count in states.items()
     ]
-    repairs = [("repairs", f"{facts['repaired']:,} tried")] if facts.get("repaired") else []
     lines += [
         ("asked", f"{counts.get('asked', 0):,} requests"),
         ("from the ledger", f"{counts.get('from_ledger', 0):,} responses"),
-        ("retries", f"{_count(facts, 'retries')}; 429s {_count(facts, 'rate_limited')}"),
-        *repairs,
-        (
-            "tokens",
-            f"{_count(facts, 'prompt_tokens')} read, {_count(facts, 'completion_tokens')} written",
-        ),
+        ("retries", f"{facts['retries']:,}; 429s {facts['rate_limited']:,}"),
+        *([("repairs", f"{facts['repaired']:,} tried")] if facts["repaired"] else []),
+        ("tokens", f"{facts['prompt_tokens']:,} read, {facts['completion_tokens']:,} written"),
         ("cost", _cost(facts, teacher)),
     ]
-    if facts.get("rows_per_s") is not None:
+    if facts["rows_per_s"] is not None:
         pace = f"{facts['rows_per_s']:,.4g} rows/s over {facts['seconds']:,.1f} s"
         lines.append(("rate", pace))
     return lines
 
 
-def _count(facts: dict[str, Any], name: str) -> str:
-    value = facts.get(name)
-    return "unknown" if value is None else f"{value:,}"
-
-
 def _cost(facts: dict[str, Any], teacher: TeacherSpec) -> str:
     """Return the cost in words, with what the ledger saved at the same price."""
-    if facts.get("cost") is None:
+    if facts["cost"] is None:
         is_priced = isinstance(teacher, OpenAITeacher)
         return "unknown: set teacher.price" if is_priced else "none: the teacher runs here"
-    paid = money(facts["cost"], facts["currency"])
-    if facts.get("saved_cost") is None:
-        return paid
-    return f"{paid}; saved by the ledger: {money(facts['saved_cost'], facts['currency'])}"
+    paid, saved = (money(facts[name], facts["currency"]) for name in ("cost", "saved_cost"))
+    return f"{paid}; saved by the ledger: {saved}"
 
 
 def money(amount: float, currency: str) -> str:
@@ -125,17 +107,14 @@ def write_jsonl(responses: DatasetRef, store: Store, path: Path) -> int:
     Raises:
         StoreError: It cannot be written, or the responses are gone from the store.
     """
-    columns = [name for name in _JSONL_COLUMNS if name in responses.columns]
-    num_rows = 0
     with _named_errors(path), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         partial = Path(scratch, path.name)
         with partial.open("w", encoding="utf-8") as file:
             for batch in store.batches(responses):
-                for row in batch.select(columns).to_pylist():
+                for row in batch.select(_JSONL_COLUMNS).to_pylist():
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    num_rows += 1
         partial.replace(path)
-    return num_rows
+    return responses.num_rows
 
 
 @contextlib.contextmanager

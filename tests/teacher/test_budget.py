@@ -6,7 +6,6 @@ Every completion of the stub is billed 7 + 2 tokens, unless a test says otherwis
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from distillery.teacher.generation import (
     open_session,
     plan_chunks,
 )
-from distillery.teacher.http import limiter as limiter_module
 from schemas.budget import BudgetSpec, PriceSpec
 from schemas.errors import BudgetError
 from schemas.execution import StoreSpec
@@ -34,21 +32,13 @@ from tests.fixtures_generation import (
     endpoint,
     is_sealed,
     ledger_rows,
-    quick_retries,
     run_all,
     train_prompts,
 )
 from tests.stub_endpoint import Reply, StubEndpoint
 
-__all__ = ["quick_retries"]
-
 PRICE = PriceSpec(prompt_per_million=1e6, completion_per_million=3e6, currency="EUR")  # 1 and 3
 spawn = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StoreSpec:
-    return StoreSpec(root=str(tmp_path / "store"))
 
 
 def capped(max_tokens: int | None = None, max_cost: float | None = None, **spent: Any) -> Budget:
@@ -315,8 +305,6 @@ _barrier: Barrier
 def _meet(barrier: Barrier) -> None:
     global _barrier
     _barrier = barrier
-    # Nothing is asked again that is late.
-    limiter_module._MIN_TIMEOUT_S = 60.0
 
 
 def _spend(store: StoreSpec, teacher: OpenAITeacher, prompts: str, backwards: bool) -> str:

@@ -38,7 +38,6 @@ from tests.fixtures_generation import (
     endpoint,
     is_sealed,
     ledger_rows,
-    quick_retries,
     rows_of,
     run_all,
     train_prompts,
@@ -49,14 +48,7 @@ from tests.flying_time import let_time_fly
 from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
 from tests.waiting import wait_until
 
-__all__ = ["quick_retries"]
-
 spawn = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StoreSpec:
-    return StoreSpec(root=str(tmp_path / "store"))
 
 
 def content_of(body: dict[str, Any]) -> str:

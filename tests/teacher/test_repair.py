@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from distillery.task_types import task_type
+from distillery.teacher.attempts import repair_messages, schema_violation
 from distillery.teacher.http.chat_api import request_json
 from distillery.teacher.protocol import Request, ResponseSchema, Sampling, make_request
-from distillery.teacher.repair import repair_messages, schema_violation
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher
 

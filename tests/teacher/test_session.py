@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +22,6 @@ from tests.fixtures_generation import (
     contents,
     endpoint,
     ledger_rows,
-    patient,
-    quick_retries,
     rows_of,
     run_all,
     train_prompts,
@@ -33,14 +30,7 @@ from tests.fixtures_generation import (
 from tests.flying_time import let_time_fly
 from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
 
-__all__ = ["patient", "quick_retries"]
-
 PRICE = {"prompt_per_million": 1e6, "completion_per_million": 1e6, "currency": "EUR"}  # 1 a token
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StoreSpec:
-    return StoreSpec(root=str(tmp_path / "store"))
 
 
 # -- asked again, or not -------------------------------------------------------------------------

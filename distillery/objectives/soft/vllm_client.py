@@ -82,8 +82,7 @@ class VllmClient:
                 pause_s = (error.retry_after_s or 0.0) + backoff_s(self._backoff_s, num_limited)
                 waited_s += pause_s
                 if waited_s > self._spec.max_outage_s:
-                    said = self.endpoint.redact(str(error))
-                    raise self.endpoint.asks_to_wait(waited_s, said) from None
+                    raise self.endpoint.asks_to_wait(waited_s, error) from None
             except PassingFault:
                 failures += 1
                 if failures >= self._spec.max_attempts:

@@ -40,23 +40,27 @@ _REFUSED_AT_FIRST = 8
 # Room for what a body holds beside the text; one that goes on beyond it never ends.
 _BODY_BYTES, _BYTES_PER_TOKEN = 4 * 2**20, 256
 _CHARS_PER_TOKEN = 4.0
+_ASK_THE_REST = "Run again: only the missing ones are asked."
 
 
 class Channel:
     """Asks one endpoint for all threads that call it."""
 
-    def __init__(self, endpoint: Endpoint, *, backoff_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, budget: Budget, *, backoff_s: float) -> None:
         self._endpoint, self._spec, self._backoff_s = endpoint, endpoint.spec, backoff_s
+        self._budget = budget
         self._gate = Gate(endpoint.spec, backoff_s=backoff_s)
         self._queue = Queue()
         self._oddities = Oddities(endpoint)
-        self._num_retries = 0
+        self._num_retries = self._num_doubted = 0
         self._answered = False
         self._timer: asyncio.TimerHandle | None = None
         self._ended_by: Exception | None = None
         self._connection = Connection(endpoint, name="teacher-endpoint")
         # Otherwise whoever is still waiting would wait forever.
-        self._connection.before_end = lambda: self._end(endpoint.closed())
+        self._connection.before_end = lambda: self._end(
+            endpoint.error("was closed while it was being asked", _ASK_THE_REST)
+        )
 
     # -- for callers, from any thread --------------------------------------------------------
 
@@ -72,11 +76,11 @@ class Channel:
             retries=self._num_retries,
         )
 
-    def run(self, requests: Sequence[Request], on_response: OnResponse, budget: Budget) -> None:
+    def run(self, requests: Sequence[Request], on_response: OnResponse) -> None:
         """Bring all requests to an end."""
         if not requests:
             return
-        batch, loop = Batch(requests, on_response, budget), self._connection.loop
+        batch, loop = Batch(requests, on_response), self._connection.loop
         loop.call_soon_threadsafe(self._submit, batch)
         try:
             batch.done.wait()
@@ -107,7 +111,10 @@ class Channel:
         while item := self._queue.first(now, others_first=self._gate.outage.is_open):
             if self._gate.in_flight >= self._limit:
                 break
-            expected = self._expected_tokens(item)
+            request = item.request
+            expected = sum(
+                self._budget.expected(request.num_chars, request.sampling.max_new_tokens)
+            )
             if (wait_s := self._gate.wait_s(expected, now)) > 0 or not self._enter_budget(item):
                 break
             wait_s = float("inf")
@@ -126,20 +133,19 @@ class Channel:
     @property
     def _limit(self) -> int:
         """Return how many requests may be in flight: one while only the endpoint's faults come."""
-        num_held = sum(len(batch.held) for batch in list(self._queue.batches))
-        is_doubtful = num_held >= _REFUSED_AT_FIRST or self._oddities.thoughts_only
-        return 1 if is_doubtful else self._gate.limit
+        return 1 if self._refuses_all or self._oddities.thoughts_only else self._gate.limit
 
-    def _expected_tokens(self, item: Item) -> float:
-        request = item.request
-        return self._gate.expected_tokens(request.num_chars, request.sampling.max_new_tokens)
+    @property
+    def _refuses_all(self) -> bool:
+        """Return whether so many requests were refused, and none answered, as prompts are not."""
+        return self._num_doubted >= _REFUSED_AT_FIRST and not self._answered
 
     def _enter_budget(self, item: Item) -> bool:
         """Return whether the budget lets ``item`` in; end its batch when nothing can change that.
 
         What is in flight may cost less than expected, so the run ends only once it is answered.
         """
-        budget, request = item.batch.budget, item.request
+        budget, request = self._budget, item.request
         if budget.enter(
             prompt_chars=request.num_chars, max_new_tokens=request.sampling.max_new_tokens
         ):
@@ -176,7 +182,9 @@ class Channel:
         """Send ``item`` once and deal with what follows."""
         spent_before = (item.attempts.read, item.attempts.written)
         try:
-            await self._try(item)
+            await self._settle(item, await self._ask(item))
+        except RefusedRequest as error:
+            await self._note_refusal(item, error)
         except RateLimited as error:
             self._note_rate_limit(item, error, sent_at)
         except FatalReply as error:
@@ -194,16 +202,8 @@ class Channel:
             read = item.attempts.read - spent_before[0]
             written = item.attempts.written - spent_before[1]
             self._gate.leave(expected=expected, tokens=read + written)
-            item.batch.budget.leave(read, written)
+            self._budget.leave(read, written)
             self._pump()
-
-    async def _try(self, item: Item) -> None:
-        try:
-            response = await self._ask(item)
-        except RefusedRequest as error:
-            await self._note_refusal(item, error)
-        else:
-            await self._settle(item, response)
 
     async def _ask(self, item: Item) -> Response:
         """Return the response that one attempt brings."""
@@ -213,7 +213,7 @@ class Channel:
         reply = await self._connection.exchange(
             self._endpoint.url,
             request_json(self._spec, request, messages),
-            timeout_s=self._gate.timeout_s(item.failures),
+            timeout_s=self._spec.timeout_s,
             most_bytes=_BODY_BYTES + _BYTES_PER_TOKEN * request.sampling.max_new_tokens,
         )
         latency_s = time.perf_counter() - start
@@ -222,16 +222,13 @@ class Channel:
         self._gate.note_answer(used_up_s(reply.headers))
         read, written = _tokens(response, request.num_chars)
         item.attempts.spend(read, written)
-        if response.state != "refused":
-            self._gate.note_response(latency_s, read + written, was_full=was_full)
+        if was_full and response.state != "refused":
+            self._gate.note_full()
         return dataclasses.replace(response, latency_s=latency_s)
 
     async def _settle(self, item: Item, response: Response) -> None:
         """Hand over the response, or ask again where that may help."""
-        if not self._answered:
-            self._answered = True
-            for batch in list(self._queue.batches):
-                self._release_held(batch)
+        self._answered = True
         item.num_unexplained += response.finish_reason is None
         may_be_cut = self._oddities.may_be_cut(response, item.num_unexplained)
         final = None if may_be_cut else item.attempts.take(response)
@@ -241,7 +238,7 @@ class Channel:
             await self._finish(item, final)
 
     async def _note_refusal(self, item: Item, error: RefusedRequest) -> None:
-        """Hand over the refusal, or keep it back until something is answered.
+        """Hand over the refusal; while nothing is answered, ask once more, after all others.
 
         A parameter that the endpoint does not take makes it refuse every request; were these
         kept, no later run would ask again. They cost nothing.
@@ -249,25 +246,27 @@ class Channel:
         self._gate.note_answer(None)
         said = self._endpoint.redact(str(error))
         sent = request_json(self._spec, item.request, [])
+        item.num_refused += 1
         if not self._answered and error.is_about_settings(sent):
-            raise FatalReply(said, 400, error.error.param)
-        response = Response(item.request, "refused", "", error=said)
-        final = item.attempts.take(response) or response
-        if self._answered or error.is_about_prompt:
-            await self._finish(item, final)
+            self._end(self._endpoint.fatal(FatalReply(said, 400, error.error.param)))
             return
-        item.batch.held.append((item, final))
-        num_held = sum(len(batch.held) for batch in self._queue.batches)
-        if num_held >= _REFUSED_AT_FIRST and self._gate.in_flight == 1:  # this one
-            self._end(self._endpoint.refuses_all(num_held, said))
-        self._release_last(item.batch)
+        is_known = self._answered or error.is_about_prompt
+        self._num_doubted += item.num_refused == 1 and not is_known
+        if is_known or (item.num_refused > 1 and not self._refuses_all):
+            response = Response(item.request, "refused", "", error=said)
+            await self._hand_over(item, item.attempts.take(response) or response)
+        elif self._refuses_all and self._gate.in_flight == 1:  # this one
+            what = f"refused the first {self._num_doubted} requests, the last with {said!r}"
+            self._end(self._endpoint.error(what, "Correct the teacher section of the recipe."))
+        else:
+            self._queue.put_last(item)
 
     def _note_rate_limit(self, item: Item, error: RateLimited, sent_at: float) -> None:
         """Wait as the endpoint asks, all or this request alone; no attempt is spent."""
         now = time.monotonic()
         all_wait, wait_s = self._gate.note_limit(error, sent_at, now)
         if wait_s > self._spec.max_outage_s:
-            self._end(self._endpoint.asks_to_wait(wait_s, self._endpoint.redact(str(error))))
+            self._end(self._endpoint.asks_to_wait(wait_s, error))
         item.num_limited += 1
         if all_wait:
             self._queue.put_first(item)
@@ -300,13 +299,22 @@ class Channel:
                 self._start(self._give_up(other), other.batch)
             await self._give_up(item)
         elif is_over and not is_heard:
-            self._end(self._endpoint.never_there(outage.failures, item.last_fault))
+            what = f"gave no answer in {outage.failures} attempts"
+            self._end_as_gone(what, item, "Start the endpoint or correct teacher.base_url.")
         elif is_over:
-            self._end(self._endpoint.gone(item.last_fault))
+            what = (
+                "has answered nothing for more than "
+                f"teacher.max_outage_s={self._spec.max_outage_s:g}"
+            )
+            self._end_as_gone(what, item, _ASK_THE_REST)
         elif item.failures < self._spec.max_attempts or not is_heard:
             self._queue.put_later(item, now + backoff_s(self._backoff_s, item.failures))
         else:
             await self._give_up(item)
+
+    def _end_as_gone(self, what: str, item: Item, advice: str) -> None:
+        last = f"; the last failed with {item.last_fault!r}"
+        self._end(self._endpoint.error(what + last, advice))
 
     def _blames_what_is_left(self) -> bool:
         """Return whether all that is left has failed while the endpoint answered others.
@@ -328,7 +336,9 @@ class Channel:
         """Finish a request; an error of the receiver ends its batch."""
         try:
             await self._finish(item, response)
-        except Exception as failure:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as failure:
             self._fail(item.batch, failure)
 
     async def _finish(self, item: Item, response: Response) -> None:
@@ -341,18 +351,6 @@ class Channel:
         if batch.num_left == 0:
             self._queue.batches.discard(batch)
             batch.done.set()
-        else:
-            self._release_last(batch)
-
-    def _release_last(self, batch: Batch) -> None:
-        """Hand over the refusals of a batch once it has nothing else left."""
-        if len(batch.held) == batch.num_left:
-            self._release_held(batch)
-
-    def _release_held(self, batch: Batch) -> None:
-        held, batch.held = batch.held, []
-        for item, response in held:
-            self._start(self._hand_over(item, response), batch)
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         """End one batch with an error."""

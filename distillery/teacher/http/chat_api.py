@@ -8,17 +8,10 @@ import dataclasses
 import json
 from typing import Any
 
-from distillery.teacher.http.replies import (
-    PassingFault,
-    Reply,
-    check_status,
-    error_of,
-    raise_for,
-)
+from distillery.teacher.http.replies import PassingFault, Reply, check_status, error_of, raise_for
 from distillery.teacher.protocol import Message, Request, Response, read_response
 from schemas.teacher import OpenAITeacher
 
-_MOST_TOKENS = 2**40  # of one response; ledger and budget add them up
 # The server gave up: OpenRouter, vLLM and SGLang, DeepSeek.
 _GAVE_UP = ("error", "abort", "cancelled", "insufficient_system_resource")
 
@@ -69,10 +62,9 @@ def read_reply(reply: Reply, request: Request) -> Response:
         if body["choices"] == [] and "prompt_filter_results" in body:  # Azure
             error = "the prompt was stopped by the content filter"
             return Response(request, "refused", "", error=error, **facts)
-        choice = _first_choice(body["choices"])
         details = usage.get("completion_tokens_details") or {}
         hidden = "" if _count(details.get("reasoning_tokens")) else None
-        return _read_choice(request, choice, facts, hidden)
+        return _read_choice(request, body["choices"][0], facts, hidden)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         message = f"a body that is not a chat completion: {error_of(reply.text).message}"
         raise PassingFault(message, status=200) from None
@@ -115,11 +107,4 @@ def _text(value: Any) -> str | None:
 
 def _count(value: Any) -> int | None:
     """Return a number of tokens; None for anything else, such as -1."""
-    return value if type(value) is int and 0 <= value < _MOST_TOKENS else None
-
-
-def _first_choice(choices: Any) -> dict[str, Any]:
-    """Return the choice with index 0, wherever it stands."""
-    numbered = {choice.get("index", place): choice for place, choice in enumerate(choices)}
-    found: dict[str, Any] = numbered[min(numbered)]
-    return found
+    return value if type(value) is int and value >= 0 else None

@@ -20,7 +20,6 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_BACKOFF_S = 30.0
-_WHOLE_BYTES = 2**20
 
 
 class Connection:
@@ -73,7 +72,10 @@ class Connection:
         timeout = aiohttp.ClientTimeout(
             total=timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, timeout_s)
         )
-        method, data = ("GET", None) if body is None else ("POST", _payload(body))
+        method, data = "GET", None
+        if body is not None:  # one of megabytes has to be sent in pieces
+            sent = io.BytesIO(json.dumps(body).encode())
+            method, data = "POST", aiohttp.BytesIOPayload(sent, content_type="application/json")
         try:
             async with self._session.request(
                 method, url, data=data, allow_redirects=False, timeout=timeout
@@ -110,14 +112,6 @@ def backoff_s(first_s: float, failures: int) -> float:
     Source: Brooker 2015, Exponential Backoff And Jitter ("full jitter").
     """
     return random.uniform(0, min(_MAX_BACKOFF_S, first_s * 2 ** min(max(0, failures - 1), 16)))
-
-
-def _payload(body: dict[str, Any]) -> aiohttp.Payload:
-    """Return the body as JSON; one of megabytes is sent in pieces, as aiohttp wants it."""
-    content = json.dumps(body).encode()
-    if len(content) < _WHOLE_BYTES:
-        return aiohttp.BytesPayload(content, content_type="application/json")
-    return aiohttp.BytesIOPayload(io.BytesIO(content), content_type="application/json")
 
 
 async def _read(reply: aiohttp.ClientResponse, most: int) -> bytes:

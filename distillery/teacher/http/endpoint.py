@@ -7,7 +7,7 @@ from typing import Any
 import yarl
 
 from distillery.teacher.http.keys import read_key, redact
-from distillery.teacher.http.replies import FatalReply
+from distillery.teacher.http.replies import FatalReply, RateLimited
 from distillery.teacher.protocol import Response
 from schemas.errors import RecipeError, TeacherError
 from schemas.teacher import OpenAITeacher
@@ -31,9 +31,6 @@ class Endpoint:
         self.key = read_key(spec)
         # Local servers are given any word, such as 'ollama': no secret, and part of responses.
         self._secret = self.key if self.key and len(self.key) >= _FEWEST_SECRET_CHARS else None
-
-    def __repr__(self) -> str:
-        return f"Endpoint({str(self)!r})"
 
     def __str__(self) -> str:
         """Return the address without user, password and query."""
@@ -96,64 +93,24 @@ class Endpoint:
             advice[401] = "Set teacher.api_key_env to the name of a variable that holds the key."
         said = self.redact(str(error))
         about = f", about {error.param!r}" if error.param else ""
-        return TeacherError(
-            f"endpoint '{self}' answered with {said!r}{about}, which no further attempt can "
-            "change. Responses so far are kept. "
-            + (
-                _correct_setting(error.param, said)
-                if error.param
-                else advice.get(error.status, "Correct teacher.base_url.")
-            )
+        return self.error(
+            f"answered with {said!r}{about}, which no further attempt can change",
+            _correct_setting(error.param, said)
+            if error.param
+            else advice.get(error.status, "Correct teacher.base_url."),
         )
 
-    def refuses_all(self, count: int, last: str | None) -> TeacherError:
-        """Return the error for an endpoint that refuses every request."""
-        return TeacherError(
-            f"endpoint '{self}' refused the first {count} requests, the last with {last!r}. "
-            "Nothing was kept. Correct the teacher section of the recipe and run again."
-        )
-
-    def only_thinks(self, count: int, last: Response) -> TeacherError:
-        """Return the error for an endpoint whose responses are thoughts and nothing else."""
-        limit = last.request.sampling.max_new_tokens
-        return TeacherError(
-            f"endpoint '{self}' spent the first {count} responses on reasoning and wrote no text "
-            f"(the last has {last.completion_tokens or 'unknown'} tokens, finish_reason "
-            f"{last.finish_reason!r}), so every row would be paid for in vain. Nothing was kept. "
-            f"Raise teacher.max_new_tokens (now {limit}), or turn the reasoning down in "
-            "teacher.extra_body."
-        )
-
-    def never_there(self, attempts: int, last: str) -> TeacherError:
-        """Return the error for an endpoint that was never heard of."""
-        return TeacherError(
-            f"endpoint '{self}' gave no answer in {attempts} attempts; the last failed with "
-            f"{last!r}. Responses so far are kept. Start the endpoint or correct "
-            "teacher.base_url, then run again."
-        )
-
-    def gone(self, last: str) -> TeacherError:
-        """Return the error for an endpoint that has gone away."""
-        return TeacherError(
-            f"endpoint '{self}' has answered nothing for more than teacher.max_outage_s="
-            f"{self.spec.max_outage_s:g}; the last attempt failed with {last!r}. Responses so far "
-            "are kept. Run again when it is well: only the missing ones are asked."
-        )
-
-    def closed(self) -> TeacherError:
-        """Return the error for requests that are on their way when the run lets go."""
-        return TeacherError(
-            f"the connections to endpoint '{self}' were closed while it was being asked. Responses "
-            "so far are kept. Run again: only the missing ones are asked."
-        )
-
-    def asks_to_wait(self, wait_s: float, last: str) -> TeacherError:
+    def asks_to_wait(self, wait_s: float, error: RateLimited) -> TeacherError:
         """Return the error for a rate limit that holds longer than the run would wait."""
-        return TeacherError(
-            f"endpoint '{self}' lets nothing in for {wait_s:,.0f} s ({last!r}), longer than "
-            f"teacher.max_outage_s={self.spec.max_outage_s:g}. Responses so far are kept. Run "
-            "again later, or raise teacher.max_outage_s to wait."
+        return self.error(
+            f"lets nothing in for {wait_s:,.0f} s ({self.redact(str(error))!r}), longer than "
+            f"teacher.max_outage_s={self.spec.max_outage_s:g}",
+            "Run again later, or raise teacher.max_outage_s to wait.",
         )
+
+    def error(self, what: str, advice: str) -> TeacherError:
+        """Return the error that ends a run."""
+        return TeacherError(f"endpoint '{self}' {what}. Responses so far are kept. {advice}")
 
 
 def _correct_setting(param: str, said: str) -> str:

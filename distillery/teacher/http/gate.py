@@ -2,8 +2,7 @@
 
 import time
 
-from distillery.teacher.http.limiter import Bucket, Latencies, Pace, Window
-from distillery.teacher.http.outage import Outage
+from distillery.teacher.http.limiter import Bucket, Pace, Window
 from distillery.teacher.http.replies import PassingFault, RateLimited
 from schemas.teacher import OpenAITeacher
 
@@ -11,8 +10,9 @@ _OVERLOADED = (503, 529)
 # How long the first request goes alone: a wrong key is refused at once, and an endpoint that takes
 # its time is at work and need not be waited for.
 _REFUSED_WITHIN_S = 0.2
-_CHARS_PER_TOKEN = 4.0
-_MEMORY = 0.05
+_TRIPS = 8
+_FEWEST = 3
+_MAX_PAUSE_S = 30.0
 
 
 class Gate:
@@ -23,13 +23,11 @@ class Gate:
         self._spec = spec
         self._window = Window(spec.concurrency)
         self.pace = Pace(spec.requests_per_minute and spec.requests_per_minute / 60, now)
-        self._latencies = Latencies(spec.timeout_s)
         self.outage = Outage(spec.max_outage_s, 2 * backoff_s)
         self._tokens: Bucket | None = None
         if spec.tokens_per_minute is not None:
             per_s = spec.tokens_per_minute / 60
             self._tokens = Bucket(per_s, per_s, per_s, now)
-        self._mean_tokens: float | None = None
         self._first_sent_at = float("inf")
         self._limited_since: float | None = None
         self.is_heard = False
@@ -47,17 +45,6 @@ class Gate:
         """Return the seconds until a request of so many expected ``tokens`` may be sent."""
         wait_s = max(self.outage.wait_s(in_flight=self.in_flight, now=now), self.pace.wait_s(now))
         return max(wait_s, self._tokens.wait_s(tokens, now)) if self._tokens else wait_s
-
-    def expected_tokens(self, num_chars: int, max_new_tokens: int) -> float:
-        """Return how many tokens a request is expected to take."""
-        if self._mean_tokens is not None:
-            return self._mean_tokens
-        return num_chars / _CHARS_PER_TOKEN + max_new_tokens
-
-    def timeout_s(self, failures: int) -> float:
-        """Return how long to wait for a response to a request that has failed so often."""
-        is_last = failures + 1 >= self._spec.max_attempts
-        return self._latencies.timeout_s(attempt=failures + 1, last=is_last)
 
     def enter(self, tokens: float, now: float) -> float | None:
         """Let a request through; for the first one, return after how long to look again."""
@@ -84,13 +71,9 @@ class Gate:
         if used_up_s is not None:
             self.pace.hold(used_up_s, time.monotonic())
 
-    def note_response(self, latency_s: float, tokens: int, *, was_full: bool) -> None:
-        """Note what a response took; ``was_full``: as many as allowed were in flight with it."""
-        self._latencies.add(latency_s)
-        old = self._mean_tokens if self._mean_tokens is not None else float(tokens)
-        self._mean_tokens = old + _MEMORY * (tokens - old)
-        if was_full:
-            self._window.grow()
+    def note_full(self) -> None:
+        """Note a response that came while as many as allowed were in flight."""
+        self._window.grow()
 
     def note_limit(self, error: RateLimited, sent_at: float, now: float) -> tuple[bool, float]:
         """Note a 429; return whether all wait, and the seconds for which nothing has come in."""
@@ -107,7 +90,65 @@ class Gate:
         if error.status is not None:
             self.is_heard = True
             self.pace.accepted()
-        timed_out = isinstance(error.__cause__, TimeoutError)
-        is_slow = timed_out and now - sent_at >= self._spec.timeout_s
-        if error.status in _OVERLOADED or is_slow:
+        if error.status in _OVERLOADED or isinstance(error.__cause__, TimeoutError):
             self._window.shrink(sent_at=sent_at, now=now)
+
+
+class Outage:
+    """Counts failures with not one answer between them.
+
+    After eight in a row (one, while the endpoint was never heard of) one request at a time is
+    sent, with growing pauses between them, until one is answered or the endpoint has been away
+    for ``longest_s``: then the run should end.
+
+    >>> outage = Outage(longest_s=120.0, first_pause_s=1.0)
+    >>> outage.answered()
+    >>> for second in range(8): outage.failed(sent_at=float(second), now=second + 0.5)
+    >>> outage.wait_s(in_flight=0, now=7.5), outage.is_over(8.0), outage.is_over(121.0)
+    (1.0, False, True)
+    >>> outage.answered()
+    >>> outage.wait_s(in_flight=5, now=7.5)
+    0.0
+    """
+
+    def __init__(self, longest_s: float, first_pause_s: float) -> None:
+        self._longest_s, self._first_pause_s = longest_s, first_pause_s
+        self._was_there = False
+        self.failures = 0
+        self._since = 0.0
+        self._pause_s = first_pause_s
+        self._resume_at = 0.0
+
+    def answered(self) -> None:
+        """Note an answer of whatever kind but the endpoint's own failure."""
+        self._was_there = True
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self.failures, self._pause_s = 0, self._first_pause_s
+
+    def failed(self, *, sent_at: float, now: float) -> None:
+        """Note a request that the endpoint did not answer, or answered with its own failure."""
+        if self.failures == 0:
+            self._since = sent_at
+        self.failures += 1
+        if self.is_open and now >= self._resume_at:
+            self._resume_at = now + self._pause_s
+            self._pause_s = min(_MAX_PAUSE_S, 2 * self._pause_s)
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether requests go one at a time now."""
+        return self.failures >= (_TRIPS if self._was_there else 1)
+
+    def wait_s(self, *, in_flight: int, now: float) -> float:
+        """Return the seconds until the next request may be sent; infinity: not before an answer."""
+        if not self.is_open:
+            return 0.0
+        return float("inf") if in_flight else max(0.0, self._resume_at - now)
+
+    def is_over(self, now: float) -> bool:
+        """Return whether the endpoint has been away for longer than is worth waiting."""
+        fewest = _FEWEST if self._was_there else 1
+        return self.failures >= fewest and now - self._since > self._longest_s

@@ -1,6 +1,5 @@
 """The endpoint's key: read by name when it is needed, and kept out of everything that is kept."""
 
-import base64
 import os
 import urllib.parse
 from collections.abc import Callable
@@ -30,20 +29,22 @@ def read_key(spec: OpenAITeacher) -> str | None:
         RecipeError: The variable or the secret is not there, is empty, or cannot be sent.
     """
     if spec.api_key_env is not None:
-        key, where = os.environ.get(spec.api_key_env, ""), _variable(spec.api_key_env)
-        advice = "Export it with the key of the endpoint; nothing has been asked yet."
+        key = os.environ.get(spec.api_key_env, "")
+        where, put = (
+            f"the environment variable {spec.api_key_env!r} (teacher.api_key_env)",
+            "Export",
+        )
     elif spec.api_key_secret is not None:
-        key, where = _secret(spec.api_key_secret), _block(spec.api_key_secret)
-        advice = "Save the key of the endpoint in it; nothing has been asked yet."
+        key, put = _secret(spec.api_key_secret), "Save"
+        where = f"the secret {spec.api_key_secret!r} (teacher.api_key_secret)"
     else:
         return None
     key = key.strip()
     if not key:
-        raise RecipeError(f"{where} is not set. {advice}")
+        raise RecipeError(f"{where} is not set. {put} the key; nothing has been asked yet.")
     if not (key.isascii() and key.isprintable()):
         raise RecipeError(
-            f"{where} holds characters that no HTTP header can carry. "
-            f"{'Export' if spec.api_key_env else 'Save'} the key alone."
+            f"{where} holds characters that no HTTP header can carry. {put} the key alone."
         )
     return key
 
@@ -51,39 +52,26 @@ def read_key(spec: OpenAITeacher) -> str | None:
 def redact(text: str, key: str | None) -> str:
     """Return ``text`` from outside without ``key``, which servers like to quote in their errors.
 
-    Replaced as it stands, quoted for a URL, and as the user or the password of a basic
-    authorization.
+    Replaced as it stands and as a URL or a form quotes it.
 
     >>> redact("no such key: sk-1+2, sk-1%2B2", "sk-1+2")
     'no such key: [key], [key]'
     """
-    if not key:
-        return text
-    for form in _forms(key):
+    for form in _forms(key) if key else ():
         text = text.replace(form, _REDACTED)
     return text
 
 
-def _forms(key: str) -> list[str]:
-    """Return the ways in which a server may write ``key``, the longest first."""
-    basic = [base64.b64encode(pair.encode()).decode() for pair in (key, f":{key}", f"{key}:")]
-    quoted = [urllib.parse.quote(key, safe=safe) for safe in ("", "/")]
-    plus = urllib.parse.quote_plus(key)
-    return sorted({key, plus, *quoted, *basic}, key=len, reverse=True)
+def _forms(key: str) -> set[str]:
+    """Return the ways in which a server may write ``key``; none is a part of another."""
+    return {key, urllib.parse.quote(key), urllib.parse.quote_plus(key)}
 
 
 def _secret(name: str) -> str:
     if _read_secret is None:
         raise RecipeError(
-            f"{_block(name)} cannot be read: secrets are Prefect's, and nothing here runs in a "
-            "flow. Set teacher.api_key_env in its place, or call register_secret_reader."
+            f"the secret {name!r} (teacher.api_key_secret) cannot be read: secrets are Prefect's, "
+            "and nothing here runs in a flow. Set teacher.api_key_env in its place, or call "
+            "register_secret_reader."
         )
     return _read_secret(name)
-
-
-def _variable(name: str) -> str:
-    return f"the environment variable {name!r} (teacher.api_key_env)"
-
-
-def _block(name: str) -> str:
-    return f"the secret {name!r} (teacher.api_key_secret)"

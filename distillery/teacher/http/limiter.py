@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: configured, or learnt from its refusals and latency.
+"""How fast an endpoint may be asked: configured, or learnt from its refusals.
 
 The window bounds the requests in flight, the pace bounds requests per second, a bucket bounds
 tokens per second. What the endpoint bears is found by asking for a little more until it objects.
@@ -16,23 +16,14 @@ _MAX_PAUSE_S = 30.0
 _FIRST_PAUSE_S = 0.5
 # A pause too short to tell the endpoint's pace from its burst teaches nothing.
 _MIN_PAUSE_S = 0.25
-_LEARN_S = 0.5
 _LEARN_FROM_S = 60.0
 _LEARN_REQUESTS = 5
-_MARGIN = 0.98
 _GROWTH = 0.004  # of the learnt pace, times the square of the seconds since
-_FEW_PER_S = 5.0
 _BURST_S = 1.0
 # One 429 among many answers is about its own request; so many of the last ones are a limit.
 _RECENT = 32
 _LIMIT_FRACTION = 0.75
 _FEWEST_RECENT = 16
-
-_MIN_LATENCIES = 48
-_LATENCIES = 512
-_REFRESH = 16
-_TIMEOUT_FACTOR = 4.0
-_MIN_TIMEOUT_S = 2.0
 
 
 class Window:
@@ -184,8 +175,8 @@ class Pace:
         while len(self._marks) > 2 and self._marks[1][0] <= now - _LEARN_FROM_S:
             self._marks.popleft()
         elapsed_s, sent = now - self._marks[0][0], self._let_out - self._marks[0][1]
-        if elapsed_s >= _LEARN_S and sent >= _LEARN_REQUESTS:
-            self._set_rate(sent / elapsed_s * _MARGIN, now, level=0.0)
+        if sent >= _LEARN_REQUESTS:
+            self._set_rate(sent / elapsed_s, now, level=0.0)
         return True
 
     def _set_rate(self, rate: float, now: float, *, level: float) -> None:
@@ -200,43 +191,5 @@ class Pace:
         """Ask for a little more: limits are raised, and other clients leave."""
         most = self._told if self._told is not None else float("inf")
         waited_s = max(0.0, now - max(self._learnt_at, self._resume_at))
-        # Where a second holds a request or two, an objection costs as much as seconds of growth.
-        waited_s *= min(1.0, self._learnt / _FEW_PER_S)
         bucket.rate = min(most, self._learnt * (1 + _GROWTH * waited_s**2))
         bucket.capacity = max(bucket.capacity, bucket.rate * _BURST_S)
-
-
-class Latencies:
-    """What the endpoint's responses took lately, and how long to wait for one.
-
-    >>> seen = Latencies(120.0)
-    >>> seen.timeout_s(attempt=1, last=False)
-    120.0
-    >>> for _ in range(100): seen.add(1.0)
-    >>> [seen.timeout_s(attempt=n, last=n == 6) for n in (1, 2, 6)]
-    [4.0, 8.0, 120.0]
-    """
-
-    def __init__(self, longest_s: float) -> None:
-        self._longest_s = longest_s
-        self._seen: collections.deque[float] = collections.deque(maxlen=_LATENCIES)
-        self._num_seen = 0
-        self._usual_s: float | None = None
-
-    def add(self, latency_s: float) -> None:
-        """Note how long a response took."""
-        self._seen.append(latency_s)
-        self._num_seen += 1
-        if self._num_seen >= _MIN_LATENCIES and self._num_seen % _REFRESH == 0:
-            self._usual_s = sorted(self._seen)[int(0.99 * len(self._seen))]
-
-    def timeout_s(self, *, attempt: int, last: bool) -> float:
-        """Return how long to wait: well beyond what is usual, longer at each attempt.
-
-        The last attempt waits as long as the recipe allows, so that a prompt whose response
-        really takes long is not given up for the others' sake.
-        """
-        if self._usual_s is None or last:
-            return self._longest_s
-        wait_s: float = max(_MIN_TIMEOUT_S, _TIMEOUT_FACTOR * self._usual_s) * 2 ** (attempt - 1)
-        return min(self._longest_s, wait_s)

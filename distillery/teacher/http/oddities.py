@@ -4,6 +4,7 @@ import logging
 
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.protocol import Response
+from schemas.errors import TeacherError
 
 logger = logging.getLogger(__name__)
 
@@ -80,4 +81,12 @@ class Oddities:
             return
         self.thoughts_only += 1
         if self.thoughts_only >= _MOST_THOUGHTS_ONLY:
-            raise self._endpoint.only_thinks(self.thoughts_only, response)
+            limit = response.request.sampling.max_new_tokens
+            raise TeacherError(
+                f"endpoint '{self._endpoint}' spent the first {self.thoughts_only} responses on "
+                "reasoning and wrote no text (the last has "
+                f"{response.completion_tokens or 'unknown'} tokens, finish_reason "
+                f"{response.finish_reason!r}), so every row would be paid for in vain. Nothing was "
+                f"kept. Raise teacher.max_new_tokens (now {limit}), or turn the reasoning down in "
+                "teacher.extra_body."
+            )

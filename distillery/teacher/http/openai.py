@@ -2,12 +2,11 @@
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from distillery.teacher.budget import Budget
 from distillery.teacher.http.channel import Channel
 from distillery.teacher.http.endpoint import Endpoint
-from distillery.teacher.protocol import Activity, OnResponse, Request, teacher_identity
+from distillery.teacher.protocol import Activity, OnResponse, Request
 from schemas.teacher import OpenAITeacher
 
 
@@ -30,11 +29,6 @@ class EndpointTeacher:
         self._channel: Channel | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """Return who serves what; never where."""
-        return teacher_identity(self._spec)
-
-    @property
     def activity(self) -> Activity:
         """Return what is going on at the endpoint, for all callers."""
         channel = self._channel
@@ -52,7 +46,7 @@ class EndpointTeacher:
                 model, refuses every request, or has gone away.
             BudgetError: A cap keeps the rest from being asked.
         """
-        self._open().run(requests, on_response, self._budget)
+        self._open().run(requests, on_response)
 
     def close(self) -> None:
         """Close the connections."""
@@ -65,5 +59,6 @@ class EndpointTeacher:
         """Return the channel; opened when it is first needed, so that ledger hits need no key."""
         with self._lock:
             if self._channel is None:
-                self._channel = Channel(Endpoint(self._spec), backoff_s=self._backoff_s)
+                endpoint = Endpoint(self._spec)
+                self._channel = Channel(endpoint, self._budget, backoff_s=self._backoff_s)
             return self._channel

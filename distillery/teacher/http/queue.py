@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from distillery.teacher.attempts import Attempts
-from distillery.teacher.budget import Budget
-from distillery.teacher.protocol import OnResponse, Request, Response
+from distillery.teacher.protocol import OnResponse, Request
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,6 +24,8 @@ class Item:
     """429s."""
     num_unexplained: int = 0
     """Responses without a finish_reason."""
+    num_refused: int = 0
+    """Refusals; the first is not believed while nothing was answered."""
     last_fault: str = ""
     is_done: bool = False
 
@@ -37,14 +38,10 @@ class Item:
 class Batch:
     """The requests of one call of :meth:`Channel.run`."""
 
-    def __init__(
-        self, requests: Sequence[Request], on_response: OnResponse, budget: Budget
-    ) -> None:
-        self.on_response, self.budget = on_response, budget
+    def __init__(self, requests: Sequence[Request], on_response: OnResponse) -> None:
+        self.on_response = on_response
         self.items = [Item(Attempts(request), self) for request in requests]
         self.num_left = len(self.items)
-        self.held: list[tuple[Item, Response]] = []
-        """Refusals that are kept back until something is answered."""
         self.tasks: set[asyncio.Task[None]] = set()
         self.error: BaseException | None = None
         self.done = threading.Event()
@@ -93,6 +90,10 @@ class Queue:
     def put_first(self, item: Item) -> None:
         """Have ``item`` sent next."""
         self._ready.appendleft(item)
+
+    def put_last(self, item: Item) -> None:
+        """Have ``item`` sent after what waits."""
+        self._ready.append(item)
 
     def put_later(self, item: Item, due: float) -> None:
         """Have ``item`` sent at ``due`` or later."""

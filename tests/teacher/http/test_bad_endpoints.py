@@ -1,9 +1,8 @@
 """Endpoints and prompts that misbehave: the row or the run says how, and nothing finished is lost.
 
-Tests of the key plant one that JSON, URLs and basic authorization all write otherwise.
+Tests of the key plant one that JSON and URLs write otherwise.
 """
 
-import base64
 import json
 import logging
 import threading
@@ -31,7 +30,6 @@ from tests.fixtures_generation import (
     endpoint,
     is_sealed,
     ledger_rows,
-    quick_retries,
     rows_of,
     run_all,
     train_prompts,
@@ -42,19 +40,12 @@ from tests.ports import free_port
 from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
 from tests.waiting import wait_until
 
-__all__ = ["quick_retries"]
-
 pytestmark = pytest.mark.usefixtures("quick_retries")
 
 KEY = "sk-planted/0123+4567=="
 HTML = Reply(body="<html><h1>Welcome to   nginx!</h1></html>")
 NO_COMPLETION = "a body that is not a chat completion: <html><h1>Welcome to nginx!</h1></html>"
 HUGE = Reply(body=b" " * (5 * 2**20))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StoreSpec:
-    return StoreSpec(root=str(tmp_path / "store"))
 
 
 def content_of(body: dict[str, Any]) -> str:
@@ -160,25 +151,6 @@ def choice(index: int | None, text: str | None, reason: str = "stop") -> dict[st
 
 
 @pytest.mark.parametrize(
-    "choices",
-    [
-        [choice(2, "c"), choice(0, "first"), choice(1, "b")],
-        [choice(0, "first"), choice(1, "b")],
-        [choice(None, "first"), choice(None, "b")],
-        [choice(3, "first")],
-    ],
-    ids=["shuffled", "in order", "without index", "one of another index"],
-)
-def test_first_choice_counts_wherever_it_stands(
-    store: StoreSpec, choices: list[dict[str, Any]]
-) -> None:
-    prompts = train_prompts(store, 1)
-    with StubEndpoint(default=Reply(choices=choices)) as stub:
-        (row,) = rows_of(run_all(prompts, endpoint(stub), store), store)
-    assert (row["state"], row["response"]) == ("ok", "first")
-
-
-@pytest.mark.parametrize(
     "usage",
     [
         None,
@@ -186,10 +158,9 @@ def test_first_choice_counts_wherever_it_stands(
         {"prompt_tokens": None, "completion_tokens": None},
         {"prompt_tokens": "7", "completion_tokens": 2.5},
         {"prompt_tokens": -7, "completion_tokens": -2},
-        {"prompt_tokens": 10**30, "completion_tokens": 10**30},
         {"prompt_tokens": True, "completion_tokens": False},
     ],
-    ids=["missing", "empty", "null", "of other types", "negative", "astronomic", "booleans"],
+    ids=["missing", "empty", "null", "of other types", "negative", "booleans"],
 )
 def test_usage_that_says_nothing_is_estimated_and_marked_unknown(
     store: StoreSpec, usage: dict[str, Any] | None
@@ -322,7 +293,7 @@ def everywhere(store: StoreSpec, prompts: DatasetRef, teacher: OpenAITeacher) ->
 
 def quoting(make: Callable[[str], Reply]) -> Callable[[dict[str, Any]], Reply]:
     """Answer q0 well, and the others with the key in every way in which one may write it."""
-    forms = [f"Bearer {KEY}", base64.b64encode(f":{KEY}".encode()).decode(), *keys._forms(KEY)]
+    forms = [f"Bearer {KEY}", *keys._forms(KEY)]
 
     def respond(body: dict[str, Any]) -> Reply:
         return Reply() if content_of(body) == "q0" else make(" ".join(forms))

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import pytest
 
-from distillery.teacher.http.limiter import Bucket, Latencies, Pace, Window
+from distillery.teacher.http.limiter import Bucket, Pace, Window
 
 LATENCY_S = 0.05
 
@@ -229,13 +229,3 @@ def test_bucket_waits_for_no_more_than_it_can_hold() -> None:
     assert bucket.wait_s(1.0, 2.0) == pytest.approx(48.5)
     bucket.take(-98.0, 2.0)  # it was less than expected
     assert bucket.wait_s(1.0, 2.0) == 0.0
-
-
-def test_timeout_follows_latencies_that_grow() -> None:
-    seen = Latencies(600.0)
-    for _ in range(200):
-        seen.add(1.0)
-    assert seen.timeout_s(attempt=1, last=False) == 4.0
-    for _ in range(600):
-        seen.add(30.0)
-    assert seen.timeout_s(attempt=1, last=False) == 120.0

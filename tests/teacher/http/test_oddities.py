@@ -8,10 +8,7 @@ import pytest
 
 from schemas.errors import TeacherError
 from tests.fixtures_endpoint import ask, spec_for
-from tests.fixtures_generation import patient
 from tests.stub_endpoint import Reply, StubEndpoint
-
-__all__ = ["patient"]
 
 pytestmark = pytest.mark.usefixtures("patient")
 

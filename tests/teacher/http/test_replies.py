@@ -9,10 +9,7 @@ import pytest
 from distillery.teacher.http.replies import retry_after_s
 from schemas.errors import TeacherError
 from tests.fixtures_endpoint import answer, ask, requests_for, spec_for
-from tests.fixtures_generation import patient
 from tests.stub_endpoint import Reply, StubEndpoint
-
-__all__ = ["patient"]
 
 pytestmark = pytest.mark.usefixtures("patient")
 
