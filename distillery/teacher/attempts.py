@@ -3,7 +3,7 @@
 import dataclasses
 
 from distillery.task_types.answer_formats import Answer, read_json
-from distillery.teacher.protocol import Message, Request, Response, ResponseSchema
+from distillery.teacher.protocol import Message, Request, Response
 
 _MOST_ASKED_EMPTY = 3
 _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to fit beside it
@@ -60,9 +60,9 @@ class Attempts:
                 return None
         schema = self.request.response_schema
         if response.state == "ok" and schema is not None:
-            violation = schema_violation(response.text, schema)
-            if violation is not None:
-                response = dataclasses.replace(response, state="malformed", error=violation)
+            found = read_json(response.text, schema.json_schema)
+            if not isinstance(found, Answer):
+                response = dataclasses.replace(response, state="malformed", error=found[1])
                 if self.broken is None:
                     self.broken = response
                     return None
@@ -83,21 +83,6 @@ class Attempts:
         return self.final(Response(self.request, "failed", "", error=error))
 
 
-def schema_violation(text: str, schema: ResponseSchema) -> str | None:
-    """Return one sentence on what breaks ``schema`` in ``text``, or None when it satisfies it.
-
-    As everywhere else, thoughts and a Markdown fence around the value do not matter: the filters
-    take them off.
-
-    >>> schema = ResponseSchema('{"required":["label"],"type":"object"}', "validate")
-    >>> schema_violation('{"label": "refund"}', schema)
-    >>> schema_violation('{}', schema)
-    "at $: 'label' is a required property"
-    """
-    found = read_json(text, schema.json_schema)
-    return None if isinstance(found, Answer) else found[1]
-
-
 def repair_messages(request: Request, text: str, violation: str) -> list[Message]:
     """Return the conversation that asks for a corrected response, once.
 
@@ -106,7 +91,7 @@ def repair_messages(request: Request, text: str, violation: str) -> list[Message
     Args:
         request: What was asked.
         text: What the teacher wrote; long ones are cut, so that the repair fits its context.
-        violation: What :func:`schema_violation` found.
+        violation: What breaks the schema in it.
     """
     schema = request.response_schema
     return [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distillery.teacher.attempts import Attempts
+from distillery.teacher.attempts import Attempts, repair_messages
 from distillery.teacher.protocol import (
     Response,
     ResponseSchema,
@@ -85,3 +85,20 @@ def test_what_failed_says_what_was_spent_on_it() -> None:
     failed = asked.failed("no response within 2 s")
     assert (failed.state, failed.text, failed.attempts) == ("failed", "", 1)
     assert (failed.billed_prompt_tokens, failed.error) == (7, "no response within 2 s")
+
+
+def test_a_repair_shows_the_conversation_the_response_and_what_is_wrong() -> None:
+    request = attempts(SCHEMA).request
+    messages = repair_messages(request, "refund", "at $: is not so")
+    assert messages[:1] == request.messages
+    assert messages[1] == {"role": "assistant", "content": "refund"}
+    assert messages[2]["role"] == "user"
+    for part in ("at $: is not so", "JSON alone", '"required":["label"]'):
+        assert part in messages[2]["content"]
+    assert len(messages) == 3
+    assert len(request.messages) == 1  # it is hashed: it must not change
+
+
+def test_a_long_response_is_cut_before_it_is_sent_back() -> None:
+    echoed = repair_messages(attempts(SCHEMA).request, "x" * 1_000_000, "wrong")[1]["content"]
+    assert echoed == "x" * 16_000

@@ -20,7 +20,6 @@ class Gate:
 
     def __init__(self, spec: OpenAITeacher, *, backoff_s: float) -> None:
         now = time.monotonic()
-        self._spec = spec
         self._window = Window(spec.concurrency)
         self.pace = Pace(spec.requests_per_minute and spec.requests_per_minute / 60, now)
         self.outage = Outage(spec.max_outage_s, 2 * backoff_s)

@@ -25,9 +25,11 @@ from distillery.teacher import (
     open_teacher,
     teacher_identity,
 )
+from distillery.teacher.http.chat_api import request_json
 from distillery.teacher.http.openai import EndpointTeacher
 from distillery.teacher.protocol import kept
 from schemas.errors import RecipeError, StoreError, TeacherError
+from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher
 from tests.fixtures_endpoint import answer, ask, requests_for, spec_for
 from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
@@ -268,6 +270,22 @@ def test_endpoint_is_told_of_the_schema_as_it_understands_it(mode: str, sent: ob
         response = ask_structured(stub, mode)
     assert stub.requests[0].get("response_format") == sent
     assert (response.state, response.repaired) == ("ok", False)
+
+
+def test_the_teacher_gets_the_properties_in_the_recipes_order() -> None:
+    """vLLM writes them in the schema's order: with sorted keys, an answer before its reason."""
+    properties = {"reason": {"type": "string"}, "answer": {"type": "string"}}
+    teacher = OpenAITeacher(model="m", base_url="http://host/v1")
+    hashes = set()
+    for names in (["reason", "answer"], ["answer", "reason"]):
+        ordered = {"properties": {name: properties[name] for name in names}, "required": names}
+        task = TaskSpec(name="t", type="qa", answer_format=JsonFormat(json_schema=ordered))
+        schema = ResponseSchema.of(teacher, task)
+        request = make_request({}, [], Sampling.of(teacher), response_schema=schema)
+        body = request_json(teacher, request, [])
+        assert list(body["response_format"]["json_schema"]["schema"]["properties"]) == names
+        hashes.add(request.request_hash)
+    assert len(hashes) == 2
 
 
 def test_model_that_declines_to_keep_to_a_schema_is_not_asked_again() -> None:
