@@ -223,7 +223,7 @@ class Channel:
         read, written = _tokens(response, request.num_chars)
         item.attempts.spend(read, written)
         if was_full and response.state != "refused":
-            self._gate.note_full()
+            self._gate.window.grow()
         return dataclasses.replace(response, latency_s=latency_s)
 
     async def _settle(self, item: Item, response: Response) -> None:
@@ -298,23 +298,18 @@ class Channel:
             for other in self._queue.take_all():
                 self._start(self._give_up(other), other.batch)
             await self._give_up(item)
-        elif is_over and not is_heard:
-            what = f"gave no answer in {outage.failures} attempts"
-            self._end_as_gone(what, item, "Start the endpoint or correct teacher.base_url.")
         elif is_over:
-            what = (
-                "has answered nothing for more than "
-                f"teacher.max_outage_s={self._spec.max_outage_s:g}"
-            )
-            self._end_as_gone(what, item, _ASK_THE_REST)
+            what = f"gave no answer in {outage.failures} attempts"
+            advice = "Start the endpoint or correct teacher.base_url."
+            if is_heard:
+                most_s = f"teacher.max_outage_s={self._spec.max_outage_s:g}"
+                what, advice = f"has answered nothing for more than {most_s}", _ASK_THE_REST
+            what += f"; the last failed with {item.last_fault!r}"
+            self._end(self._endpoint.error(what, advice))
         elif item.failures < self._spec.max_attempts or not is_heard:
             self._queue.put_later(item, now + backoff_s(self._backoff_s, item.failures))
         else:
             await self._give_up(item)
-
-    def _end_as_gone(self, what: str, item: Item, advice: str) -> None:
-        last = f"; the last failed with {item.last_fault!r}"
-        self._end(self._endpoint.error(what + last, advice))
 
     def _blames_what_is_left(self) -> bool:
         """Return whether all that is left has failed while the endpoint answered others.

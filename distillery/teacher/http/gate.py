@@ -20,7 +20,7 @@ class Gate:
 
     def __init__(self, spec: OpenAITeacher, *, backoff_s: float) -> None:
         now = time.monotonic()
-        self._window = Window(spec.concurrency)
+        self.window = Window(spec.concurrency)
         self.pace = Pace(spec.requests_per_minute and spec.requests_per_minute / 60, now)
         self.outage = Outage(spec.max_outage_s, 2 * backoff_s)
         self._tokens: Bucket | None = None
@@ -38,7 +38,7 @@ class Gate:
     def limit(self) -> int:
         """Return how many requests may be in flight: one until the endpoint is heard of."""
         is_at_work = time.monotonic() - self._first_sent_at >= _REFUSED_WITHIN_S
-        return self._window.size if self.is_heard or is_at_work else 1
+        return self.window.size if self.is_heard or is_at_work else 1
 
     def wait_s(self, tokens: float, now: float) -> float:
         """Return the seconds until a request of so many expected ``tokens`` may be sent."""
@@ -70,17 +70,13 @@ class Gate:
         if used_up_s is not None:
             self.pace.hold(used_up_s, time.monotonic())
 
-    def note_full(self) -> None:
-        """Note a response that came while as many as allowed were in flight."""
-        self._window.grow()
-
     def note_limit(self, error: RateLimited, sent_at: float, now: float) -> tuple[bool, float]:
         """Note a 429; return whether all wait, and the seconds for which nothing has come in."""
         self.is_heard = True
         self.num_429 += 1
         all_wait = self.pace.refused(error.retry_after_s, sent_at=sent_at, now=now)
         if all_wait:
-            self._window.shrink(sent_at=sent_at, now=now)
+            self.window.shrink(sent_at=sent_at, now=now)
         self._limited_since = self._limited_since or sent_at
         return all_wait, max(error.retry_after_s or 0.0, now - self._limited_since)
 
@@ -90,7 +86,7 @@ class Gate:
             self.is_heard = True
             self.pace.accepted()
         if error.status in _OVERLOADED or isinstance(error.__cause__, TimeoutError):
-            self._window.shrink(sent_at=sent_at, now=now)
+            self.window.shrink(sent_at=sent_at, now=now)
 
 
 class Outage:
