@@ -178,14 +178,6 @@ def test_usage_that_says_nothing_is_estimated_and_marked_unknown(
     assert (facts["prompt_tokens"], facts["completion_tokens"]) == (20, 20)
 
 
-def test_null_content_is_an_empty_response(store: StoreSpec) -> None:
-    prompts = train_prompts(store, 1)
-    with StubEndpoint(default=Reply(text=None)) as stub:
-        (row,) = rows_of(run_all(prompts, endpoint(stub), store), store)
-        assert stub.num_requests == 3
-    assert (row["state"], row["response"]) == ("empty", "")
-
-
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
