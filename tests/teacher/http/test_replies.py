@@ -109,7 +109,8 @@ def test_refusals_of_prompts_end_no_run_however_many_come_first(facts: dict[str,
     most = 3 if "max_tokens" in facts.values() else 30
     with StubEndpoint(respond=respond) as stub:
         assert states(stub) == {"refused": most, "ok": 40 - most}
-        assert stub.num_requests == 40
+        # What may be about the settings is asked once more while nothing is answered.
+        assert 40 <= stub.num_requests <= (43 if most == 3 else 40)
 
 
 def test_a_prompt_that_azure_filters_out_is_refused() -> None:
