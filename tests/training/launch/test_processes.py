@@ -18,7 +18,7 @@ from distillery.training.launch.processes import failure, train_in_processes
 from distillery.training.preflight import default_num_processes
 from schemas import errors
 from schemas.errors import DistilleryError, StoreError, TrainingError
-from schemas.execution import ExecutionSpec
+from schemas.execution import ExecutionSpec, StageName
 from schemas.training import TrainingSpec
 from tests.deployments.test_server import LocalServer, server, wait_until
 from tests.fixtures_training import (
@@ -373,8 +373,12 @@ def test_cancelling_the_run_in_prefect_stops_all_training_processes(
         "student": SCRATCH,
         "training": training,
         "store": bench.spec,
+        "execution": INLINE,
     }
-    dumped = {name: value.model_dump(mode="json") for name, value in parameters.items()}
+    dumped: dict[str, Any] = {
+        name: value.model_dump(mode="json") for name, value in parameters.items()
+    }
+    dumped["name"] = StageName.TRAIN_STUDENT
     asked = server.prefect(
         "deployment", "run", "train-student/train-student", "--params", json.dumps(dumped)
     )
