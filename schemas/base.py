@@ -2,19 +2,10 @@
 
 import difflib
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 class Spec(BaseModel):
@@ -30,6 +21,10 @@ class Spec(BaseModel):
     )
 
 
+def _leave_open(schema: dict[str, Any]) -> None:
+    schema.pop("additionalProperties")
+
+
 class Branch(Spec):
     """One alternative of a union, told apart by ``kind``.
 
@@ -38,46 +33,17 @@ class Branch(Spec):
     refuses every other unknown key when the flow starts, and leaves the JSON schema open.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(json_schema_extra=_leave_open)
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _refuse_keys_of_no_branch(
-        cls, value: Any, validate: ModelWrapValidatorHandler[Self]
-    ) -> Self:
+    def _drop_keys_of_siblings(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            return validate(value)
+            return value
         family: type[Branch] = next(base for base in cls.__mro__[1:] if Branch in base.__mro__)
-        siblings = [cls] if family is Branch else family.__subclasses__()
-        known = {name for sibling in siblings for name in sibling.model_fields}
-        problems = [_unknown_key(key, cls, value[key]) for key in value if key not in known]
-        try:
-            branch = validate({k: item for k, item in value.items() if k in cls.model_fields})
-        except ValidationError as error:
-            problems += [_same_error(item) for item in error.errors()]
-        if problems:
-            raise ValidationError.from_exception_data(cls.__name__, problems)
-        return branch
-
-
-def _unknown_key(key: Any, kind: type[BaseModel], value: Any) -> InitErrorDetails:
-    """Return the error that says that ``kind`` has no ``key``."""
-    sentence = unknown_key_message(str(key), sorted(kind.model_fields))
-    return InitErrorDetails(
-        type=PydanticCustomError("unknown_key", "{sentence}", {"sentence": sentence}),
-        loc=(str(key),),
-        input=value,
-    )
-
-
-def _same_error(item: Any) -> InitErrorDetails:
-    """Return one entry of ``ValidationError.errors()`` as pydantic takes it back."""
-    context = {**item.get("ctx", {}), "sentence": item["msg"]}
-    return InitErrorDetails(
-        type=PydanticCustomError(item["type"], "{sentence}", context),
-        loc=item["loc"],
-        input=item["input"],
-    )
+        siblings = [] if family is Branch else family.__subclasses__()
+        theirs = {name for sibling in siblings for name in sibling.model_fields}
+        return {k: v for k, v in value.items() if k in cls.model_fields or k not in theirs}
 
 
 def _compiles(pattern: str) -> str:

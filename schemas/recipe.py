@@ -201,7 +201,7 @@ def _sentence(item: Any, field: Any, description: str) -> str:
             return "needs at least {min_length} items, not {actual_length}.".format(**item["ctx"])
         case "string_pattern_mismatch":
             return f"{value} does not match {item['ctx']['pattern']!r}. {description}"
-        case "value_error" | "unknown_key":
+        case "value_error":
             return str(item["msg"]).removeprefix("Value error, ")
     if item["input"] in _kinds(field):
         return f"is {value}, but has to be a section. Write {{kind: {item['input']}}}."

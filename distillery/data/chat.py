@@ -99,7 +99,7 @@ def _parse_turn(turn: Any, position: int) -> Message:
         content = "\n".join(_part_text(part, position) for part in content)
     if not isinstance(content, str):
         raise MessageError(f"turn {position} has no text under 'content'")
-    if not _is_whole(content):
+    if not is_whole(content):
         raise MessageError(f"turn {position} has half a character, which cannot be kept")
     return Message(role=role, content=content)
 
@@ -113,7 +113,7 @@ def _part_text(part: Any, position: int) -> str:
     return text
 
 
-def _is_whole(text: str) -> bool:
+def is_whole(text: str) -> bool:
     """Return whether no half of a surrogate pair is in it, such as an emoji that was cut."""
     try:
         text.encode()

@@ -22,9 +22,7 @@ from schemas.data import DataSpec, FileSource, Source
 from schemas.errors import DistilleryError, InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
-from schemas.frames import (
-    SPLITS,
-)
+from schemas.frames import SPLITS
 
 _LOGIC_VERSION = 2
 _BATCH_ROWS = 4096

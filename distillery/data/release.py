@@ -4,11 +4,9 @@ It looks at aggregates over all rows and at a stated sample of the rows. It fail
 that cannot be evaluated releases nothing.
 """
 
-import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,6 @@ from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, FilteredSet
 from schemas.task import LabelSet, TaskSpec
-
-logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 1
 _SAMPLE_ROWS = 50_000
@@ -114,7 +110,9 @@ def _validate(
     scratch: Path,
 ) -> dict[str, Any]:
     """Return how many expectations were checked and the sentences of those that failed."""
-    with _quiet_great_expectations():
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
+    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
         import great_expectations as gx
         import great_expectations.expectations as gxe
         from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -208,23 +206,3 @@ def _refusal(
         f"{dropped}. A student would learn from what is left. Read {docs} and the rejected rows, "
         "then correct the teacher, the filters or their thresholds."
     )
-
-
-@contextlib.contextmanager
-def _quiet_great_expectations() -> Iterator[None]:
-    """Keep Great Expectations' analytics, info log and deprecations away while it works."""
-    before = os.environ.get("GX_ANALYTICS_ENABLED")
-    os.environ["GX_ANALYTICS_ENABLED"] = "False"
-    gx_logger = logging.getLogger("great_expectations")
-    level = gx_logger.level
-    gx_logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        gx_logger.setLevel(level)
-        if before is None:
-            del os.environ["GX_ANALYTICS_ENABLED"]
-        else:
-            os.environ["GX_ANALYTICS_ENABLED"] = before

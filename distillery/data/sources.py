@@ -19,6 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distillery.data.chat import is_whole
 from distillery.storage.fingerprint import sha256
 from schemas.data import FileSource, HubSource, Source
 from schemas.errors import InputDataError, RecipeError
@@ -192,21 +193,12 @@ def _not_text(number: int, source: FileSource) -> SourceRow:
     return SourceRow(number, {}, problem)
 
 
-def _is_text(text: str) -> bool:
-    """Return whether no half of a surrogate pair is in ``text``; Parquet could not hold it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _read_jsonl(source: FileSource) -> Iterator[SourceRow]:
     with _text_lines(source, newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            if not _is_text(line):
+            if not is_whole(line):
                 yield _not_text(number, source)
                 continue
             try:
@@ -217,7 +209,7 @@ def _read_jsonl(source: FileSource) -> Iterator[SourceRow]:
             if not isinstance(values, dict):
                 found = type(values).__name__
                 yield SourceRow(number, {}, f"line {number} is a JSON {found}, not an object")
-            elif "\\u" in line and not _is_text(json.dumps(values, ensure_ascii=False)):
+            elif "\\u" in line and not is_whole(json.dumps(values, ensure_ascii=False)):
                 yield SourceRow(number, {}, f"line {number} has half a character (\\ud800 or like)")
             else:
                 yield SourceRow(number, values)
@@ -238,7 +230,7 @@ def _read_csv(source: FileSource) -> Iterator[SourceRow]:
             except csv.Error as error:
                 yield from _broken_record(number, lines, error)
                 continue
-            if not _is_text("".join(row)):
+            if not is_whole("".join(row)):
                 yield _not_text(number, source)
             elif not row:
                 continue
@@ -356,14 +348,11 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the names of the labels of each ClassLabel column, in the order of their numbers."""
-    names = {}
-    for column, feature in features.items():
-        named = (
-            feature.get("names") if isinstance(feature, dict) else getattr(feature, "names", None)
-        )
-        if named:
-            names[column] = list(named)
-    return names
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("names")
+    }
 
 
 def _with_names(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
@@ -393,7 +382,7 @@ def _read_hub(source: HubSource) -> Iterator[SourceRow]:
             f"data set {source.dataset!r} cannot be loaded: {_one_line(error)}. Correct the "
             "recipe's data section, or save the split as Parquet and name that file."
         ) from error
-    names = _label_names(rows.features)
+    names = _label_names(rows.features.to_dict())
     for number, values in enumerate(rows, start=1):
         yield SourceRow(number, _with_names(dict(values), names))
 

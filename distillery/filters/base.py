@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from distillery.task_types import TaskType
 from schemas.filters import DropReason, RewriteReason
@@ -33,27 +33,24 @@ class Rewrite:
     reason: RewriteReason
 
 
-class _Filter(Generic[SpecT]):
-    when: ClassVar[Literal["before_teacher", "after_teacher"]] = "after_teacher"
-    """Whether it judges prompts before a token is paid for, or responses. No filter does the
-    former yet; :mod:`distillery.filters.stage` refuses one."""
+class RowFilter(ABC, Generic[SpecT]):
+    """Decides about one row at a time."""
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
-
-
-class RowFilter(_Filter[SpecT], ABC):
-    """Decides about one row at a time."""
 
     @abstractmethod
     def row(self, row: Row, task: TaskType) -> Drop | Rewrite | None:
         """Return what is to be done with a row; None keeps it as it is."""
 
 
-class SetFilter(_Filter[SpecT], ABC):
+class SetFilter(ABC, Generic[SpecT]):
     """Decides about rows together, such as near-duplicates."""
 
     reason: ClassVar[DropReason]
+
+    def __init__(self, spec: SpecT) -> None:
+        self.spec = spec
 
     @abstractmethod
     def rows(self, sql: Any) -> Any:

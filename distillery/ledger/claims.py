@@ -4,13 +4,14 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import sqlalchemy as sa
 
 from distillery.ledger import presence
 from distillery.ledger.commits import Writer
 from distillery.ledger.database import Database, portions
-from distillery.ledger.rows import is_final
+from distillery.ledger.rows import LedgerRow
 from distillery.ledger.tables import claims, responses
 from schemas.errors import StoreError
 
@@ -84,8 +85,5 @@ def _taken(connection: sa.Connection, hashes: list[str], owner: str) -> set[str]
 def _final(connection: sa.Connection, hashes: list[str], max_new_tokens: int) -> set[str]:
     c = responses.c
     query = sa.select(c.request_hash, c.state, c.max_new_tokens, c.failed_runs)
-    return {
-        row.request_hash
-        for row in connection.execute(query.where(c.request_hash.in_(hashes)))
-        if is_final(row.state, row.max_new_tokens, row.failed_runs, max_new_tokens)
-    }
+    rows: Any = connection.execute(query.where(c.request_hash.in_(hashes)))
+    return {row.request_hash for row in rows if LedgerRow.is_final(row, max_new_tokens)}

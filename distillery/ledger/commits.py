@@ -18,9 +18,6 @@ from schemas.errors import StoreError
 # Bounds what is held twice, in the queue's rows and in the driver's parameters.
 _MOST_ROWS_PER_GROUP = 1000
 
-# What may hold what an endpoint or a user wrote.
-_WRITTEN = ("text", "reasoning", "error", "model_reported", "finish_reason", "request", "teacher")
-
 
 class Entry(NamedTuple):
     """A row to be committed."""
@@ -184,9 +181,8 @@ def storable(row: LedgerRow) -> dict[str, Any]:
     and Parquet refuse, become U+FFFD.
     """
     values = dict(vars(row))
-    for name in _WRITTEN:
-        value = values[name]
-        if value and not (value.isascii() and "\0" not in value):
+    for name, value in values.items():
+        if isinstance(value, str) and not (value.isascii() and "\0" not in value):
             whole = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             values[name] = whole.replace("\0", "\ufffd")
     return values

@@ -123,34 +123,6 @@ class Ledger:
         """Return one dictionary per teacher; see :func:`distillery.ledger.reports.stats`."""
         return self._database.read(reports.stats)
 
-    def purge(
-        self,
-        *,
-        teacher: str | None = None,
-        older_than_s: float | None = None,
-        prompt_hashes: Collection[str] | None = None,
-        contains: str | None = None,
-        dry_run: bool = False,
-    ) -> int:
-        """Remove the rows that meet all criteria given, and return how many.
-
-        On SQLite their text is gone from the files too.
-
-        Args:
-            teacher: Model name, or the start of a teacher id (7 digits at least).
-            older_than_s: Committed longer ago than this, seconds.
-            prompt_hashes: Hashes of messages; see ``LedgerRow.prompt_hash``.
-            contains: Text found in a message, a response or an error; case matters.
-            dry_run: Only count them.
-
-        Raises:
-            ValueError: There is no criterion.
-        """
-        return purge(
-            self._database,
-            teacher=teacher,
-            older_than_s=older_than_s,
-            prompt_hashes=prompt_hashes,
-            contains=contains,
-            dry_run=dry_run,
-        )
+    def purge(self, *, dry_run: bool = False, **criteria: Any) -> int:
+        """Remove the rows that meet all criteria; see :func:`distillery.ledger.purge.purge`."""
+        return purge(self._database, dry_run=dry_run, **criteria)

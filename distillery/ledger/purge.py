@@ -17,10 +17,18 @@ _ROWS_PER_BATCH = 1000
 
 
 def purge(database: Database, *, dry_run: bool, **criteria: Any) -> int:
-    """Remove the rows that meet ``criteria``, and the claims on them; return how many.
+    """Remove the rows that meet all ``criteria``, and the claims on them; return how many.
 
-    See :meth:`distillery.ledger.Ledger.purge`. On SQLite their text is gone from the files too. On
-    PostgreSQL that is for its VACUUM to do, and for whoever keeps its backups.
+    On SQLite their text is gone from the files too. On PostgreSQL that is for its VACUUM to do,
+    and for whoever keeps its backups.
+
+    Args:
+        database: The ledger's.
+        dry_run: Only count them.
+        criteria: `teacher`: a model's name, or the start of a teacher id (7 digits at least).
+            `older_than_s`: committed longer ago than this, seconds. `prompt_hashes`: hashes of
+            messages, see ``LedgerRow.prompt_hash``. `contains`: text found in a message, a
+            response or an error; case matters.
 
     Raises:
         ValueError: There is no criterion, or an empty one.
@@ -32,7 +40,7 @@ def purge(database: Database, *, dry_run: bool, **criteria: Any) -> int:
             "a purge without a criterion would empty the ledger. Give teacher, older_than_s, "
             "prompt_hashes or contains."
         )
-    if criteria["contains"] == "":
+    if criteria.get("contains") == "":
         raise ValueError("every row contains the empty text. Give contains some text.")
     if dry_run:
         return database.read(lambda c: sum(map(len, _matches(c, **criteria))))
@@ -56,10 +64,10 @@ def purge(database: Database, *, dry_run: bool, **criteria: Any) -> int:
 def _matches(
     connection: sa.Connection,
     *,
-    teacher: str | None,
-    older_than_s: float | None,
-    prompt_hashes: Collection[str] | None,
-    contains: str | None,
+    teacher: str | None = None,
+    older_than_s: float | None = None,
+    prompt_hashes: Collection[str] | None = None,
+    contains: str | None = None,
 ) -> Iterator[list[str]]:
     """Yield the hashes of the rows that meet all criteria given, batch by batch."""
     c = responses.c

@@ -82,24 +82,12 @@ class LedgerRow:
 
     def is_final(self, max_new_tokens: int) -> bool:
         """Return whether a run that allows ``max_new_tokens`` has nothing to ask any more."""
-        return is_final(self.state, self.max_new_tokens, self.failed_runs, max_new_tokens)
-
-
-def is_final(state: str, allowed_then: int, failed_runs: int, max_new_tokens: int) -> bool:
-    """Return whether a row needs no asking by a run that allows ``max_new_tokens``.
-
-    Args:
-        state: State of the row.
-        allowed_then: Limit under which the row was asked.
-        failed_runs: Runs in which it failed.
-        max_new_tokens: Limit of the run that looks at it.
-    """
-    match state:
-        case "truncated":
-            return allowed_then >= max_new_tokens or failed_runs >= MOST_FAILED_RUNS
-        case "failed":
-            return failed_runs >= MOST_FAILED_RUNS
-    return True
+        match self.state:
+            case "truncated" if self.max_new_tokens < max_new_tokens:
+                return self.failed_runs >= MOST_FAILED_RUNS
+            case "failed":
+                return self.failed_runs >= MOST_FAILED_RUNS
+        return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,12 @@
 """The ledger's tables, the same on SQLite and PostgreSQL."""
 
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
+
 import sqlalchemy as sa
 
 from distillery.ledger.database import Database
+from distillery.ledger.rows import LedgerRow
 from schemas.errors import StoreError
 
 SCHEMA_VERSION = 3
@@ -13,33 +17,21 @@ metadata = sa.MetaData()
 
 meta = sa.Table("meta", metadata, sa.Column("schema_version", sa.Integer, primary_key=True))
 
-# The columns are the fields of LedgerRow.
+_TYPES = {str: sa.Text, int: sa.BigInteger, float: sa.Double, bool: sa.Boolean}
+
+
+def _columns() -> Iterator[sa.Column[Any]]:
+    """Yield a column for each field of LedgerRow."""
+    for name, hint in get_type_hints(LedgerRow).items():
+        kind, *none = get_args(hint) or (hint,)
+        is_key = name == "request_hash"
+        yield sa.Column(name, _TYPES[kind], primary_key=is_key, nullable=bool(none))
+
+
 responses = sa.Table(
     "responses",
     metadata,
-    sa.Column("request_hash", sa.String(64), primary_key=True),
-    sa.Column("prompt_hash", sa.String(64), nullable=False),
-    sa.Column("teacher_id", sa.String(64), nullable=False),
-    sa.Column("teacher", sa.Text, nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("reasoning", sa.Text),
-    sa.Column("finish_reason", sa.Text),
-    sa.Column("max_new_tokens", sa.BigInteger, nullable=False),
-    sa.Column("prompt_tokens", sa.BigInteger),
-    sa.Column("completion_tokens", sa.BigInteger),
-    sa.Column("billed_prompt_tokens", sa.BigInteger, nullable=False),
-    sa.Column("billed_completion_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cost", sa.Double),
-    sa.Column("currency", sa.Text),
-    sa.Column("model_reported", sa.Text),
-    sa.Column("latency_s", sa.Double, nullable=False),
-    sa.Column("attempts", sa.BigInteger, nullable=False),
-    sa.Column("failed_runs", sa.BigInteger, nullable=False),
-    sa.Column("repaired", sa.Boolean, nullable=False),
-    sa.Column("error", sa.Text),
-    sa.Column("created_at", sa.Double, nullable=False),
+    *_columns(),
     # The newest rows of a teacher tell what its next ones will cost.
     sa.Index("ix_responses_teacher_created", "teacher_id", "created_at"),
 )

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.base import versioned
 from schemas.errors import RecipeError
 
 # Files of a model folder that decide what it computes and how text becomes tokens.
@@ -30,27 +28,6 @@ def sha256(value: Any) -> str:
     Lone surrogates, which JSON text may hold but UTF-8 may not, are hashed as they are.
     """
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def stage_fingerprint(
-    stage: str, *, logic_version: int, inputs: Mapping[str, Any], spec: Mapping[str, Any]
-) -> str:
-    """Return the fingerprint of one stage's result, 64 hex digits.
-
-    Args:
-        stage: Name of the stage.
-        logic_version: Raised whenever the stage's code would give another result.
-        inputs: Fingerprints of what goes in.
-        spec: The parts of the recipe that the stage reads; runtime fields are left out.
-    """
-    return sha256(
-        {
-            "stage": stage,
-            "logic_version": logic_version,
-            "inputs": dict(inputs),
-            "spec": versioned(dict(spec)),
-        }
-    )
 
 
 def file_hash(path: Path) -> str:

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 from pydantic import JsonValue
 
-from distillery.storage.fingerprint import file_hash, stage_fingerprint
+from distillery.storage.fingerprint import file_hash, sha256
 from distillery.storage.store import RowWriter, Store, new_attempt
 from schemas.base import versioned
 from schemas.errors import StoreError
@@ -35,15 +35,26 @@ class Stage:
     """What identifies one stage's result: its name, its logic, its inputs, its settings."""
 
     name: StageName
+
     logic_version: int
+    """Raised whenever the stage's code would give another result."""
+
     inputs: dict[str, Any]
+    """Fingerprints of what goes in."""
+
     spec: dict[str, Any]
+    """The parts of the recipe that the stage reads; runtime fields do not count."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Return the hash of all of it, 64 hex digits."""
-        return stage_fingerprint(
-            self.name, logic_version=self.logic_version, inputs=self.inputs, spec=self.spec
+        return sha256(
+            {
+                "stage": self.name,
+                "logic_version": self.logic_version,
+                "inputs": self.inputs,
+                "spec": versioned(self.spec),
+            }
         )
 
 
@@ -110,15 +121,6 @@ class Attempt:
         """Return the folder of what an attempt leaves for the next one at this fingerprint."""
         return f"{self.stage.name}/{self.stage.fingerprint}/checkpoints"
 
-    def write_rows(
-        self, name: str, batches: Iterable[pa.RecordBatch], schema: pa.Schema
-    ) -> DatasetRef:
-        """Write rows as output ``name``; streams."""
-        with self.row_writer(name, schema) as writer:
-            for batch in batches:
-                writer.write(batch)
-        return writer.ref(self.stage.fingerprint)
-
     @contextlib.contextmanager
     def row_writer(self, name: str, schema: pa.Schema) -> Iterator[RowWriter]:
         """Yield a writer of output ``name``."""
@@ -140,16 +142,6 @@ class Attempt:
         ref = ReportRef(uri=uri, fingerprint=self.stage.fingerprint)
         self.outputs[name] = ref
         return ref
-
-    @contextlib.contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the seconds inside to ``timings_s[part]``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.timings_s[part] = round(self.timings_s.get(part, 0.0) + spent, 3)
 
     def seal(self) -> Manifest:
         """Put the manifest: from now on the stage is complete."""
@@ -199,8 +191,9 @@ def run_stage(
         return found
     attempt = Attempt(Store(store.root), stage, new_attempt())
     try:
-        with attempt.timed("total"):
-            work(attempt)
+        start = time.perf_counter()
+        work(attempt)
+        attempt.timings_s["total"] = round(time.perf_counter() - start, 3)
         manifest = attempt.seal()
     except BaseException:
         with contextlib.suppress(StoreError):

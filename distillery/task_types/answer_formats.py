@@ -17,8 +17,6 @@ from schemas.errors import RecipeError
 from schemas.filters import DropReason
 from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskSpec
 
-_LONGEST_DETAIL = 200  # characters
-
 Violation = tuple[DropReason, str]
 """Why a response has no answer, and what was seen."""
 
@@ -94,8 +92,9 @@ def read_json(text: str, schema_text: str) -> Answer | Violation:
     if violation is None:
         return Answer(bare, compared)
     # A message begins with the value, which may be long, and ends with what is wrong with it.
-    found = f"at {violation.json_path}: {violation.message}"
-    return DropReason.JSON_SCHEMA_VIOLATION, _shortened(found, _LONGEST_DETAIL)
+    said = violation.message
+    cut = f"{said[:80]}...{said[-80:]}" if len(said) > 163 else said
+    return DropReason.JSON_SCHEMA_VIOLATION, f"at {violation.json_path}: {cut}"
 
 
 def check_answer_format(task: TaskSpec) -> None:
@@ -116,18 +115,6 @@ def _plain_numbers(value: object) -> object:
     if isinstance(value, list):
         return [_plain_numbers(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _shortened(text: str, longest: int) -> str:
-    """Return ``text`` without its middle where it is too long.
-
-    >>> _shortened("abcdefghijklm", 9)
-    'abc...klm'
-    """
-    if len(text) <= longest:
-        return text
-    head, tail = (longest - 2) // 2, (longest - 3) // 2
-    return f"{text[:head]}...{text[-tail:]}"
 
 
 @lru_cache(maxsize=8)

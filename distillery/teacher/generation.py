@@ -178,8 +178,9 @@ def collect_responses(
     def work(attempt: Attempt) -> None:
         with Ledger.open(store) as ledger:
             collection = _Collection(teacher, task, ledger)
-            batches = collection.batches(Store(store.root), prompts)
-            attempt.write_rows("responses", batches, arrow_schema(ResponseFrame))
+            with attempt.row_writer("responses", arrow_schema(ResponseFrame)) as writer:
+                for batch in collection.batches(Store(store.root), prompts):
+                    writer.write(batch)
         if collection.num_missing:
             raise TeacherError(collection.missing_message(totals))
         attempt.counts |= {

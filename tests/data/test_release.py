@@ -1,6 +1,5 @@
 """A training set is released only when every expectation was checked and holds."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,6 @@ def test_a_released_set_is_the_kept_rows_themselves_with_docs_for_people(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distillery.data.release._SAMPLE_ROWS", 20)
-    monkeypatch.delenv("GX_ANALYTICS_ENABLED", raising=False)
     rows = _rows(200, 10)
     result = bench.release(rows)
     assert result.dataset("training_set") == bench.filtered(rows, 210).kept
@@ -87,7 +85,6 @@ def test_a_released_set_is_the_kept_rows_themselves_with_docs_for_people(
     assert (aggregates["num_train_rows"], aggregates["keep_fraction"]) == (200, 1.0)
     with Store(bench.store.root).local_copy(result.report("data_docs")) as docs:
         assert "Data Docs" in (docs / "index.html").read_text()
-    assert "GX_ANALYTICS_ENABLED" not in os.environ
 
 
 def test_another_threshold_that_holds_trains_no_student_again(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from distillery.filters import FILTERS, make_filters
-from distillery.filters.base import Drop, Rewrite, RowFilter, SetFilter
+from distillery.filters.base import Drop, Rewrite, RowFilter
 from distillery.filters.usable import Usable
 from distillery.task_types import task_type
 from schemas.filters import (
@@ -187,6 +187,3 @@ def test_every_filter_of_a_recipe_has_its_class() -> None:
 def test_no_recipe_can_leave_out_what_makes_a_row_usable() -> None:
     names = [name for name, _ in make_filters([LengthFilter()])]
     assert names == ["teacher", "length", "empty"]
-    for _, chosen in make_filters(task_type(task_with()).default_rules):
-        assert isinstance(chosen, RowFilter | SetFilter)
-        assert chosen.when == "after_teacher"

@@ -1,7 +1,6 @@
 """The ledger keeps every response, merges it with what is there, and counts what was spent."""
 
 import contextlib
-import dataclasses
 import multiprocessing
 import os
 import re
@@ -18,18 +17,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from distillery.ledger import Ledger, LedgerRow, Spending
+from distillery.ledger import Ledger, Spending
 from distillery.ledger.commits import Entry
-from distillery.ledger.tables import meta, responses
+from distillery.ledger.tables import meta
 from schemas.errors import RecipeError, StoreError
 from schemas.execution import StoreSpec
 from tests.fixtures_ledger import commit, failed, kept, row
 
 STATES = ["ok", "empty", "truncated", "malformed", "refused", "failed"]
-
-
-def test_columns_are_the_fields_of_a_row() -> None:
-    assert [c.name for c in responses.c] == [f.name for f in dataclasses.fields(LedgerRow)]
 
 
 def test_committed_row_comes_back_unchanged(ledger: Ledger, ledger_spec: StoreSpec) -> None:

@@ -1,5 +1,6 @@
 """A fingerprint changes exactly when something changes that can change the result."""
 
+import dataclasses
 import json
 import types
 import typing
@@ -16,13 +17,14 @@ from distillery.storage.fingerprint import (
     canonical_json,
     model_identity,
     sha256,
-    stage_fingerprint,
     tokenizer_identity,
 )
+from distillery.storage.stage import Stage
 from schemas.base import versioned
 from schemas.data import DataSpec, FileSource, HubSource
 from schemas.errors import RecipeError
 from schemas.evaluation import EvaluationSpec, GateSpec
+from schemas.execution import StageName
 from schemas.filters import FilterSpec, LengthFilter, RefusalFilter
 from schemas.objectives import HardTargets, SoftTargets
 from schemas.student import FromScratchStudent, PretrainedStudent
@@ -167,7 +169,7 @@ def test_fingerprint_changes_iff_the_field_can_change_the_result(
 
 
 def _fingerprint(spec: BaseModel) -> str:
-    return stage_fingerprint("s", logic_version=1, inputs={}, spec={"spec": spec})
+    return Stage(StageName.LOAD_PROMPTS, 1, inputs={}, spec={"spec": spec}).fingerprint
 
 
 def test_branches_of_a_union_never_share_a_fingerprint() -> None:
@@ -183,12 +185,16 @@ def test_a_runtime_field_inside_a_section_inside_a_list_is_left_out_too() -> Non
 
 @pytest.mark.parametrize(
     "change",
-    [{"stage": "t"}, {"logic_version": 2}, {"inputs": {"a": "2"}}, {"inputs": {"b": "1"}}],
+    [
+        {"name": StageName.COMPARE_MODELS},
+        {"logic_version": 2},
+        {"inputs": {"a": "2"}},
+        {"inputs": {"b": "1"}},
+    ],
 )
 def test_stage_logic_and_inputs_are_in_the_fingerprint(change: dict[str, Any]) -> None:
-    given_: dict[str, Any] = {"stage": "s", "logic_version": 1, "inputs": {"a": "1"}, "spec": {}}
-    one, two = given_, given_ | change
-    assert stage_fingerprint(one.pop("stage"), **one) != stage_fingerprint(two.pop("stage"), **two)
+    stage = Stage(StageName.LOAD_PROMPTS, 1, inputs={"a": "1"}, spec={})
+    assert stage.fingerprint != dataclasses.replace(stage, **change).fingerprint
 
 
 _json = st.recursive(

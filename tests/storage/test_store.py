@@ -11,7 +11,7 @@ import tempfile
 import time
 import types
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,14 @@ def _batch(*numbers: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
 
 
+def _write_rows(attempt: Attempt, batches: Iterable[pa.RecordBatch]) -> None:
+    with attempt.row_writer("rows", SCHEMA) as writer:
+        for batch in batches:
+            writer.write(batch)
+
+
 def _write(attempt: Attempt) -> None:
-    attempt.write_rows("rows", [_batch(1, 2), _batch(-3)], SCHEMA)
+    _write_rows(attempt, [_batch(1, 2), _batch(-3)])
     attempt.counts["rows"] = 3
 
 
@@ -160,7 +166,7 @@ def test_what_work_raises_while_it_writes_comes_through_as_it_is(store: Store) -
 def test_two_writers_of_one_fingerprint_do_no_harm(store: Store) -> None:
     attempts = [Attempt(Store(store.root), STAGE, name) for name in ("a", "b")]
     for attempt, numbers in zip(attempts, ((1, 2), (1, 2)), strict=True):
-        attempt.write_rows("rows", [_batch(*numbers)], SCHEMA)
+        _write_rows(attempt, [_batch(*numbers)])
     for attempt in attempts:
         attempt.seal()
     found = _run(store.root, _fail)
@@ -429,7 +435,7 @@ def _disk_full(store: Store, space: int) -> Iterator[None]:
 
 def _many_rows(attempt: Attempt) -> None:
     batches = (_batch(*range(start, start + 5000)) for start in range(0, 50_000, 5000))
-    attempt.write_rows("rows", batches, SCHEMA)
+    _write_rows(attempt, batches)
 
 
 @pytest.mark.parametrize("space", [0, 3, 20_000])
