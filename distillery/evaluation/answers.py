@@ -57,14 +57,7 @@ def answer_test_prompts(
 ) -> StageResult:
     """Return output `answers`: a contestant's responses to all test rows, each with its metrics.
 
-    Args:
-        spec: Who answers. A teacher is asked through the ledger, so nothing is paid for twice.
-        prompts: Output of `validate_prompts`.
-        task: Decides the metrics.
-        evaluation: Longest response, batch size.
-        store: Store and ledger.
-        execution: How the run is carried out.
-        on_progress: See :data:`OnProgress`.
+    A teacher is asked through the ledger, so nothing is paid for twice.
 
     Raises:
         RecipeError: The task has no metric yet, or the model cannot be loaded.

@@ -57,15 +57,8 @@ def compare_models(
 ) -> StageResult:
     """Return output `report`: comparison.json, comparison.md and report.html in one folder.
 
-    Args:
-        evaluated: Everybody's answers and measurements.
-        prompts: Where the report's examples take their prompts from.
-        task: Titles the report; its type says what the metrics are.
-        evaluation: Resamples, level and seed of the intervals.
-        declared: Size of a hosted teacher; not used for a model that was measured.
-        store: The store.
-        execution: How the run is carried out.
-        funnel: Rows of the training set by what became of them, for the report.
+    The report's examples take their prompts from ``prompts``. The declared size is a hosted
+    teacher's; the funnel counts rows of the training set by what became of them.
     """
     stage = Stage(
         StageName.COMPARE_MODELS,
@@ -138,16 +131,8 @@ def build_comparison(
 ) -> Comparison:
     """Return all figures of the contestants, alone and against each other.
 
-    Everybody is compared with the teacher, the student with everybody.
-
-    Args:
-        answers: By contestant what :func:`read_answers` returns, the same prompts in each.
-        measurements: Their speed and size.
-        task: Says which metric is the primary one, and when two answers are the same.
-        evaluation: Limits; resamples, level and seed of the intervals.
-        declared: Size of a contestant whose size was not measured.
-        fingerprints: Stages that the figures rest on.
-        funnel: Rows of the training set by what became of them.
+    Everybody is compared with the teacher, the student with everybody. ``answers`` holds by
+    contestant what :func:`read_answers` returns, the same prompts in each.
     """
     kind = task_type(task)
     metric = kind.primary.name

@@ -75,16 +75,7 @@ def measure_performance(
     """Return output `measurements`, and the contestants' answers by name as outputs beside it.
 
     So one manifest names all that a comparison needs, and figures of different machines never meet
-    in one table. See :func:`evaluated`.
-
-    Args:
-        answers: Outputs of `answer_test_prompts` by contestant.
-        prompts: Output of `validate_prompts`; the first test rows are timed.
-        contestants: Who is timed.
-        task: Part of what a teacher is asked.
-        evaluation: Rows, warm-up and limits.
-        store: Store and ledger.
-        execution: How the run is carried out.
+    in one table. See :func:`evaluated`. The first test rows of ``prompts`` are timed.
 
     Raises:
         RecipeError: A model cannot be loaded.

@@ -1,17 +1,12 @@
 """The HTML report: one file, no network, one picture of quality against latency."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distillery.evaluation.findings import findings, notes, points_text, verdict
 from distillery.evaluation.picture import NUM_COLOURS, quality_against_latency
 from distillery.evaluation.tables import label_rows, labels_title, measured_rows, relative_rows
 from schemas.comparison import Comparison, Disagreement
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 
 def render_report(
@@ -24,7 +19,16 @@ def render_report(
         examples: Rows that teacher and student score differently.
         num_disagreements: How many there are in all.
     """
-    page = _environment().get_template("report.html.jinja")
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja")
     return page.render(
         comparison=comparison,
         verdict=verdict(comparison),
@@ -47,19 +51,6 @@ def _tables(comparison: Comparison) -> dict[str, list[dict[str, str]]]:
         labels_title(comparison): label_rows(comparison),
     }
     return {heading: rows for heading, rows in tables.items() if rows}
-
-
-@functools.cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def _details(comparison: Comparison) -> dict[str, dict[str, str]]:

@@ -53,14 +53,8 @@ def check_models(
 
     That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
     the recipe makes them, responses that do not end or do not come back, a vocabulary larger than
-    the embedding, a device that is not there.
-
-    Args:
-        student: Who learns. None: nobody does.
-        teacher: Who answers. One behind an endpoint has no files here.
-        data: Decides whether there is a system turn.
-        execution: A device is looked for only where stages run in this process.
-        training: Decides whether the teacher renders responses too, to score them.
+    the embedding, a device that is not there (looked for only where stages run in this process).
+    ``training`` decides whether the teacher renders responses too, to score them.
     """
     problems: list[str] = []
     for reader in _readers(student, teacher, training):
@@ -82,14 +76,7 @@ def check_prompts(
 ) -> None:
     """Return when the models can read the prompts; after loading, before the first request.
 
-    Of each sequence of roles the first rows are rendered.
-
-    Args:
-        prompts: A PromptFrame.
-        student: Who learns; also from gold rows. None: nobody does.
-        teacher: Who answers.
-        store: Where the prompts are.
-        training: Decides whether the teacher renders responses too, to score them.
+    Of each sequence of roles the first rows are rendered. ``training`` as in :func:`check_models`.
 
     Raises:
         RecipeError: The first row that a model cannot read, by its `prompt_id`.

@@ -58,14 +58,7 @@ def check_recipe(
 ) -> None:
     """Return when the sections fit together; otherwise raise one error with all that does not.
 
-    Args:
-        task: What is asked.
-        data: Prompts and labelled rows.
-        teacher: Who answers.
-        student: Who learns. None: nobody does, so labelled rows are not needed.
-        training: How. None: nobody learns.
-        store: Where results go.
-        execution: How the run is carried out.
+    Without a student nothing is trained and nobody compared, so labelled rows are not needed.
 
     Raises:
         RecipeError: Each problem on its own line, with the one thing to do.
@@ -107,15 +100,7 @@ def check_first_request(
 ) -> None:
     """Return when models and endpoint can be used on ``prompts``; the last look before spending.
 
-    Args:
-        prompts: The valid rows; of each sequence of roles some are rendered by every model.
-        task: Decides the schema of the responses.
-        data: Decides whether there is a system turn.
-        teacher: Who is about to be asked.
-        student: Who learns. None: nobody does.
-        training: Decides whether the teacher scores responses too.
-        store: Where the prompts are.
-        execution: A device is looked for only where stages run in this process.
+    Of each sequence of roles in the prompts some are rendered by every model.
 
     Raises:
         RecipeError: Each problem on its own line, with the one thing to do.
