@@ -94,7 +94,7 @@ def read_json(text: str, schema_text: str) -> Answer | Violation:
     # A message begins with the value, which may be long, and ends with what is wrong with it.
     said = violation.message
     cut = f"{said[:80]}...{said[-80:]}" if len(said) > 163 else said
-    return DropReason.JSON_SCHEMA_VIOLATION, f"at {violation.json_path}: {cut}"
+    return DropReason.JSON_SCHEMA_VIOLATION, f"at {violation.json_path:.80}: {cut}"
 
 
 def check_answer_format(task: TaskSpec) -> None:
