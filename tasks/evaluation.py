@@ -1,5 +1,7 @@
 """Tasks: ask and time the contestants, compare them, promote the student."""
 
+from dataclasses import replace
+
 from prefect import task as prefect_task
 
 from distillery.storage.stage import StageResult
@@ -39,7 +41,7 @@ def answer_test_prompts(
             execution,
             on_progress=progress.update,
         )
-    return result.dataset("answers"), result
+    return result.dataset("answers"), replace(result, subject=contestant.name)
 
 
 @stage_task

@@ -65,14 +65,18 @@ class StageResult:
     manifest: Manifest
     reused: bool
 
+    subject: str = ""
+    """Who or what the stage was about, where it runs several times in one run."""
+
     @property
     def sentence(self) -> str:
         """Return one line for a log: the stage, what it counted, how long it took."""
         made = self.manifest
+        name = f"{made.stage} ({self.subject})" if self.subject else made.stage
         if self.reused:
-            return f"{made.stage}: reused, made {made.created_at:%Y-%m-%d %H:%M:%S} UTC"
+            return f"{name}: reused, made {made.created_at:%Y-%m-%d %H:%M:%S} UTC"
         counts = ", ".join(f"{count:,} {name}" for name, count in made.counts.items())
-        return f"{made.stage}: {counts or 'done'} ({made.timings_s['total']:.1f} s)"
+        return f"{name}: {counts or 'done'} ({made.timings_s['total']:.1f} s)"
 
     @property
     def drop_reasons(self) -> dict[str, int]:

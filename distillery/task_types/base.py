@@ -39,9 +39,6 @@ class TaskType:
     metrics: ClassVar[tuple[Metric, ...]]
     """The metrics of one answer. By the first, models are compared and students promoted."""
 
-    of_the_set: ClassVar[Mapping[str, SetMetric]] = {}
-    """Metrics that no single answer has, all the better the higher."""
-
     default_rules: ClassVar[tuple[Filter, ...]] = (
         EmptyFilter(),
         TruncatedFilter(),
@@ -58,6 +55,11 @@ class TaskType:
     def primary(self) -> Metric:
         """Return the metric that decides."""
         return self.metrics[0]
+
+    @property
+    def of_the_set(self) -> Mapping[str, SetMetric]:
+        """Return the metrics that no single answer has."""
+        return {}
 
     def read(self, response: str) -> Answer | Violation:
         """Return the answer in a response, or why there is none.

@@ -1,9 +1,10 @@
 """Classification: one label per text, or a JSON value or short text that stands for one."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from distillery.task_types.base import Metric, TaskType
+from distillery.task_types.base import Metric, SetMetric, TaskType
+from schemas.task import JsonFormat
 
 
 def macro_f1(answers: Sequence[str | None], references: Sequence[str]) -> float | None:
@@ -31,7 +32,11 @@ class Classification(TaskType):
     """
 
     metrics = (Metric("accuracy"),)
-    of_the_set = {"macro_f1": macro_f1}  # noqa: RUF012
+
+    @property
+    def of_the_set(self) -> Mapping[str, SetMetric]:
+        """Return macro F1, but not over whole JSON objects: too many classes to mean anything."""
+        return {} if isinstance(self.task.answer_format, JsonFormat) else {"macro_f1": macro_f1}
 
     def score(
         self, response: str | None, reference: str, *, truncated: bool = False

@@ -83,11 +83,14 @@ def test_models_are_compared_by_accuracy_the_higher_the_better() -> None:
 
 def test_naming_the_majority_label_has_a_low_macro_f1() -> None:
     references = ["a"] * 95 + ["b"] * 5
-    macro_f1 = TASK_TYPES[TaskKind.CLASSIFICATION].of_the_set["macro_f1"]
+    task = TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=LABELS)
+    macro_f1 = task_type(task).of_the_set["macro_f1"]
     assert macro_f1(["a"] * 100, references) == pytest.approx((2 * 95 / 195 + 0) / 2)
     assert macro_f1(references, references) == 1.0
     assert macro_f1([None] * 100, references) == 0.0
     assert macro_f1([], []) is None
+    as_json = task.model_copy(update={"answer_format": JsonFormat(json_schema={})})
+    assert task_type(as_json).of_the_set == {}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TaskKind if kind not in TASK_TYPES])
