@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as pads
 
 from distillery.data.chat import load_messages
@@ -309,7 +310,9 @@ def disagreements(
     teacher, student = answers[TEACHER], answers[STUDENT]
     differing = teacher.index[(teacher[metric] - student[metric]).abs() > 0]
     shown = list(differing[:_NUM_EXAMPLES])
-    wanted = (pads.field("split") == "test") & pads.field("prompt_id").isin(shown)
+    # Typed, as an empty list would be of nulls.
+    is_shown = pads.field("prompt_id").isin(pa.array(shown, pa.string()))
+    wanted = (pads.field("split") == "test") & is_shown
     table = store.dataset(prompts).to_table(columns=["prompt_id", "messages"], filter=wanted)
     conversations = {row["prompt_id"]: load_messages(row["messages"]) for row in table.to_pylist()}
     examples = [

@@ -178,9 +178,10 @@ def _label_sentence(comparison: Comparison) -> str | None:
     if not scored:
         return None
     recall, label = min(scored, key=lambda pair: pair[0])
+    rows = f"{label.num_rows:,} rows" if label.num_rows > 1 else "only row"
     return (
-        f"Lowest recall of the student: {percent_text(recall)} of the {label.num_rows:,} rows "
-        f"with {label.label!r:.80}."
+        f"Lowest recall of the student: {percent_text(recall)} of the {rows} with "
+        f"{label.label!r:.80}."
     )
 
 

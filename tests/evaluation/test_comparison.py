@@ -234,6 +234,22 @@ def test_stage_writes_three_files_and_is_reused(store: StoreSpec) -> None:
     assert first.manifest.counts == {"rows": 20, "disagreements": 1}
 
 
+def test_models_that_agree_on_every_row_are_compared(store: StoreSpec) -> None:
+    alike = seal_scores(store, dict.fromkeys(SCORES, SCORES["teacher"]))
+    prompts = seal_prompts(store, prompt_frame(20))
+    result = compare_models(
+        alike,
+        prompts,
+        task=TASK,
+        evaluation=EVALUATION,
+        declared=None,
+        store=store,
+        execution=ExecutionSpec(),
+        funnel={},
+    )
+    assert result.manifest.counts == {"rows": 20, "disagreements": 0}
+
+
 def test_declared_size_and_intervals_change_the_comparison_but_batches_do_not(
     store: StoreSpec,
 ) -> None:
