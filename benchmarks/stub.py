@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
             _, found, rest = head.partition(b"\r\ncontent-length:")
             length = rest.split(b"\r\n", 1)[0].strip() if found else b"0"
             if not length.isdigit():
-                return self._refuse(400, "Content-Length is no number")
+                return self._refuse(400, "Content-Length is not a number")
             stop = end + 4 + int(length)
             if len(self._buffer) < stop:
                 if b"100-continue" in head and not self._told_to_continue:

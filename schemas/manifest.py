@@ -63,4 +63,4 @@ class Manifest(BaseModel):
     """Commit of the code, when it ran from a checkout."""
 
     lock_hash: str | None = None
-    """sha256 of constraints.txt, when it is at hand."""
+    """sha256 of constraints.txt, if the file is there."""

@@ -35,7 +35,7 @@ class LabelSet(_AnswerFormat):
     @field_validator("labels", mode="before")
     @classmethod
     def _are_text(cls, labels: Any) -> Any:
-        """Say once, and not per label, that YAML has read something else than text."""
+        """Say once, and not per label, that YAML has read something other than text."""
         if isinstance(labels, list | tuple):
             others = [repr(label) for label in labels if not isinstance(label, str)]
             if others:

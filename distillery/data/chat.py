@@ -69,7 +69,7 @@ def parse_messages(value: Any) -> list[Message]:
     A `developer` is the system, and content may come in parts, as OpenAI's clients write them.
 
     Raises:
-        MessageError: It is no such list; or a turn has an unknown role, or something else than
+        MessageError: It is not such a list; or a turn has an unknown role, or something other than
             text. The turn is named.
     """
     if isinstance(value, str):

@@ -356,7 +356,7 @@ def _label_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _with_names(values: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    """Return ``values`` with the names of labels in place of their numbers; -1 is no label.
+    """Return ``values`` with label names in place of label numbers; -1 means unlabelled.
 
     >>> _with_names({"text": "a", "label": 1}, {"label": ["entailment", "neutral"]})
     {'text': 'a', 'label': 'neutral'}

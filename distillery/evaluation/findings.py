@@ -12,7 +12,7 @@ TARGET_RETENTION, TARGET_LATENCY_REDUCTION, TARGET_MEMORY_REDUCTION = 0.92, 0.85
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the student, and whether it tells of a target that is met."""
+    """One sentence about the student, and whether a target is met."""
 
     text: str
     met: bool | None

@@ -96,7 +96,7 @@ def _contains(row: Any, text: str) -> bool:
 
 
 def _scrub(database: Database, num_rows: int) -> None:
-    """Write the SQLite file anew without what was deleted, and empty its log."""
+    """Rewrite the SQLite file without what was deleted, and empty its log."""
     connection = database.engine.raw_connection()
     try:
         cursor = connection.cursor()

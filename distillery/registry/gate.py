@@ -71,7 +71,7 @@ def _against_champion(
     if measured is None or measured.identity != champion.fingerprint:
         why = "was promoted while this run was under way. Run again"
         if is_lost:
-            why = "is gone from the store. Restore its files, or delete the alias to begin anew"
+            why = "is gone from the store. Restore its files, or delete the alias to start over"
         return GateCheck(
             condition="max_loss_to_champion",
             required=most,

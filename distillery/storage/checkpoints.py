@@ -74,12 +74,12 @@ def _is_complete(store: Store, uri: str, name: str, parallelism: str) -> bool:
         raise TrainingError(
             f"{name} in {store.path(uri)!r} was made by the training {other!r:.14}, not by this "
             f"one, {_training(uri)!r:.14}: another recipe, other rows or another model. Delete "
-            "that folder; this training then begins anew."
+            "that folder; this training then starts over."
         )
     if (layout := marker.get("parallelism")) != parallelism:
         raise TrainingError(
             f"{name} in {store.path(uri)!r} was made with training.parallelism {layout!r}, and "
             f"{parallelism!r} lays optimizer states out in another way. Set training.parallelism "
-            "(and more than one process for fsdp2) as it was, or delete that folder to begin anew."
+            "(and more than one process for fsdp2) as it was, or delete that folder to start over."
         )
     return True

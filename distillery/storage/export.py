@@ -13,13 +13,13 @@ def export_model(model: ModelRef, folder: str, store: StoreSpec) -> None:
     """Copy a model of the store to a local folder, in place of the model that was there.
 
     Raises:
-        RecipeError: Something that is no model stands there; it would be lost.
+        RecipeError: The folder holds something other than a model, which would be lost.
     """
     target = Path(folder).expanduser().resolve()
     is_empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if not is_empty and not (target / "config.json").is_file():
         raise RecipeError(
-            f"output {str(target)!r} holds what is no model; it would be deleted. Name a new "
+            f"output {str(target)!r} holds something other than a model, which would be deleted. Name a new "
             "folder under 'output'."
         )
     partial = target.with_name(f"{target.name}.partial")

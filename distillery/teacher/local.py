@@ -98,7 +98,7 @@ class LocalTeacher:
     def _round(
         self, model: LocalModel, asked: list[Attempts], on_response: OnResponse
     ) -> list[Attempts]:
-        """Make one attempt at each, hand over what is final, and return the rest."""
+        """Make one attempt at each, pass on what is final, and return the rest."""
         left: list[Attempts] = []
         self._retries += sum(attempts.count > 0 for attempts in asked)
         for batch in self._generate(model, asked):

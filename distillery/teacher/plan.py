@@ -74,7 +74,7 @@ class GenerationPlan:
     is_local: bool
     """Whether the teacher runs here, so that nobody charges for its tokens."""
     seconds: float | None
-    """Time for the asking. None: nothing is known that it could be told from."""
+    """Time that the requests take. None: too little is known to estimate it."""
     caps: tuple[Cap, ...] = ()
     assumptions: tuple[tuple[str, str], ...] = ()
     """What the estimates rest on: its name, and why it was taken."""

@@ -183,7 +183,7 @@ class Teacher(Protocol):
         """Return what it is doing at this moment; safe to call from any thread."""
 
     def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
-        """Ask all requests and hand over each response, failed ones too.
+        """Send all requests and pass on each response, failed ones too.
 
         ``on_response`` is called from one thread at a time, in no particular order. When it, or
         the future that it returns, raises, nothing more is asked and the error is raised here.

@@ -154,7 +154,7 @@ def test_a_champion_whose_files_are_gone_alone_closes_the_gate() -> None:
             "max_loss_to_champion",
             "the student was not compared with the champion, so gate.max_loss_to_champion=0 "
             "fails: 'train_student/c/a/model' is gone from the store. Restore its files, or "
-            "delete the alias to begin anew",
+            "delete the alias to start over",
         )
     ]
 

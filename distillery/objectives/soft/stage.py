@@ -130,7 +130,7 @@ class _Scoring:
     """Has rows scored, keeps their scores until all rows are, and counts on the way.
 
     A file of the store is named by its rows, what they say, and what they are scored with: rows
-    that have changed in the meantime are scored anew. It begins with the SHA-256 of the rest, as
+    that have changed in the meantime are scored again. It begins with the SHA-256 of the rest, as
     Arrow reads damaged numbers without noticing.
     """
 

@@ -120,7 +120,7 @@ class Outage:
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Start counting again."""
         self.failures, self._pause_s = 0, self._first_pause_s
 
     def failed(self, *, sent_at: float, now: float) -> None:

@@ -35,7 +35,7 @@ class EndpointTeacher:
         return channel.activity if channel else Activity()
 
     def answer(self, requests: Sequence[Request], on_response: OnResponse) -> None:
-        """Ask all requests and hand over each response, those that failed too.
+        """Send all requests and pass on each response, failed ones too.
 
         The first request to an endpoint goes alone until it is answered, 0.2 s at most, so that
         a wrong key or address costs one.
