@@ -19,8 +19,8 @@ def export_model(model: ModelRef, folder: str, store: StoreSpec) -> None:
     is_empty = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if not is_empty and not (target / "config.json").is_file():
         raise RecipeError(
-            f"output {str(target)!r} holds something other than a model, which would be deleted. Name a new "
-            "folder under 'output'."
+            f"output {str(target)!r} holds something other than a model, which would be deleted. "
+            "Name a new folder under 'output'."
         )
     partial = target.with_name(f"{target.name}.partial")
     with Store(store.root).local_copy(model) as source:
