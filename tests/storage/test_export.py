@@ -32,12 +32,12 @@ def test_an_exported_model_takes_the_place_of_the_one_before(
     assert [path.name for path in target.parent.iterdir()] == ["teacher"]
 
 
-def test_an_export_never_deletes_what_is_no_model(
+def test_an_export_deletes_nothing_but_a_model(
     tmp_path: Path, stored: tuple[ModelRef, StoreSpec]
 ) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     for place in (tmp_path / "home", tmp_path / "home" / "thesis.txt"):
-        with pytest.raises(RecipeError, match=r"no model; .*Name a new folder under 'output'"):
+        with pytest.raises(RecipeError, match=r"other than a model, .*Name a new folder under 'output'"):
             export_model(stored[0], str(place), stored[1])
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
