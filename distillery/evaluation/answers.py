@@ -25,7 +25,7 @@ from schemas.task import TaskSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 
 OnProgress = Callable[[int, int], None]

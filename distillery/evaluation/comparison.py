@@ -287,7 +287,8 @@ def _labels(
     text_of: dict[str, str] = {}
     for value, text in zip(values, references, strict=True):
         text_of.setdefault(value, text)
-    means = pd.DataFrame(scores).groupby(values).mean()  # leaves unscored rows out
+    keys = np.array(values, dtype=object)  # a list could be taken for names of columns
+    means = pd.DataFrame(scores).groupby(keys).mean()  # leaves unscored rows out
     recalls = means.astype(object).where(means.notna(), None).to_dict("index")
     found = [
         LabelRecall(label=text_of[value], num_rows=num_rows, recall=recalls[value])

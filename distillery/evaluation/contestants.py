@@ -285,7 +285,14 @@ class _Teacher(Contestant):
                 f"from the teacher yet. Last error: {session.totals.last_error!r}. The finished "
                 "ones are kept. Run again: only the missing ones are asked."
             )
-        return [_answered(found[request.request_hash]) for request in requests]
+        answers = [_answered(found[request.request_hash]) for request in requests]
+        # A response that was made under a longer limit would have been cut under this one.
+        return [
+            dataclasses.replace(
+                answer, truncated=answer.truncated or (answer.new_tokens or 0) > limit
+            )
+            for answer in answers
+        ]
 
     @contextlib.contextmanager
     def opened(self, store: Store) -> Iterator[Opened]:

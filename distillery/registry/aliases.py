@@ -31,7 +31,7 @@ def find_rival(student: ModelRef, task: TaskSpec, alias: str, store: Store) -> M
     pointer = read_champion(task, alias, store)
     promoted = (pointer.current, *pointer.previous) if pointer else ()
     others = (entry.student for entry in promoted)
-    return next((other for other in others if other.fingerprint != student.fingerprint), None)
+    return next((other for other in others if other.uri != student.uri), None)
 
 
 def promote_student(
@@ -72,7 +72,7 @@ def promote_student(
             differences=tuple(d for d in comparison.differences if d.name == STUDENT),
             checks=checks,
         )
-        if before and before[0].student.fingerprint == student.fingerprint:
+        if before and before[0].student.uri == student.uri:
             before = before[1:]
         updated = ChampionPointer(task=task.name, alias=gate.alias, current=entry, previous=before)
         store.write_bytes(_uri(task, gate.alias), updated.model_dump_json(indent=1).encode())

@@ -78,6 +78,10 @@ class Attempts:
             billed_completion_tokens=self.written,
         )
 
+    def unfinished(self, error: str) -> Response:
+        """Return what bills the attempts so far, and blames nothing on the request."""
+        return dataclasses.replace(self.failed(error), attempts=0)
+
     def failed(self, error: str) -> Response:
         """Return the response to a request that got none in all its attempts."""
         return self.final(Response(self.request, "failed", "", error=error))

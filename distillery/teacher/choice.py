@@ -135,6 +135,12 @@ def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
     if samples.num_samples == 1:
         return  # nothing is chosen, so the choice is not read
     match samples.choice:
+        case NumberChoice():
+            raise RecipeError(
+                "teacher.samples.choice has kind='number', but references of prompts that a "
+                "teacher answers are not read, so no response could be chosen. Set it to kind "
+                "'majority' with answer 'number'."
+            )
         case LabelChoice() if not isinstance(found, LabelSet):
             wanted = "labels"
         case JsonChoice() if not isinstance(found, JsonFormat):

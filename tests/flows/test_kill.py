@@ -65,7 +65,7 @@ def test_a_run_killed_in_any_stage_goes_on_from_there(tmp_path: Path, prefect_se
             script = KILLED_BEFORE_SEAL.format(stage=str(stage), recipe=str(recipe))
             done = run(["-c", script])
             assert done.returncode == -signal.SIGKILL, done.stderr
-            reused = re.findall(r"(\w+): reused", done.stderr)
+            reused = re.findall(r"(\w+)(?: \(\w+\))?: reused", done.stderr)
             # The stage before died unsealed the last time, and was done again in this run.
             sealed = STAGES[: max(0, position - 1)]
             assert reused == [
@@ -80,6 +80,6 @@ def test_a_run_killed_in_any_stage_goes_on_from_there(tmp_path: Path, prefect_se
         assert done.returncode == 0, done.stderr
         assert "teacher" in done.stdout and "student" in done.stdout
         # The measurement names everybody's answers, so they are not looked up.
-        assert re.findall(r"(\w+): reused", done.stderr) == [
+        assert re.findall(r"(\w+)(?: \(\w+\))?: reused", done.stderr) == [
             str(stage) for stage in STAGES[:-1] if stage is not ANSWER
         ]

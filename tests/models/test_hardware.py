@@ -1,5 +1,7 @@
 """What a machine is, and how much memory it has for this process."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,10 @@ def test_hardware_is_recorded() -> None:
     assert all(record[name] for name in named) and "gpu" in record
     assert record["peak_of_the_measuring_process"]
     assert process_peak_bytes() > 2**20
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_a_larger_parent() -> None:
+    held = bytearray(b"x" * 2**28)
+    code = "from distillery.models.hardware import process_peak_bytes; print(process_peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < len(held)

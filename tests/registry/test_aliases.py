@@ -97,8 +97,16 @@ def test_the_champion_itself_is_held_against_the_one_before_it(store: Store) -> 
 
 
 def test_same_student_again_replaces_its_entry(store: Store) -> None:
-    promote_student(comparison(), student_ref(attempt="a"), TASK, GateSpec(), store)
-    promote_student(comparison(), student_ref(attempt="b"), TASK, GateSpec(), store)
+    for _ in range(2):
+        promote_student(comparison(), student_ref(attempt="a"), TASK, GateSpec(), store)
     pointer = read_champion(TASK, "champion", store)
     assert pointer is not None
-    assert pointer.previous == () and pointer.current.student.uri.endswith("/b/student")
+    assert pointer.previous == () and pointer.current.student.uri.endswith("/a/student")
+
+
+def test_a_student_trained_again_is_held_against_what_it_was(store: Store) -> None:
+    """Other weights may have the same fingerprint."""
+    promote_student(comparison(), student_ref(attempt="a"), TASK, GateSpec(), store)
+    rival = find_rival(student_ref(attempt="b"), TASK, "champion", store)
+    assert rival == student_ref(attempt="a")
+    assert find_rival(student_ref(attempt="a"), TASK, "champion", store) is None

@@ -38,6 +38,8 @@ def test_an_export_deletes_nothing_but_a_model(
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
     for place in (tmp_path / "home", tmp_path / "home" / "thesis.txt"):
-        with pytest.raises(RecipeError, match=r"other than a model, .*Name a new folder under 'output'"):
+        with pytest.raises(
+            RecipeError, match=r"other than a model, .*Name a new folder under 'output'"
+        ):
             export_model(stored[0], str(place), stored[1])
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"

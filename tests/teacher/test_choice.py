@@ -204,12 +204,16 @@ def test_a_choice_that_nothing_could_pass_is_refused(
         (JsonChoice(), OBJECT),
         (MajorityChoice(), OBJECT),
         (MajorityChoice(), None),
-        (NumberChoice(), None),
         (RegexChoice(pattern="a+"), None),
     ],
 )
 def test_a_choice_that_fits_the_task_is_accepted(choice: Choice, answer_format: Any) -> None:
     check_samples(_teacher(choice), _task(answer_format))
+
+
+def test_a_number_to_compare_with_is_refused_as_references_are_not_read() -> None:
+    with pytest.raises(RecipeError, match="are not read, so no response could be chosen"):
+        check_samples(_teacher(NumberChoice()), _task(None))
 
 
 def test_a_pattern_that_does_not_compile_is_refused_where_it_stands() -> None:

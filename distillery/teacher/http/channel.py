@@ -9,6 +9,7 @@ kept, not when it has arrived: what a kill can lose is what was in flight.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -218,10 +219,9 @@ class Channel:
         )
         latency_s = time.perf_counter() - start
         response = self._endpoint.without_key(read_reply(reply, request))
+        item.attempts.spend(*_tokens(response, request.num_chars))
         self._oddities.check(response)
         self._gate.note_answer(used_up_s(reply.headers))
-        read, written = _tokens(response, request.num_chars)
-        item.attempts.spend(read, written)
         if was_full and response.state != "refused":
             self._gate.window.grow()
         return dataclasses.replace(response, latency_s=latency_s)
@@ -232,7 +232,9 @@ class Channel:
         item.num_unexplained += response.finish_reason is None
         may_be_cut = self._oddities.may_be_cut(response, item.num_unexplained)
         final = None if may_be_cut else item.attempts.take(response)
-        if final is None:
+        if final is None and self._oddities.thoughts_only:
+            self._queue.put_last(item)  # others tell whether the endpoint only thinks
+        elif final is None:
             self._queue.put_first(item)
         else:
             await self._finish(item, final)
@@ -265,7 +267,8 @@ class Channel:
         """Wait as the endpoint asks, all or this request alone; no attempt is spent."""
         now = time.monotonic()
         all_wait, wait_s = self._gate.note_limit(error, sent_at, now)
-        if wait_s > self._spec.max_outage_s:
+        is_let_in = self._gate.in_flight > 1  # what was sent besides may still be answered
+        if (error.retry_after_s or 0.0 if is_let_in else wait_s) > self._spec.max_outage_s:
             self._end(self._endpoint.asks_to_wait(wait_s, error))
         item.num_limited += 1
         if all_wait:
@@ -338,7 +341,7 @@ class Channel:
 
     async def _finish(self, item: Item, response: Response) -> None:
         """Hand over a response, wait until it is kept, and count its request as done."""
-        batch = item.batch
+        batch, item.is_handed_over = item.batch, True
         # Shielded: a response that is being kept is kept, also when the run has to end.
         await asyncio.shield(asyncio.wrap_future(batch.on_response(response)))
         item.is_done = True
@@ -351,6 +354,11 @@ class Channel:
         """End one batch with an error."""
         if not batch.done.is_set():
             self._queue.batches.discard(batch)
+            for item in batch.items:  # paid for, without a final response: its charge counts
+                if (item.attempts.read or item.attempts.written) and not item.is_handed_over:
+                    item.is_handed_over = True
+                    with contextlib.suppress(Exception):
+                        batch.on_response(item.attempts.unfinished(str(error)))
             batch.end(error)
 
     def _end(self, error: Exception) -> None:

@@ -23,8 +23,13 @@ class Oddities:
         self._never_explains = False
         self._warned_of_ends = False
         self._has_text = False
-        self.thoughts_only = 0
-        """Responses so far that hold thoughts and no text, unless any had text."""
+        self._thinkers: set[str] = set()
+        """Requests so far that were answered with thoughts and no text, unless any had text."""
+
+    @property
+    def thoughts_only(self) -> int:
+        """Return how many requests brought thoughts and no text."""
+        return len(self._thinkers)
 
     def check(self, response: Response) -> None:
         """Return when there is nothing to say of ``response``, or it is said.
@@ -75,11 +80,11 @@ class Oddities:
             )
 
     def _check_thoughts(self, response: Response) -> None:
-        self._has_text |= bool(response.text)
+        self._has_text |= bool(response.text) or response.state == "refused"
         if self._has_text or response.reasoning is None:
-            self.thoughts_only = 0
+            self._thinkers.clear()
             return
-        self.thoughts_only += 1
+        self._thinkers.add(response.request.request_hash)
         if self.thoughts_only >= _MOST_THOUGHTS_ONLY:
             limit = response.request.sampling.max_new_tokens
             raise TeacherError(

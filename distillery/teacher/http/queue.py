@@ -27,6 +27,7 @@ class Item:
     num_refused: int = 0
     """Refusals; the first is not believed while nothing was answered."""
     last_fault: str = ""
+    is_handed_over: bool = False
     is_done: bool = False
 
     @property
