@@ -6,6 +6,7 @@ again.
 
 import dataclasses
 import functools
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ class School:
         assert isinstance(recipe.teacher, TransformersTeacher)
         self._recipe, self._teacher, self._store = recipe, recipe.teacher, store
         self._here = here = (store, recipe.execution)
-        loaded = load_prompts(recipe.data, *here).dataset("prompts")
+        loaded = load_prompts(recipe.task, recipe.data, *here).dataset("prompts")
         valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
         self._prompts = valid.dataset("prompts")
         filtered = filter_responses(self._responses(), recipe.task, recipe.filters, *here)
@@ -85,9 +86,9 @@ class School:
 
     def _read_test_rows(self) -> None:
         batches = Store(self._store.root).batches(self._prompts, splits=("test",))
-        columns = ["messages", "reference"]
+        columns = ["messages", "references"]
         rows = [row for batch in batches for row in batch.select(columns).to_pylist()]
-        self.references = [row["reference"] for row in rows]
+        self.references = [json.loads(row["references"]) for row in rows]
         self._conversations: list[list[dict[str, str]]] = [
             [{"role": m["role"], "content": m["content"]} for m in load_messages(row["messages"])]
             for row in rows
@@ -122,7 +123,7 @@ class School:
         answers = self._answers_of(result)
         return Learnt(
             accuracy=self._share_right(answers, self.references),
-            agreement=self._share_right(answers, [a.text for a in self._teacher_answers]),
+            agreement=self._share_right(answers, [[a.text] for a in self._teacher_answers]),
             train_s=result.manifest.timings_s["total"],
         )
 
@@ -151,7 +152,9 @@ class School:
                 self._conversations, max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size
             )
 
-    def _share_right(self, answers: Sequence[LocalResponse], references: Sequence[str]) -> float:
+    def _share_right(
+        self, answers: Sequence[LocalResponse], references: Sequence[Sequence[str]]
+    ) -> float:
         """Return the share of answers that equal their references, as an evaluation judges it."""
         kind = task_type(self._recipe.task)
         scores = [
@@ -164,7 +167,7 @@ class School:
 def train_teacher(recipe: TeacherTrainingRecipe, store: StoreSpec) -> str:
     """Return the folder, beside the store's stages, of the teacher that ``recipe`` describes."""
     here = (store, recipe.execution)
-    loaded = load_prompts(recipe.data, *here).dataset("prompts")
+    loaded = load_prompts(recipe.task, recipe.data, *here).dataset("prompts")
     valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
     taught = (valid.dataset("gold"), valid.dataset("prompts"), recipe.student, recipe.training)
     trained = train_student(*taught, *here, name=StageName.TRAIN_TEACHER)

@@ -27,7 +27,7 @@ def answer_prompts(
     A later run of the spine on the same sections reuses them.
     """
     check_recipe(task, data, teacher, None, None, store, execution)
-    loaded = load_prompts(data, store, execution)
+    loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
     check_prompts(rows.prompts, task, data, teacher, None, None, store, execution)
     generate = dispatch(generate_responses, generation_stage, store, execution)

@@ -51,7 +51,7 @@ def distill_student(
     train = dispatch(train_student, training_stage, store, execution)
     evaluate = dispatch(evaluate_models, performance_stage, store, execution)
 
-    loaded = load_prompts(data, store, execution)
+    loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
     check_prompts(rows.prompts, task, data, teacher, student, chosen.training, store, execution)
     responses = generate(rows.prompts, teacher, task).dataset("responses")

@@ -28,7 +28,7 @@ def train_teacher(
 ) -> ModelRef:
     """Return ``student`` trained on the gold rows of ``data``, copied to the folder ``output``."""
     check_teacher_recipe(task, data, training)
-    loaded = load_prompts(data, store, execution)
+    loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
     hard = training.with_hard_targets()
     train = dispatch(train_student, training_stage, store, execution)

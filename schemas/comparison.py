@@ -120,7 +120,11 @@ class ContestantFigures(_Figures):
     """Its speed."""
 
     metrics: dict[str, Interval | None]
-    """Means over the rows by metric, the primary one first. None: no row was scored."""
+    """Means over the rows by metric, the primary one first, then metrics of the set of answers.
+    None: no row was scored."""
+
+    fidelity: dict[str, Interval | None] = {}
+    """The same with the teacher's answers in place of the references; empty for the teacher."""
 
     num_unscored: int
     """Rows without a score, such as answers that the endpoint did not give."""
@@ -164,6 +168,19 @@ class LabelRecall(_Figures):
     """Share of them that each contestant gets right. None: unscored."""
 
 
+class Confusion(_Figures):
+    """How often one label was taken for another."""
+
+    label: str
+    """The right one."""
+
+    taken_for: str | None
+    """What was answered. None: nothing that is a label."""
+
+    num_rows: int
+    """Test rows."""
+
+
 class Comparison(_Figures):
     """All contestants side by side."""
 
@@ -191,14 +208,17 @@ class Comparison(_Figures):
     differences: tuple[Difference, ...]
     """By name and whom it is compared with."""
 
-    majority_answer: str
-    """The most frequent reference of the test rows."""
+    majority_answer: str | None
+    """The most frequent reference of the test rows. None: each occurs once."""
 
-    majority_share: float
+    majority_score: float | None
     """What always giving it would reach in the primary metric."""
 
     labels: tuple[LabelRecall, ...] = ()
     """Every label of the test rows, the most frequent first; empty for tasks without labels."""
+
+    confusions: tuple[Confusion, ...] = ()
+    """What the student takes for what, the most frequent first."""
 
     gap_recovered: float | None
     """(student - baseline) / (teacher - baseline), on the rows scored for all three. None: no
@@ -228,7 +248,7 @@ class Disagreement(_Figures):
 
     prompt_id: str
     prompt: str
-    reference: str
+    references: tuple[str, ...]
     teacher_response: str | None
     teacher_score: float
     student_response: str | None

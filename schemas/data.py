@@ -10,7 +10,11 @@ from schemas.base import Branch, Spec, runtime_field
 
 
 class ColumnMap(Spec):
-    """Which column of the source holds what."""
+    """Which column of the source holds what.
+
+    A task type reads some of the fields `text`, `premise`, `hypothesis`, `question`, `context` and
+    `document`; a field whose column is not named here is read from the column of its own name.
+    """
 
     id: str | None = None
     """Unique id of a row. None: made from the split and the row number."""
@@ -20,8 +24,34 @@ class ColumnMap(Spec):
     last turn of the assistant is no part of the prompt: it is the reference."""
 
     reference: str | None = None
-    """The right answer. `gold` and `test` need it, here or as the last turn of `messages`; ignored
-    for `train` and `validation`."""
+    """The right answer, or a list of right answers where the task type takes several. `gold` and
+    `test` need it, here or as the last turn of `messages`; ignored for `train` and `validation`."""
+
+    text: str | None = None
+    """Classification: what is classified."""
+
+    premise: str | None = None
+    """NLI: the premise."""
+
+    hypothesis: str | None = None
+    """NLI: what follows from the premise, or does not."""
+
+    question: str | None = None
+    """QA and math: the question."""
+
+    context: str | None = None
+    """QA: the text with the answer, if there is one."""
+
+    document: str | None = None
+    """Summarization: what is summarized."""
+
+    def of(self, field: str) -> str:
+        """Return the column that holds a field.
+
+        >>> ColumnMap(premise="sentence1").of("premise"), ColumnMap().of("hypothesis")
+        ('sentence1', 'hypothesis')
+        """
+        return getattr(self, field, None) or field
 
 
 class _Source(Branch):
@@ -29,6 +59,10 @@ class _Source(Branch):
 
     columns: ColumnMap = Field(ColumnMap(), title="Columns")
     """Which column holds what."""
+
+    label_map: dict[str, str] = Field({}, title="Label map")
+    """What a reference of this source means as a label, such as `{"0": entailment}`. Empty: they
+    are labels already. A value that it does not cover is no reference."""
 
     max_rows: int | None = Field(None, ge=1)
     """Keep a seeded random sample of so many rows. None: all."""
@@ -112,9 +146,13 @@ class DataSpec(Spec):
     """Share of the training prompts set aside when `validation` is not given, and of the gold rows
     always. 0.1 keeps the early-stopping signal steady from about a thousand prompts on."""
 
-    prompt_template: str = "{text}"
-    """How a row becomes the user message; `{column}` stands for a column of the source, `{{` and
-    `}}` for braces."""
+    prompt_template: str | None = None
+    """How a row becomes the user message; `{name}` stands for a field of the task type or a column
+    of the source, `{{` and `}}` for braces. None: as the task type has it."""
+
+    turns: Literal["last", "every"] = "last"
+    """Which turns of the assistant in `columns.messages` are to be learnt or scored. last: the
+    final one. every: each is the answer to what came before it, a row of its own."""
 
     system_prompt: str | None = None
     """System message put before every prompt, except where a row's messages begin with one of their
@@ -129,7 +167,9 @@ class DataSpec(Spec):
 
     @field_validator("prompt_template")
     @classmethod
-    def _names_columns(cls, template: str) -> str:
+    def _names_columns(cls, template: str | None) -> str | None:
+        if template is None:
+            return None
         advice = "Write {column} for a column, {{ and }} for braces that are text."
         try:
             fields = [

@@ -55,8 +55,9 @@ class GateSpec(Spec):
     asked."""
 
     min_lead_over_majority: float | None = 0.0
-    """Teacher and student have to be right more often than always giving the most frequent
-    reference of the test rows would be, by more than this. None: not asked."""
+    """Teacher and student have to score more than always giving the most frequent reference of the
+    test rows would, by more than this. Not asked where each reference occurs once. None: never
+    asked."""
 
     max_loss_to_champion: float | None = 0.0
     """Most that the student may fall short of the student that the alias stands for, in the

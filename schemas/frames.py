@@ -1,7 +1,8 @@
 """pandera contracts of the frames that cross a stage boundary.
 
 Messages travel as canonical JSON text (a list of {role, content}): one column, one hash, the same
-bytes in Parquet, in the ledger and in a fingerprint.
+bytes in Parquet, in the ledger and in a fingerprint. So do references: a list of all right answers,
+null where a prompt has none.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ class PromptFrame(_Frame):
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
     split: Series[str] = pa.Field(isin=SPLITS)
     messages: Series[str] = pa.Field(str_startswith="[")
-    reference: Series[str] = pa.Field(nullable=True)
+    references: Series[str] = pa.Field(nullable=True)
     content_hash: Series[str] = pa.Field(str_length={"min_value": 64, "max_value": 64})
     source_row: Series[int] = pa.Field(ge=1)
 
@@ -41,7 +42,7 @@ class QuarantineFrame(_Frame):
     prompt_id: Series[str] = pa.Field(nullable=True)
     split: Series[str] = pa.Field(isin=SPLITS)
     messages: Series[str] = pa.Field(nullable=True)
-    reference: Series[str] = pa.Field(nullable=True)
+    references: Series[str] = pa.Field(nullable=True)
     source_row: Series[int] = pa.Field(ge=1)
     reason: Series[str] = pa.Field(isin=[reason.value for reason in DropReason])
     detail: Series[str]
@@ -98,7 +99,7 @@ class ScoreFrame(_Frame):
     """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
-    reference: Series[str]
+    references: Series[str] = pa.Field(str_startswith="[")
     response: Series[str] = pa.Field(nullable=True)
     metrics: Series[str] = pa.Field(str_startswith="{")
     truncated: Series[bool]

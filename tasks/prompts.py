@@ -23,12 +23,12 @@ logger = logging.getLogger("distillery.run")
 
 @stage_task
 def load_prompts(
-    data: DataSpec, store: StoreSpec, execution: ExecutionSpec
+    task: TaskSpec, data: DataSpec, store: StoreSpec, execution: ExecutionSpec
 ) -> tuple[DatasetRef, StageResult]:
     """Return the rows of all sources."""
     from distillery.data import loading
 
-    result = loading.load_prompts(data, store, execution)
+    result = loading.load_prompts(task, data, store, execution)
     return result.dataset("prompts"), result
 
 

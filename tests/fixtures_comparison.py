@@ -74,7 +74,7 @@ def answer_frame(scores: Sequence[float], references: Sequence[str] = REFERENCES
     right = zip(scores, references, strict=True)
     return pd.DataFrame(
         {
-            "reference": list(references),
+            "references": [json.dumps([reference]) for reference in references],
             "response": [reference if score else "<b>no</b>" for score, reference in right],
             "truncated": False,
             "accuracy": scores,
@@ -116,7 +116,7 @@ def prompt_frame(num_rows: int) -> pd.DataFrame:
             "prompt_id": ids,
             "split": "test",
             "messages": messages,
-            "reference": "yes",
+            "references": '["yes"]',
             "content_hash": "0" * 64,
             "source_row": range(1, num_rows + 1),
         }

@@ -28,7 +28,7 @@ from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher
 from tests.stub_endpoint import StubEndpoint
 
-TASK = TaskSpec(name="questions", type="qa")
+TASK = TaskSpec(name="questions", type="classification")
 
 Row = tuple[str, str] | tuple[str, str, str]
 

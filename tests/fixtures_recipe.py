@@ -14,7 +14,7 @@ OBJECTS = ["door", "lamp", "coat", "boat", "shelf", "cup", "wheel", "roof", "sig
 
 
 SHORTEST: dict[str, Any] = {
-    "task": {"name": "t", "type": "qa"},
+    "task": {"name": "t", "type": "classification"},
     "data": {
         "train": {"kind": "file", "path": "a.jsonl"},
         "test": {"kind": "file", "path": "b.jsonl", "columns": {"reference": "answer"}},

@@ -81,7 +81,7 @@ class Bench:
                 "prompt_id": row["prompt_id"],
                 "split": row["split"],
                 "messages": row["messages"],
-                "reference": None,
+                "references": None,
                 "content_hash": content_hash(json.loads(row["messages"])),
                 "source_row": n,
             }

@@ -1,9 +1,6 @@
 """Chat messages: how a row becomes them, and how they are kept and compared."""
 
-import functools
 import json
-import string
-from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from distillery.storage.fingerprint import canonical_json, sha256
@@ -22,47 +19,6 @@ class MessageError(ValueError):
     """A row's messages cannot be used; the text says why."""
 
 
-def template_columns(template: str) -> tuple[str, ...]:
-    """Return the columns that a prompt template asks for.
-
-    >>> template_columns("Premise: {premise} Hypothesis: {hypothesis}")
-    ('premise', 'hypothesis')
-    """
-    return tuple(name for _, name in _parts(template) if name is not None)
-
-
-@functools.cache
-def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
-    """Return the template as pairs of a text and the column after it, if any."""
-    return tuple((text, name) for text, name, _, _ in string.Formatter().parse(template))
-
-
-def render_prompt(template: str, values: Mapping[str, Any]) -> str:
-    """Return the template with ``{column}`` replaced; braces inside values stay as they are.
-
-    When all columns are empty so is the prompt, whatever text stands around them: the question is
-    missing.
-
-    >>> render_prompt("Ticket: {text}", {"text": "a {b}"})
-    'Ticket: a {b}'
-    """
-    columns = {name: as_text(values.get(name)) for name in template_columns(template)}
-    if not any(value.strip() for value in columns.values()):
-        return ""
-    return "".join(text + (columns[name] if name else "") for text, name in _parts(template))
-
-
-def as_text(value: Any) -> str:
-    """Return the value of a column as text: lists and objects as JSON, nothing as ''.
-
-    >>> as_text({"amount": [1, None]})
-    '{"amount": [1, null]}'
-    """
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None else str(value)
-
-
 def parse_messages(value: Any) -> list[Message]:
     """Return a column's value as messages: a list of {role, content}, or JSON text of one.
 
@@ -70,7 +26,7 @@ def parse_messages(value: Any) -> list[Message]:
 
     Raises:
         MessageError: It is not such a list; or a turn has an unknown role, or something other than
-            text. The turn is named.
+            text; or two turns of one side follow each other. The turn is named.
     """
     if isinstance(value, str):
         try:
@@ -82,7 +38,24 @@ def parse_messages(value: Any) -> list[Message]:
     messages = [_parse_turn(turn, position) for position, turn in enumerate(value)]
     if messages[-1]["role"] == "system":
         raise MessageError("the last turn is the system's, so nothing is asked")
+    _check_order(messages)
     return messages
+
+
+def _check_order(messages: list[Message]) -> None:
+    """Raise where user and assistant do not take turns, as many chat templates have it."""
+    expected = "user"
+    for position, message in enumerate(messages):
+        if message["role"] == "system":
+            continue
+        if message["role"] != expected:
+            before = "begins the conversation"
+            if expected == "user" and position:
+                before = "does not follow a user's"
+            elif expected == "assistant":
+                before = "follows another of the user's; join the two"
+            raise MessageError(f"turn {position}, the {message['role']}'s, {before}")
+        expected = "assistant" if expected == "user" else "user"
 
 
 def _parse_turn(turn: Any, position: int) -> Message:

@@ -1,6 +1,7 @@
 """Load the prompts of all splits: rows of the sources become messages and references."""
 
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -8,23 +9,23 @@ import pyarrow as pa
 from distillery.data.chat import (
     Message,
     MessageError,
-    as_text,
     content_hash,
     dump_messages,
     parse_messages,
-    render_prompt,
-    template_columns,
 )
 from distillery.data.sources import SourceRow, check_source, read_source, source_identity
-from distillery.storage.fingerprint import sha256
+from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
+from distillery.task_types import TaskType, task_type
+from distillery.task_types.prompt_templates import as_text, render_prompt, template_columns
 from schemas.data import DataSpec, FileSource, Source
 from schemas.errors import DistilleryError, InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
 from schemas.frames import SPLITS
+from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 _BATCH_ROWS = 4096
 
 _LOADED_SCHEMA = pa.schema(
@@ -32,7 +33,7 @@ _LOADED_SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("split", pa.string()),
         ("messages", pa.string()),
-        ("reference", pa.string()),
+        ("references", pa.string()),
         ("content_hash", pa.string()),
         ("source_row", pa.int64()),
         ("reason", pa.string()),
@@ -41,27 +42,32 @@ _LOADED_SCHEMA = pa.schema(
 )
 
 
-def load_prompts(data: DataSpec, store: StoreSpec, execution: ExecutionSpec) -> StageResult:
+def load_prompts(
+    task: TaskSpec, data: DataSpec, store: StoreSpec, execution: ExecutionSpec
+) -> StageResult:
     """Return the rows of all sources as one data set `prompts`, unreadable ones marked.
 
     Raises:
         InputDataError: A source is missing, empty, or lacks a column.
     """
+    kind = task_type(task)
     sources: dict[str, Source | None] = {split: getattr(data, split) for split in SPLITS}
     present = {split: source for split, source in sources.items() if source is not None}
     stage = Stage(
         StageName.LOAD_PROMPTS,
         _LOGIC_VERSION,
-        inputs=_identities(present, data),
-        spec={"data": data},
+        inputs=_identities(present, kind, data),
+        spec={"data": data, "task_type": task.type},
     )
 
     def work(attempt: Attempt) -> None:
         with attempt.row_writer("prompts", _LOADED_SCHEMA) as writer:
             for split, source in present.items():
-                check_source(source, _required(source, split, data))
+                check_source(source, _required(source, split, kind, data))
                 read = read_source(source, seed=data.seed)
-                rows = (_load_row(row, split, source, data) for row in read)
+                rows = chain.from_iterable(
+                    _load_rows(row, split, source, kind, data) for row in read
+                )
                 attempt.counts[split] = 0
                 while batch := list(islice(rows, _BATCH_ROWS)):
                     attempt.counts[split] += len(batch)
@@ -70,7 +76,7 @@ def load_prompts(data: DataSpec, store: StoreSpec, execution: ExecutionSpec) -> 
     return run_stage(stage, store, execution, work)
 
 
-def _identities(sources: dict[str, Source], data: DataSpec) -> dict[str, str]:
+def _identities(sources: dict[str, Source], kind: TaskType, data: DataSpec) -> dict[str, str]:
     """Return the identity of every source, or raise one error with all that is wrong with them.
 
     The columns of a hub data set are looked at when it is read: it may not be on this disk.
@@ -80,7 +86,7 @@ def _identities(sources: dict[str, Source], data: DataSpec) -> dict[str, str]:
     for split, source in sources.items():
         try:
             if isinstance(source, FileSource):
-                check_source(source, _required(source, split, data))
+                check_source(source, _required(source, split, kind, data))
             identities[split] = source_identity(source)
         except DistilleryError as error:
             problems.append(f"data.{split}: {error}")
@@ -89,10 +95,16 @@ def _identities(sources: dict[str, Source], data: DataSpec) -> dict[str, str]:
     return identities
 
 
-def _required(source: Source, split: str, data: DataSpec) -> tuple[str, ...]:
+def _required(source: Source, split: str, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
     """Return the columns that the source has to have."""
     columns = source.columns
-    required = (columns.messages,) if columns.messages else template_columns(data.prompt_template)
+    if columns.messages:
+        required: tuple[str, ...] = (columns.messages,)
+    elif data.prompt_template is not None:
+        required = tuple(map(columns.of, template_columns(data.prompt_template)))
+    else:
+        named = tuple(name for name in kind.optional_fields if getattr(columns, name))
+        required = tuple(map(columns.of, kind.fields + named))
     if columns.id:
         required += (columns.id,)
     if columns.reference and split in ("gold", "test"):
@@ -100,43 +112,96 @@ def _required(source: Source, split: str, data: DataSpec) -> tuple[str, ...]:
     return required
 
 
-def _load_row(row: SourceRow, split: str, source: Source, data: DataSpec) -> dict[str, Any]:
-    """Return one source row in the columns of ``_LOADED_SCHEMA``."""
+def _load_rows(
+    row: SourceRow, split: str, source: Source, kind: TaskType, data: DataSpec
+) -> Iterator[dict[str, Any]]:
+    """Yield what one source row becomes, in the columns of ``_LOADED_SCHEMA``."""
     columns, values = source.columns, row.values
     loaded: dict[str, Any] = {"split": split, "source_row": row.number}
     if row.problem:
-        return loaded | {"reason": DropReason.UNREADABLE_ROW.value, "detail": row.problem}
+        yield loaded | {"reason": DropReason.UNREADABLE_ROW.value, "detail": row.problem}
+        return
     given = values.get(columns.id) if columns.id else f"{split}-{row.number}"
-    loaded["prompt_id"] = _text(given)
+    loaded["prompt_id"] = None if given is None else as_text(given)
     if columns.reference and split in ("gold", "test"):
-        loaded["reference"] = _text(values.get(columns.reference))
+        try:
+            loaded["references"] = _references(values.get(columns.reference), source, kind)
+        except ValueError as error:
+            reason = DropReason.REFERENCE_NOT_IN_FORMAT.value
+            yield loaded | {"reason": reason, "detail": str(error)}
+            return
+    if not columns.messages:
+        messages = [Message(role="user", content=_prompt(values, source, kind, data))]
+        yield loaded | _asked(messages, split, content_hash(messages), data)
+        return
     try:
-        if columns.messages:
-            messages = parse_messages(values.get(columns.messages))
-            if messages[-1]["role"] == "assistant":
-                answered = messages.pop()["content"]
-                if split in ("gold", "test"):
-                    loaded.setdefault("reference", answered)
-                if not messages or messages[-1]["role"] != "user":
-                    raise MessageError("the assistant's last turn does not follow a user's")
-        else:
-            prompt = render_prompt(data.prompt_template, values)
-            messages = [Message(role="user", content=prompt)]
+        conversation = parse_messages(values.get(columns.messages))
     except MessageError as error:
-        return loaded | {"reason": DropReason.MALFORMED_MESSAGES.value, "detail": str(error)}
+        yield loaded | {"reason": DropReason.MALFORMED_MESSAGES.value, "detail": str(error)}
+        return
+    prompts = _prompts(conversation, data)
+    for messages, answer in prompts:
+        asked = loaded | _asked(messages, split, content_hash(prompts[-1][0]), data)
+        if data.turns == "every":
+            asked["prompt_id"] = f"{loaded['prompt_id']}-turn-{len(messages)}"
+        if answer is not None and split in ("gold", "test"):
+            asked.setdefault("references", canonical_json(kind.references(answer)))
+        yield asked
+
+
+def _prompts(conversation: list[Message], data: DataSpec) -> list[tuple[list[Message], str | None]]:
+    """Return the prompts in a conversation, each with the turn of the assistant that follows."""
+    ends = [at for at, turn in enumerate(conversation) if turn["role"] == "assistant"]
+    if not ends or (data.turns == "last" and ends[-1] != len(conversation) - 1):
+        return [(conversation, None)]
+    answered = ends if data.turns == "every" else ends[-1:]
+    return [(conversation[:at], conversation[at]["content"]) for at in answered]
+
+
+def _prompt(values: Mapping[str, Any], source: Source, kind: TaskType, data: DataSpec) -> str:
+    """Return the text of a row without messages."""
+    names = kind.fields + kind.optional_fields
+    if data.prompt_template is not None:
+        names = template_columns(data.prompt_template)
+    found = {name: values.get(source.columns.of(name)) for name in names}
+    if data.prompt_template is not None:
+        return render_prompt(data.prompt_template, found)
+    return kind.prompt(found)
+
+
+def _references(value: Any, source: Source, kind: TaskType) -> str:
+    """Return the right answers in a value as canonical JSON, under the names of the recipe.
+
+    Raises:
+        ValueError: It is of the wrong kind, or not in the source's label map.
+    """
+    if source.label_map and value is not None:
+        if as_text(value) not in source.label_map:
+            raise ValueError(
+                f"the reference {as_text(value)!r:.80} is not in label_map, which has "
+                f"{', '.join(map(repr, source.label_map)):.200}"
+            )
+        value = source.label_map[as_text(value)]
+    return canonical_json(kind.references(value))
+
+
+def _asked(messages: list[Message], split: str, group: str, data: DataSpec) -> dict[str, Any]:
+    """Return the columns of a row that asks ``messages``.
+
+    Rows of one ``group`` are set aside for validation together.
+    """
+    messages = list(messages)
     if data.system_prompt and messages[0]["role"] != "system":
         messages.insert(0, Message(role="system", content=data.system_prompt))
-    loaded["messages"] = dump_messages(messages)
-    loaded["content_hash"] = content_hash(messages)
+    asked: dict[str, Any] = {
+        "messages": dump_messages(messages),
+        "content_hash": content_hash(messages),
+    }
     if not messages[-1]["content"].strip():
-        loaded |= {"reason": DropReason.EMPTY_PROMPT.value, "detail": "the prompt has no text"}
-    if split == "train" and data.validation is None and is_set_aside(loaded["content_hash"], data):
-        loaded["split"] = "validation"
-    return loaded
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else as_text(value)
+        asked |= {"reason": DropReason.EMPTY_PROMPT.value, "detail": "the prompt has no text"}
+    if split == "train" and data.validation is None and is_set_aside(group, data):
+        asked["split"] = "validation"
+    return asked
 
 
 def is_set_aside(content: str, data: DataSpec) -> bool:

@@ -1,5 +1,6 @@
 """Put aside the prompts that cannot be used, each with its reason."""
 
+import json
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import islice
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from distillery.data.loading import is_set_aside
+from distillery.storage.fingerprint import canonical_json
 from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import RowWriter, Store
@@ -28,7 +30,7 @@ from schemas.frames import (
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 2
+_LOGIC_VERSION = 3
 _BATCH_ROWS = 4096
 
 # One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
@@ -57,7 +59,7 @@ def validate_prompts(
             split has no valid row. The quarantine file stays in the store and is named.
     """
     check_answer_format(task)
-    kind = task_type(task, scored=False)
+    kind = task_type(task)
     stage = Stage(
         StageName.VALIDATE_PROMPTS,
         _LOGIC_VERSION,
@@ -84,7 +86,7 @@ def validate_prompts(
                 kept.update(valid["split"])
                 reasons.update(invalid["reason"])
                 _write(prompts, valid, PromptFrame)
-                _write(gold, _gold_rows(valid, data), TrainingFrame)
+                _write(gold, _gold_rows(valid, kind, data), TrainingFrame)
                 _write(quarantined, invalid, QuarantineFrame)
         attempt.counts |= {**kept, "quarantined": reasons.total()}
         attempt.facts["reasons"] = dict(reasons.most_common())
@@ -112,8 +114,8 @@ def _split_rows(frame: pd.DataFrame, kind: TaskType) -> tuple[pd.DataFrame, pd.D
     frame["reason"] = pd.array([f[0].value if f else None for f in found], dtype="str")
     frame["detail"] = pd.array([f[1] if f else None for f in found], dtype="str")
     is_valid = frame["reason"].isna()
-    answers = frame.loc[is_valid, "reference"].dropna().map(kind.parse).dropna()
-    frame.loc[answers.index, "reference"] = [answer.text for answer in answers]
+    given = frame.loc[is_valid, "references"].dropna()
+    frame.loc[given.index, "references"] = [_canonical(text, kind) for text in given]
     prompt_columns = list(PromptFrame.to_schema().columns)
     quarantine_columns = list(QuarantineFrame.to_schema().columns)
     return (
@@ -122,12 +124,20 @@ def _split_rows(frame: pd.DataFrame, kind: TaskType) -> tuple[pd.DataFrame, pd.D
     )
 
 
-def _gold_rows(valid: pd.DataFrame, data: DataSpec) -> pd.DataFrame:
+def _canonical(references: str, kind: TaskType) -> str:
+    """Return references as the task writes them, each once."""
+    answers = [kind.parse(text) for text in json.loads(references)]
+    return canonical_json(list(dict.fromkeys(answer.text for answer in answers if answer)))
+
+
+def _gold_rows(valid: pd.DataFrame, kind: TaskType, data: DataSpec) -> pd.DataFrame:
     """Return the gold rows of a PromptFrame as a TrainingFrame."""
     gold = valid[valid["split"] == "gold"].reset_index(drop=True)
     split = ["validation" if is_set_aside(c, data) else "train" for c in gold["content_hash"]]
     gold["split"] = pd.array(split, dtype="str")
-    return gold.rename(columns={"reference": "response"})[list(TrainingFrame.to_schema().columns)]
+    learnt = [kind.target(json.loads(references)) for references in gold["references"]]
+    gold["response"] = pd.array(learnt, dtype="str")
+    return gold[list(TrainingFrame.to_schema().columns)]
 
 
 def _violation(row: dict[Hashable, Any], kind: TaskType) -> tuple[DropReason, str] | None:
@@ -141,10 +151,12 @@ def _violation(row: dict[Hashable, Any], kind: TaskType) -> tuple[DropReason, st
     if row["is_in_test"]:
         return DropReason.FOUND_IN_TEST, "the same prompt is a test row"
     if row["split"] in ("gold", "test"):
-        if not isinstance(row["reference"], str) or not row["reference"].strip():
+        references = json.loads(row["references"]) if isinstance(row["references"], str) else []
+        if not references:
             return DropReason.MISSING_REFERENCE, "a labelled split needs a reference in every row"
-        if violation := kind.violation(row["reference"]):
-            return DropReason.REFERENCE_NOT_IN_FORMAT, violation[1]
+        for reference in references:
+            if violation := kind.violation(reference):
+                return DropReason.REFERENCE_NOT_IN_FORMAT, violation[1]
     return None
 
 

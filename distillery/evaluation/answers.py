@@ -25,7 +25,7 @@ from schemas.task import TaskSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 
 OnProgress = Callable[[int, int], None]
@@ -60,7 +60,7 @@ def answer_test_prompts(
     A teacher is asked through the ledger, so nothing is paid for twice.
 
     Raises:
-        RecipeError: The task has no metric yet, or the model cannot be loaded.
+        RecipeError: The model cannot be loaded.
         StageError: There are no test rows.
         TeacherError: The endpoint left requests without an answer.
     """
@@ -81,7 +81,12 @@ def answer_test_prompts(
             for rows in questions(prompts, attempt.store):
                 answers = ask(rows)
                 metrics = [
-                    kind.score(answered.response, row.reference, truncated=answered.truncated)
+                    kind.score(
+                        answered.response,
+                        row.references,
+                        truncated=answered.truncated,
+                        prompt=row.conversation[-1]["content"],
+                    )
                     for answered, row in zip(answers, rows, strict=True)
                 ]
                 writer.write(check_frame(_score_frame(rows, answers, metrics), ScoreFrame))
@@ -113,9 +118,11 @@ def count_questions(prompts: DatasetRef, store: Store) -> int:
 def questions(prompts: DatasetRef, store: Store) -> Iterator[list[Question]]:
     """Yield the test rows, a chunk at a time."""
     for batch in store.batches(prompts, splits=("test",), batch_rows=_CHUNK_ROWS):
-        rows = batch.select(["prompt_id", "messages", "reference"]).to_pylist()
+        rows = batch.select(["prompt_id", "messages", "references"]).to_pylist()
         yield [
-            Question(row["prompt_id"], json.loads(row["messages"]), row["reference"])
+            Question(
+                row["prompt_id"], json.loads(row["messages"]), tuple(json.loads(row["references"]))
+            )
             for row in rows
         ]
 
@@ -130,7 +137,7 @@ def _score_frame(
     return pd.DataFrame(
         {
             "prompt_id": [row.prompt_id for row in rows],
-            "reference": [row.reference for row in rows],
+            "references": [canonical_json(row.references) for row in rows],
             "response": pd.array([answered.response for answered in answers], dtype="str"),
             "metrics": [canonical_json(values) for values in metrics],
             "truncated": [answered.truncated for answered in answers],

@@ -17,15 +17,18 @@ from distillery.evaluation.statistics import (
     difference_interval,
     mean_interval,
     ratio_interval,
+    set_interval,
 )
 from distillery.evaluation.tables import markdown
+from distillery.storage.fingerprint import canonical_json
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
-from distillery.task_types import TaskType, task_type
+from distillery.task_types import ScoredRow, TaskType, task_type
 from schemas.comparison import (
     MAJORITY,
     Comparison,
+    Confusion,
     ContestantFigures,
     Difference,
     Disagreement,
@@ -38,11 +41,12 @@ from schemas.contestants import BASELINE, STUDENT, TEACHER
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, Evaluated, ReportRef
-from schemas.task import JsonFormat, TaskSpec
+from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 _NUM_EXAMPLES = 20
+_NUM_CONFUSIONS = 20
 
 
 def compare_models(
@@ -136,23 +140,32 @@ def build_comparison(
     contestant what :func:`read_answers` returns, the same prompts in each.
     """
     kind = task_type(task)
-    metric = kind.primary.name
+    metric = kind.primary
     scores = {name: _scores(frame, metric) for name, frame in answers.items()}
     rows = {
-        name: _figures(name, measurements.contestants[name], frame, kind, evaluation, declared)
+        name: _figures(
+            name,
+            measurements.contestants[name],
+            frame,
+            kind,
+            evaluation,
+            declared,
+            teacher=None if name == TEACHER else answers[TEACHER],
+        )
         for name, frame in answers.items()
     }
-    references = next(iter(answers.values()))["reference"]
-    labels, is_majority = _labels(references, scores, kind)
+    references = next(iter(answers.values()))["references"]
+    majority, always = _majority(references, kind)
     pairs = [(name, TEACHER) for name in answers if name not in (TEACHER, STUDENT)]
     pairs += [(STUDENT, name) for name in answers if name != STUDENT]
     leads = (
         Difference(
             name=name,
             against=MAJORITY,
-            difference=difference_interval(values, is_majority, evaluation),
+            difference=difference_interval(values, always, evaluation),
         )
         for name, values in scores.items()
+        if majority is not None
     )
     return Comparison(
         task=task.name,
@@ -166,10 +179,10 @@ def build_comparison(
             *(_difference(rows[a], rows[b], scores[a], scores[b], evaluation) for a, b in pairs),
             *leads,
         ),
-        majority_answer=labels[0].label,
-        majority_share=float(is_majority.mean()),
-        # A JSON answer is several labels at once, and hardly two rows have the same ones.
-        labels=() if isinstance(task.answer_format, JsonFormat) else tuple(labels),
+        majority_answer=majority,
+        majority_score=None if majority is None else float(always.mean()),
+        labels=_labels(references, scores, kind) if kind.has_labels else (),
+        confusions=_confusions(answers[STUDENT], kind) if kind.has_labels else (),
         gap_recovered=gap_recovered(scores),
         hardware=measurements.hardware,
         fingerprints=fingerprints,
@@ -188,8 +201,13 @@ def _figures(
     kind: TaskType,
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
+    *,
+    teacher: pd.DataFrame | None,
 ) -> ContestantFigures:
-    """Return the figures of one model; a hosted one's size is the declared one, or unknown."""
+    """Return the figures of one model; a hosted one's size is the declared one, or unknown.
+
+    Its answers are compared with the references, and with those of ``teacher`` where given.
+    """
     size = measured.size
     shown = declared if size is None else None
     memory_bytes = size.weight_bytes + size.kv_cache_bytes if size else None
@@ -201,39 +219,66 @@ def _figures(
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
         declared_source=shown.source if shown else None,
         performance=measured.performance,
-        metrics={
-            metric.name: mean_interval(_scores(frame, metric.name), evaluation)
-            for metric in kind.metrics
-        }
-        | _of_the_set(frame, kind),
-        num_unscored=int(frame[kind.primary.name].isna().sum()),
+        metrics=_metrics(frame, kind, evaluation),
+        fidelity={} if teacher is None else _fidelity(frame, teacher, kind, evaluation),
+        num_unscored=int(frame[kind.primary].isna().sum()),
     )
 
 
-def _of_the_set(frame: pd.DataFrame, kind: TaskType) -> dict[str, Interval | None]:
-    """Return the metrics that no single row has, over the scored rows; without an interval.
-
-    A response that was cut has no answer, as in the metrics of a row.
-    """
-    scored = frame[frame[kind.primary.name].notna()]
-    given = [
-        answer.value if not cut and (answer := kind.parse(response)) else None
-        for response, cut in zip(scored["response"], scored["truncated"], strict=True)
-    ]
-    right = _values(scored["reference"], kind)
-    values = {name: metric(given, right) for name, metric in kind.of_the_set.items()}
-    return {
-        name: None
-        if value is None
-        else Interval(estimate=value, low=None, high=None, num_rows=len(given))
-        for name, value in values.items()
+def _metrics(
+    frame: pd.DataFrame, kind: TaskType, evaluation: EvaluationSpec
+) -> dict[str, Interval | None]:
+    """Return the metrics of the answers, the primary one first; those of the set come last."""
+    scored = frame[frame[kind.primary].notna()]
+    given = zip(scored["response"], scored["references"], scored["truncated"], strict=True)
+    rows = [ScoredRow(text, tuple(json.loads(right)), bool(cut)) for text, right, cut in given]
+    return {name: mean_interval(_scores(frame, name), evaluation) for name in kind.metrics} | {
+        name: set_interval(metric, rows, evaluation) for name, metric in kind.of_the_set.items()
     }
 
 
-def _values(references: Iterable[str], kind: TaskType) -> list[str]:
-    """Return what each reference says; the text of one that is no answer."""
-    parsed = [(kind.parse(text), text) for text in references]
-    return [answer.value if answer else text for answer, text in parsed]
+def _fidelity(
+    frame: pd.DataFrame, teacher: pd.DataFrame, kind: TaskType, evaluation: EvaluationSpec
+) -> dict[str, Interval | None]:
+    """Return the metrics with the teacher's answers as the references.
+
+    A row is unscored where the teacher gave no answer.
+    """
+    said = [kind.parse(text) if isinstance(text, str) else None for text in teacher["response"]]
+    against = frame[["response", "truncated"]].assign(
+        references=[canonical_json([answer.text] if answer else []) for answer in said]
+    )
+    scores = [
+        kind.score(
+            text if isinstance(text, str) and answer else None,
+            [answer.text] if answer else [],
+            truncated=bool(cut),
+        )
+        for text, cut, answer in zip(against["response"], against["truncated"], said, strict=True)
+    ]
+    against = against.join(pd.DataFrame(scores, index=frame.index, dtype="float64"))
+    return _metrics(against, kind, evaluation)
+
+
+def _majority(references: Iterable[str], kind: TaskType) -> tuple[str | None, Scores]:
+    """Return the most frequent right answer, and what always giving it scores by row.
+
+    None where every row has another.
+    """
+    right = [json.loads(text) for text in references]
+    values = [_value(texts[0], kind) for texts in right]
+    value, num_rows = Counter(values).most_common(1)[0]
+    if num_rows == 1 and len(values) > 1:
+        return None, np.full(len(values), np.nan)
+    answer = right[values.index(value)][0]
+    scores = [kind.score(answer, texts)[kind.primary] for texts in right]
+    return answer, np.array(scores, dtype="float64")
+
+
+def _value(text: str, kind: TaskType) -> str:
+    """Return what a reference says; its text where it is no answer."""
+    answer = kind.parse(text)
+    return answer.value if answer else text
 
 
 def _difference(
@@ -281,21 +326,33 @@ def gap_recovered(scores: Mapping[str, Scores]) -> float | None:
 
 def _labels(
     references: Iterable[str], scores: Mapping[str, Scores], kind: TaskType
-) -> tuple[list[LabelRecall], Scores]:
-    """Return the different references, the most frequent first, and which rows have that one."""
-    values = _values(references, kind)
-    text_of: dict[str, str] = {}
-    for value, text in zip(values, references, strict=True):
-        text_of.setdefault(value, text)
+) -> tuple[LabelRecall, ...]:
+    """Return the recall of every label that is right somewhere, the most frequent first."""
+    texts = [json.loads(right)[0] for right in references]
+    values = [_value(text, kind) for text in texts]
+    text_of = dict(zip(reversed(values), reversed(texts), strict=True))
     keys = np.array(values, dtype=object)  # a list could be taken for names of columns
     means = pd.DataFrame(scores).groupby(keys).mean()  # leaves unscored rows out
     recalls = means.astype(object).where(means.notna(), None).to_dict("index")
-    found = [
+    return tuple(
         LabelRecall(label=text_of[value], num_rows=num_rows, recall=recalls[value])
         for value, num_rows in Counter(values).most_common()
-    ]
-    majority = Counter(values).most_common(1)[0][0]
-    return found, (np.array(values) == majority).astype("float64")
+    )
+
+
+def _confusions(answers: pd.DataFrame, kind: TaskType) -> tuple[Confusion, ...]:
+    """Return what wrong answers are given for which labels, the most frequent first."""
+    wrong: Counter[tuple[str, str | None]] = Counter()
+    scored = answers[answers[kind.primary] < 1]
+    for text, references, cut in zip(
+        scored["response"], scored["references"], scored["truncated"], strict=True
+    ):
+        answer = None if cut else kind.parse(text)
+        wrong[json.loads(references)[0], answer.text if answer else None] += 1
+    return tuple(
+        Confusion(label=label, taken_for=answer, num_rows=num_rows)
+        for (label, answer), num_rows in wrong.most_common(_NUM_CONFUSIONS)
+    )
 
 
 def disagreements(
@@ -304,12 +361,13 @@ def disagreements(
     prompts: DatasetRef,
     store: Store,
 ) -> tuple[list[Disagreement], int]:
-    """Return test rows that teacher and student score differently: the first ones, and how many.
+    """Return test rows that teacher and student score differently: some, and how many there are.
 
-    Rows are in the order of their ids.
+    Those that differ most come first, rows that differ alike in the order of their ids.
     """
     teacher, student = answers[TEACHER], answers[STUDENT]
-    differing = teacher.index[(teacher[metric] - student[metric]).abs() > 0]
+    gaps = (teacher[metric] - student[metric]).abs()
+    differing = gaps[gaps > 0].sort_values(ascending=False, kind="stable").index
     shown = list(differing[:_NUM_EXAMPLES])
     # Typed, as an empty list would be of nulls.
     is_shown = pads.field("prompt_id").isin(pa.array(shown, pa.string()))
@@ -320,7 +378,7 @@ def disagreements(
         Disagreement(
             prompt_id=prompt_id,
             prompt=conversations[prompt_id][-1]["content"],
-            reference=teacher.at[prompt_id, "reference"],
+            references=tuple(json.loads(str(teacher.at[prompt_id, "references"]))),
             teacher_response=teacher.at[prompt_id, "response"],
             teacher_score=teacher.at[prompt_id, metric],
             student_response=student.at[prompt_id, "response"],

@@ -94,11 +94,11 @@ def line_up(
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A test prompt and the right answer to it."""
+    """A test prompt and the right answers to it."""
 
     prompt_id: str
     conversation: Conversation
-    reference: str
+    references: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,8 @@ def findings(comparison: Comparison) -> list[Finding]:
     ]
     return [
         _target(
-            f"{metric.capitalize()} retained: {interval_text(retention)} of the teacher's",
+            f"{metric[0].upper()}{metric[1:]} retained: {interval_text(retention)} of the "
+            "teacher's",
             retention.estimate if retention else None,
             TARGET_RETENTION,
             missing=f"the {metric} of teacher or student is unscored, or the teacher's is 0",
@@ -160,14 +161,16 @@ def _champion_sentence(comparison: Comparison) -> str | None:
     return f"Student minus champion: {points_text(_points(comparison, STUDENT, CHAMPION))}."
 
 
-def _majority_sentence(comparison: Comparison) -> str:
+def _majority_sentence(comparison: Comparison) -> str | None:
+    if comparison.majority_answer is None:
+        return None
     leads = [
         f"the {name} {points_text(_points(comparison, name, MAJORITY))}"
         for name in (TEACHER, STUDENT)
     ]
     return (
         f"Always giving the most frequent answer, {comparison.majority_answer!r:.80}, reaches "
-        f"{percent_text(comparison.majority_share)} {comparison.metric}; against it "
+        f"{percent_text(comparison.majority_score)} {comparison.metric}; against it "
         f"{' and '.join(leads)}."
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distillery.evaluation.findings import findings, notes, points_text, verdict
 from distillery.evaluation.picture import NUM_COLOURS, quality_against_latency
-from distillery.evaluation.tables import label_rows, labels_title, measured_rows, relative_rows
+from distillery.evaluation.tables import further_tables, measured_rows, relative_rows
 from schemas.comparison import Comparison, Disagreement
 
 
@@ -48,9 +48,8 @@ def _tables(comparison: Comparison) -> dict[str, list[dict[str, str]]]:
     tables = {
         f"Comparison on {comparison.num_rows:,} held-out rows": measured_rows(comparison),
         "Relative to the teacher": relative_rows(comparison),
-        labels_title(comparison): label_rows(comparison),
     }
-    return {heading: rows for heading, rows in tables.items() if rows}
+    return tables | further_tables(comparison)
 
 
 def _details(comparison: Comparison) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from distillery.task_types import ScoredRow, SetMetric
 from schemas.comparison import Interval
 from schemas.evaluation import EvaluationSpec
 
@@ -69,10 +70,43 @@ def paired_bootstrap(
     estimate = float(of_means(*(np.atleast_1d(row.mean()) for row in rows))[0])
     if not math.isfinite(estimate):
         return None
-    if num_rows == 1:  # says nothing about its spread
-        return Interval(estimate=estimate, low=None, high=None, num_rows=num_rows)
-    values = of_means(*_resampled_means(rows, evaluation))
-    if not np.isfinite(values).all():
+    # One row says nothing about its spread.
+    values = of_means(*_resampled_means(rows, evaluation)) if num_rows > 1 else np.empty(0)
+    return _interval(estimate, values, num_rows, evaluation)
+
+
+def set_interval(
+    metric: SetMetric, rows: Sequence[ScoredRow], evaluation: EvaluationSpec
+) -> Interval | None:
+    """Return a metric of a set of answers with its percentile bootstrap interval.
+
+    Rows are resampled, and the metric made anew from the sums over each resample.
+
+    Returns:
+        None when there are no rows or the metric is undefined. The ends are None as for
+        :func:`paired_bootstrap`.
+    """
+    if not rows:
+        return None
+    statistics, num_rows = metric.statistics(rows), len(rows)
+    estimate = float(metric.value(np.asarray(statistics.sum(axis=0)).reshape(1, -1))[0])
+    if not math.isfinite(estimate):
+        return None
+    draw = np.random.default_rng(evaluation.seed)
+    at_once = max(1, _RESAMPLED_VALUES // max(statistics.shape))
+    values: list[float] = []
+    while num_rows > 1 and len(values) < evaluation.bootstrap_samples:
+        size = min(at_once, evaluation.bootstrap_samples - len(values))
+        times_RN = draw.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=size)
+        values.extend(metric.value(np.asarray(times_RN @ statistics, dtype=np.float64)))
+    return _interval(estimate, np.array(values), num_rows, evaluation)
+
+
+def _interval(
+    estimate: float, values: Scores, num_rows: int, evaluation: EvaluationSpec
+) -> Interval:
+    """Return an estimate between the percentiles of its resampled values, if there are any."""
+    if not values.size or not np.isfinite(values).all():
         return Interval(estimate=estimate, low=None, high=None, num_rows=num_rows)
     tail = (1 - evaluation.confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail])

@@ -52,6 +52,27 @@ def relative_rows(comparison: Comparison) -> list[Row]:
     return rows
 
 
+def fidelity_rows(comparison: Comparison) -> list[Row]:
+    """Return how well each contestant reproduces the teacher's answers."""
+    return [
+        {"model": row.name} | {name: interval_text(found) for name, found in row.fidelity.items()}
+        for row in comparison.contestants
+        if row.fidelity
+    ]
+
+
+def confusion_rows(comparison: Comparison) -> list[Row]:
+    """Return what the student takes for what."""
+    return [
+        {
+            "label": f"{found.label:.60}",
+            "the student's answer": "no label" if found.taken_for is None else found.taken_for[:60],
+            "rows": f"{found.num_rows:,}",
+        }
+        for found in comparison.confusions
+    ]
+
+
 def label_rows(comparison: Comparison) -> list[Row]:
     """Return the recall of every label; of many, those that the student knows least."""
     shown = sorted(comparison.labels, key=lambda label: label.recall.get(STUDENT) or 0.0)
@@ -65,8 +86,19 @@ def label_rows(comparison: Comparison) -> list[Row]:
 
 def table_rows(comparison: Comparison) -> list[Row]:
     """Return the rows of the table artifact: a contestant's own and its relative figures."""
-    pairs = zip(measured_rows(comparison), relative_rows(comparison), strict=True)
-    return [measured | relative for measured, relative in pairs]
+    triples = zip(
+        measured_rows(comparison), relative_rows(comparison), comparison.contestants, strict=True
+    )
+    names = comparison.contestants[-1].fidelity
+    return [
+        measured
+        | relative
+        | {
+            f"{name} on {TEACHER}'s answers": interval_text(row.fidelity.get(name))
+            for name in names
+        }
+        for measured, relative, row in triples
+    ]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -83,16 +115,21 @@ def markdown(comparison: Comparison) -> str:
         "",
         *[f"{note}  " for note in notes(comparison)],
     ]
-    if labels := label_rows(comparison):
-        lines += ["", f"## {labels_title(comparison)}", "", _markdown_table(labels)]
+    for title, rows in further_tables(comparison).items():
+        lines += ["", f"## {title}", "", _markdown_table(rows)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def labels_title(comparison: Comparison) -> str:
-    """Return the heading of :func:`label_rows`."""
+def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
+    """Return what stands below the two main tables, by heading; none of them is empty."""
     num_labels = len(comparison.labels)
     some = f", the student's lowest {_MOST_LABELS} of {num_labels:,}"
-    return "Recall by label" + (some if num_labels > _MOST_LABELS else "")
+    tables = {
+        "Fidelity: the teacher's answers as references": fidelity_rows(comparison),
+        "Recall by label" + (some if num_labels > _MOST_LABELS else ""): label_rows(comparison),
+        "The student's most frequent confusions": confusion_rows(comparison),
+    }
+    return {title: rows for title, rows in tables.items() if rows}
 
 
 def _markdown_table(rows: Sequence[Row]) -> str:

@@ -36,7 +36,7 @@ def check_gate(
         gain = learnt.difference.low if learnt and learnt.difference else None
         name = "lower end of the interval of student minus baseline"
         yield _check("min_gain", name, gain, "above", gate.min_gain)
-    if gate.min_lead_over_majority is not None:
+    if gate.min_lead_over_majority is not None and comparison.majority_answer is not None:
         for who in (TEACHER, STUDENT):
             name = f"{who} minus the most frequent answer {comparison.majority_answer!r:.80}"
             lead, required = _estimate(comparison, who, MAJORITY), gate.min_lead_over_majority

@@ -1,10 +1,16 @@
-"""What a task type is: how a response is read, compared and scored."""
+"""What a task type is: how a row asks, how a response is read, compared and scored."""
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from distillery.task_types.answer_formats import Answer, Violation, read_answer
+from distillery.task_types.prompt_templates import as_text, render_prompt
 from schemas.filters import (
     DuplicateFilter,
     EmptyFilter,
@@ -15,28 +21,44 @@ from schemas.filters import (
 )
 from schemas.task import TaskSpec
 
-SetMetric = Callable[[Sequence[str | None], Sequence[str]], float | None]
-"""A metric of all answers (their texts; None where there is none), given the references."""
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A number that says how good one answer is."""
+class ScoredRow:
+    """A response beside what is right."""
 
-    name: str
-    """Its key in what `score` returns."""
+    response: str
+    references: tuple[str, ...]
+    truncated: bool = False
+    """The response was cut at the token limit."""
 
-    higher_is_better: bool = True
-    """Its direction."""
+
+class SetMetric(ABC):
+    """A number that only a set of answers has, made of sums over its rows.
+
+    So its interval costs no second look at any answer: resampled sums are enough.
+    """
+
+    @abstractmethod
+    def statistics(self, rows: Sequence[ScoredRow]) -> Floats | csr_array:
+        """Return what is summed, shape (N, S): N rows, S figures of each."""
+
+    @abstractmethod
+    def value(self, sums_RS: Floats) -> Floats:
+        """Return the metric of each of R sets from the sums over its rows; NaN: undefined."""
 
 
 class TaskType:
-    """Everything that depends on the kind of task. A kind of its own overrides what differs.
+    """Everything that depends on the kind of task. A kind of its own overrides what differs."""
 
-    A teacher can answer a task of any kind, so reading needs no metric; :meth:`score` does.
-    """
+    fields: ClassVar[tuple[str, ...]]
+    """What a row has to hold beside its reference; see `ColumnMap`. Empty: messages alone."""
 
-    metrics: ClassVar[tuple[Metric, ...]]
+    optional_fields: ClassVar[tuple[str, ...]] = ()
+    """What a row may hold besides."""
+
+    metrics: ClassVar[tuple[str, ...]]
     """The metrics of one answer. By the first, models are compared and students promoted."""
 
     default_rules: ClassVar[tuple[Filter, ...]] = (
@@ -48,11 +70,14 @@ class TaskType:
     )
     """The filters that run when `filters.rules` names none."""
 
+    has_labels: ClassVar[bool] = False
+    """Whether answers are classes, so that recall by label and confusions mean something."""
+
     def __init__(self, task: TaskSpec) -> None:
         self.task = task
 
     @property
-    def primary(self) -> Metric:
+    def primary(self) -> str:
         """Return the metric that decides."""
         return self.metrics[0]
 
@@ -60,6 +85,37 @@ class TaskType:
     def of_the_set(self) -> Mapping[str, SetMetric]:
         """Return the metrics that no single answer has."""
         return {}
+
+    # -- a row -------------------------------------------------------------------------------
+
+    def prompt(self, values: Mapping[str, Any]) -> str:
+        """Return the user message that a row becomes when `data.prompt_template` is not given.
+
+        "" when nothing is asked.
+
+        Args:
+            values: The row's values by field; optional ones may be missing.
+        """
+        return render_prompt("\n\n".join(f"{{{name}}}" for name in self.fields), values)
+
+    def instructions(self) -> str:
+        """Return what a teacher that does not know the task has to be told."""
+        raise NotImplementedError
+
+    def references(self, value: Any) -> tuple[str, ...]:
+        """Return the right answers that the value of a column holds; none where it is empty.
+
+        Raises:
+            ValueError: The value is of the wrong kind; the text says why.
+        """
+        text = as_text(value)
+        return (text,) if text.strip() else ()
+
+    def target(self, references: Sequence[str]) -> str:
+        """Return what a model that learns from a labelled row should write."""
+        return references[0]
+
+    # -- an answer ---------------------------------------------------------------------------
 
     def read(self, response: str) -> Answer | Violation:
         """Return the answer in a response, or why there is none.
@@ -83,14 +139,20 @@ class TaskType:
         return answer.value == other.value
 
     def score(
-        self, response: str | None, reference: str, *, truncated: bool = False
+        self,
+        response: str | None,
+        references: Sequence[str],
+        *,
+        truncated: bool = False,
+        prompt: str = "",
     ) -> dict[str, float | None]:
         """Return the value of every metric of one answer; None is *unscored*, never 0.
 
         Args:
             response: What the model wrote; None when it could not be obtained (the endpoint
                 failed).
-            reference: What is right.
+            references: What is right, each by itself.
             truncated: The response was cut at the token limit.
+            prompt: What was asked, the last turn; "" where the answer alone counts.
         """
-        raise NotImplementedError(f"task type {str(self.task.type)!r} has no metrics")
+        raise NotImplementedError

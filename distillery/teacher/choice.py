@@ -43,7 +43,7 @@ class Chosen:
 
 
 def choose(
-    responses: Sequence[Sample], choice: Choice, *, task: TaskSpec, reference: str | None
+    responses: Sequence[Sample], choice: Choice, *, task: TaskSpec, reference: str | None = None
 ) -> Chosen:
     """Return which of ``responses`` the student learns from, and how many bear it out.
 
@@ -58,7 +58,7 @@ def choose(
         task: Its type says what an answer is and when two are the same.
         reference: The prompt's right answer, where it has one.
 
-    >>> task = TaskSpec(name="t", type="math")
+    >>> task = TaskSpec(name="t", type="classification")
     >>> texts = ["It is 12.", "13", "So 12.0 remain."]
     >>> samples = [Sample("ok", text) for text in texts]
     >>> choose(samples, MajorityChoice(answer="number"), task=task, reference=None)
@@ -68,7 +68,7 @@ def choose(
     """
     if len(responses) == 1:
         return Chosen(0, None)
-    kind = task_type(task, scored=False)
+    kind = task_type(task)
     texts = {
         index: response.text for index, response in enumerate(responses) if response.state == "ok"
     }
@@ -129,7 +129,7 @@ def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
         RecipeError: The verifier needs an answer format that the task does not have.
 
     >>> from schemas.teacher import TransformersTeacher
-    >>> check_samples(TransformersTeacher(model="m"), TaskSpec(name="t", type="math"))
+    >>> check_samples(TransformersTeacher(model="m"), TaskSpec(name="t", type="classification"))
     """
     samples, found = teacher.samples, task.answer_format
     if samples.num_samples == 1:

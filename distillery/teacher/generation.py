@@ -34,7 +34,7 @@ ANSWERED_SPLITS = ("train", "validation")
 
 _NAMED_PROMPTS = 5
 _COLLECT_ROWS = 2048
-_COLUMNS = ["prompt_id", "split", "messages", "reference"]
+_COLUMNS = ["prompt_id", "split", "messages"]
 
 
 class Chunk(BaseModel):
@@ -266,9 +266,7 @@ class _Collection:
     def _join(self, row: dict[str, Any], responses: list["LedgerRow"]) -> dict[str, Any]:
         """Return one row of the output. Tokens that the endpoint did not count are 0."""
         samples = [Sample(response.state, response.text) for response in responses]
-        chosen = choose(
-            samples, self._teacher.samples.choice, task=self._task, reference=row["reference"]
-        )
+        chosen = choose(samples, self._teacher.samples.choice, task=self._task)
         response = responses[chosen.index]
         self.by_state[response.state] += 1
         self.models_reported |= {r.model_reported for r in responses if r.model_reported}

@@ -96,7 +96,7 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
     from distillery.data.validation import validate_prompts
 
     task, data, teacher, store = recipe.task, recipe.data, recipe.teacher, recipe.store
-    loaded = load_prompts(data, store, recipe.execution).dataset("prompts")
+    loaded = load_prompts(task, data, store, recipe.execution).dataset("prompts")
     valid = validate_prompts(loaded, task, data, store, recipe.execution)
     prompts = valid.dataset("prompts")
     plan = plan_generation(prompts, teacher, task, store)

@@ -20,7 +20,7 @@ from schemas.task import LabelSet, TaskSpec
 INLINE = ExecutionSpec()
 
 
-QA = TaskSpec(name="t", type="qa")
+QA = TaskSpec(name="t", type="classification")
 
 
 LABELS = TaskSpec(name="t", type="classification", answer_format=LabelSet(labels=("yes", "no")))
@@ -60,7 +60,7 @@ class Bench:
         return DataSpec(train=train, test=test, **{"max_invalid_fraction": 1.0} | named)
 
     def run(self, data: DataSpec, task: TaskSpec = QA) -> StageResult:
-        loaded = load_prompts(data, self.store, INLINE).dataset("prompts")
+        loaded = load_prompts(task, data, self.store, INLINE).dataset("prompts")
         return validate_prompts(loaded, task, data, self.store, INLINE)
 
     def rows(self, result: StageResult, name: str = "prompts") -> list[Row]:
@@ -76,7 +76,7 @@ class Bench:
         result = self.run(data, task)
         aside = self.rows(result, "quarantined")
         prompts = self.rows(result)
-        num_loaded = sum(load_prompts(data, self.store, INLINE).manifest.counts.values())
+        num_loaded = sum(load_prompts(task, data, self.store, INLINE).manifest.counts.values())
         assert len(prompts) + len(aside) == num_loaded
         assert sum(result.drop_reasons.values()) == len(aside)
         return {(row["split"], row["source_row"]): row["reason"] for row in aside}

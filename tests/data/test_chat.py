@@ -13,7 +13,6 @@ from distillery.data.chat import (
     dump_messages,
     load_messages,
     parse_messages,
-    render_prompt,
 )
 from tests.data.prompt_bench import TURNS, Bench
 
@@ -41,6 +40,9 @@ _VALUES = st.text(st.characters(exclude_categories=["Cs"]))
             "turn 0 has a part 'image_url', and prompts are text alone",
         ),
         ([*TURNS[:1], {"role": "system", "content": "x"}], "the last turn is the system's"),
+        (TURNS[1:], "turn 0, the assistant's, begins the conversation"),
+        (TURNS[:1] * 2, "turn 1, the user's, follows another of the user's; join the two"),
+        ([*TURNS[:2], TURNS[1], TURNS[2]], "turn 2, the assistant's, does not follow a user's"),
     ],
 )
 def test_messages_that_are_none_are_put_aside(bench: Bench, chat: Any, detail: str) -> None:
@@ -50,23 +52,6 @@ def test_messages_that_are_none_are_put_aside(bench: Bench, chat: Any, detail: s
     assert bench.rows(bench.run(data), "quarantined")[0]["detail"].startswith(detail)
     with pytest.raises(MessageError, match=detail.split(":")[0]):
         parse_messages(chat)
-
-
-@given(st.lists(_VALUES, min_size=3, max_size=3))
-def test_a_template_is_filled_in_whatever_the_values_hold(values: list[str]) -> None:
-    columns = dict(zip(("a", "b c", "d.e"), values, strict=True))
-    expected = f"{{x}} {values[0]}|{values[1]}|{values[2]} }}{values[0]}"
-    rendered = render_prompt("{{x}} {a}|{b c}|{d.e} }}{a}", columns)
-    assert rendered == (expected if any(value.strip() for value in values) else "")
-
-
-@given(st.text(st.characters(exclude_characters="{}")), _VALUES.filter(str.strip))
-def test_text_around_a_column_stays_as_it_is(around: str, value: str) -> None:
-    assert render_prompt(f"{around}{{text}}{around}", {"text": value}) == around + value + around
-
-
-def test_lists_in_a_column_are_shown_as_json() -> None:
-    assert render_prompt("{q} {options}", {"q": 1, "options": ["ü", None]}) == '1 ["ü", null]'
 
 
 @given(_VALUES, _VALUES)

@@ -26,13 +26,13 @@ def test_a_row_becomes_a_user_message_after_the_system_prompt(bench: Bench) -> N
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Ticket: a"},
     ]
-    assert (row["prompt_id"], row["split"], row["reference"]) == ("train-1", "train", None)
+    assert (row["prompt_id"], row["split"], row["references"]) == ("train-1", "train", None)
 
 
 def test_a_second_run_reads_nothing_again(bench: Bench) -> None:
     data = bench.data([{"text": "a"}])
     assert not bench.run(data).reused
-    assert load_prompts(data, bench.store, INLINE).reused
+    assert load_prompts(QA, data, bench.store, INLINE).reused
     assert bench.run(data).reused
 
 
@@ -49,7 +49,7 @@ def test_the_place_of_the_files_changes_nothing_but_their_content_does(bench: Be
 def test_references_of_rows_that_a_teacher_answers_are_not_read(bench: Bench) -> None:
     data = bench.data([{"text": "a", "answer": "no label"}], columns={"reference": "answer"})
     assert bench.reasons(data, LABELS) == {}
-    assert bench.rows(bench.run(data, LABELS))[0]["reference"] is None
+    assert bench.rows(bench.run(data, LABELS))[0]["references"] is None
 
 
 def test_a_reference_that_is_an_object_is_kept_as_json(bench: Bench) -> None:
@@ -57,7 +57,7 @@ def test_a_reference_that_is_an_object_is_kept_as_json(bench: Bench) -> None:
     answer = {"city": "Köln", "n": [1, None]}
     data = bench.data([{"text": "a"}], [{"text": "b", "answer": answer}])
     assert bench.reasons(data, task) == {}
-    reference = bench.rows(bench.run(data, task))[-1]["reference"]
+    (reference,) = json.loads(bench.rows(bench.run(data, task))[-1]["references"])
     assert json.loads(reference) == answer
 
 
@@ -159,7 +159,7 @@ def test_loading_never_holds_the_rows_of_a_file(
     monkeypatch.setattr("distillery.data.loading._BATCH_ROWS", 100)
     data = bench.data([{"text": f"{n} {'word ' * 1000}"} for n in range(1500)])
     tracemalloc.start()
-    loaded = load_prompts(data, bench.store, INLINE)
+    loaded = load_prompts(QA, data, bench.store, INLINE)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert loaded.dataset("prompts").num_rows == 1502
@@ -177,9 +177,9 @@ def test_a_last_turn_of_the_assistant_is_the_reference(bench: Bench) -> None:
     train = next(row for row in found if row["split"] == "train")
     held_out = next(row for row in found if row["split"] == "test")
     assert load_messages(train["messages"]) == [question]
-    assert train["reference"] is None  # a teacher answers it
+    assert train["references"] is None  # a teacher answers it
     assert load_messages(held_out["messages"]) == [{"role": "user", "content": "T"}]
-    assert held_out["reference"] == "Which card?"
+    assert held_out["references"] == '["Which card?"]'
 
 
 def test_a_column_of_references_goes_before_the_last_turn(bench: Bench) -> None:
@@ -188,7 +188,7 @@ def test_a_column_of_references_goes_before_the_last_turn(bench: Bench) -> None:
         "test", [{"chat": chat, "right": "right now"}], messages="chat", reference="right"
     )
     found = bench.rows(bench.run(bench.data([{"text": "a"}], test)))
-    assert [row["reference"] for row in found if row["split"] == "test"] == ["right now"]
+    assert [row["references"] for row in found if row["split"] == "test"] == ['["right now"]']
 
 
 def test_an_assistants_turn_that_answers_nobody_is_put_aside(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from schemas.frames import TrainingFrame, arrow_schema
 from schemas.refs import DatasetRef, FilteredSet
 from schemas.task import LabelSet, TaskSpec
 
-QA = TaskSpec(name="t", type="qa")
+QA = TaskSpec(name="t", type="classification")
 LABELS = QA.model_copy(update={"answer_format": LabelSet(labels=("yes", "no"))})
 FILTERS = FilterSpec(min_train_rows=3, min_keep_fraction=0.5)
 Row = dict[str, Any]

@@ -148,8 +148,8 @@ def test_references_are_kept_as_the_recipe_writes_its_labels(bench: Bench) -> No
     data = bench.data([{"text": "e"}], test, gold=bench.source("gold", gold, reference="answer"))
     task = QA.model_copy(update={"answer_format": LabelSet(labels=("yes", "no"))})
     result = bench.run(data, task)
-    references = {row["split"]: row["reference"] for row in bench.rows(result)}
-    assert references == {"train": None, "gold": "yes", "test": "no"} | {
+    references = {row["split"]: row["references"] for row in bench.rows(result)}
+    assert references == {"train": None, "gold": '["yes"]', "test": '["no"]'} | {
         split: None for split in references if split == "validation"
     }
     assert {row["response"] for row in bench.rows(result, "gold")} == {"yes"}

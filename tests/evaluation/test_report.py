@@ -12,7 +12,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 EXAMPLE = Disagreement(
     prompt_id="test-001",
     prompt=HOSTILE,
-    reference=HOSTILE,
+    references=(HOSTILE,),
     teacher_response=HOSTILE,
     teacher_score=1.0,
     student_response=None,

@@ -2,7 +2,6 @@ from rich.console import Console
 
 from distillery.evaluation.tables import (
     label_rows,
-    labels_title,
     markdown,
     table_rows,
     terminal_table,
@@ -27,7 +26,7 @@ def test_table_has_the_models_as_rows_and_the_figures_with_units() -> None:
 
 def test_markdown_table_is_aligned() -> None:
     lines = [line for line in markdown(comparison()).splitlines() if line.startswith("|")]
-    assert len(lines) == 15
+    assert len(lines) == 22
     for table in (lines[:5], lines[5:10], lines[10:]):
         assert len({len(line) for line in table}) == 1
 
@@ -51,7 +50,7 @@ def test_of_many_labels_those_are_shown_that_the_student_knows_least() -> None:
     assert len(rows) == 20
     assert [row["label"] for row in rows][-2:] == ["label|20", "label|21"]
     assert rows[-1]["student"] == "0.0 %"
-    assert labels_title(found) == "Recall by label, the student's lowest 20 of 22"
+    assert "## Recall by label, the student's lowest 20 of 22\n" in markdown(found)
     assert "| label\\|21 | 1    |" in markdown(found)
 
 

@@ -153,7 +153,6 @@ def test_a_model_that_the_endpoint_does_not_list_is_refused_before_the_first_req
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"task": {"type": "summarization"}}, "not yet"),
         ({"teacher": {"api_key_env": "NO_SUCH_KEY_VARIABLE"}}, "NO_SUCH_KEY_VARIABLE"),
         ({"data": {"gold": None}}, "data.gold is missing"),
         ({"data": {"train": None}}, "data.train is missing"),

@@ -12,7 +12,7 @@ from schemas.teacher import OpenAITeacher
 from tests.ports import free_port
 from tests.stub_endpoint import Reply, StubEndpoint, listing
 
-TASK = TaskSpec(name="questions", type="qa")
+TASK = TaskSpec(name="questions", type="classification")
 STRICT = {
     "type": "object",
     "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "string"}}},

@@ -132,7 +132,7 @@ def _prompts(root: Path, conversations: list[list[Message]]) -> tuple[DatasetRef
             "prompt_id": [f"row-{n}" for n in range(len(conversations))],
             "split": "train",
             "messages": [dump_messages(messages) for messages in conversations],
-            "reference": pd.array([None] * len(conversations), dtype="str"),
+            "references": pd.array([None] * len(conversations), dtype="str"),
             "content_hash": [content_hash(messages) for messages in conversations],
             "source_row": range(1, len(conversations) + 1),
         }

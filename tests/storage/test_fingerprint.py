@@ -34,7 +34,7 @@ from schemas.training import FullMethod, LoraMethod, TrainingSpec
 
 TEST_ROWS = FileSource(path="test.jsonl")
 SPECS: list[BaseModel] = [
-    TaskSpec(name="t", type="qa"),
+    TaskSpec(name="t", type="classification"),
     LabelSet(labels=("a", "b")),
     RegexFormat(pattern="a+"),
     JsonFormat(json_schema={"type": "object"}),

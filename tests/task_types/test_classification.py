@@ -1,9 +1,15 @@
 """A classification is right or wrong, by the one equality that filters and votes have too."""
 
-import pytest
+from collections.abc import Sequence
 
-from distillery.task_types import TASK_TYPES, Metric, task_type
-from schemas.errors import RecipeError
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from distillery.evaluation.statistics import set_interval
+from distillery.task_types import ScoredRow, task_type
+from schemas.comparison import Interval
+from schemas.evaluation import EvaluationSpec
 from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
 
 LABELS = LabelSet(labels=("refund", "repair"))
@@ -17,7 +23,7 @@ def _accuracy(
     truncated: bool = False,
 ) -> float | None:
     task = TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=answer_format)
-    scores = task_type(task).score(response, reference, truncated=truncated)
+    scores = task_type(task).score(response, [reference], truncated=truncated)
     assert list(scores) == ["accuracy"]
     return scores["accuracy"]
 
@@ -76,29 +82,57 @@ def test_what_was_not_obtained_or_has_no_right_answer_is_unscored() -> None:
     assert _accuracy(LABELS, "refund", "reimbursement") is None
 
 
-def test_models_are_compared_by_accuracy_the_higher_the_better() -> None:
-    task = TaskSpec(name="t", type=TaskKind.CLASSIFICATION)
-    assert task_type(task).primary == Metric("accuracy", higher_is_better=True)
+def test_one_of_several_references_is_enough() -> None:
+    kind = task_type(TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=LABELS))
+    assert kind.score("Refund.", ["repair", "refund"]) == {"accuracy": 1.0}
+    assert kind.score("Refund.", ["repair", "exchange"]) == {"accuracy": 0.0}
+
+
+def _macro_f1(responses: Sequence[str], references: Sequence[str]) -> Interval | None:
+    task = TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=LABELS)
+    pairs = zip(responses, references, strict=True)
+    rows = [ScoredRow(response, (reference,)) for response, reference in pairs]
+    metric = task_type(task).of_the_set["macro F1"]
+    return set_interval(metric, rows, EvaluationSpec(bootstrap_samples=500))
 
 
 def test_naming_the_majority_label_has_a_low_macro_f1() -> None:
-    references = ["a"] * 95 + ["b"] * 5
-    task = TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=LABELS)
-    macro_f1 = task_type(task).of_the_set["macro_f1"]
-    assert macro_f1(["a"] * 100, references) == pytest.approx((2 * 95 / 195 + 0) / 2)
-    assert macro_f1(references, references) == 1.0
-    assert macro_f1([None] * 100, references) == 0.0
-    assert macro_f1([], []) is None
-    as_json = task.model_copy(update={"answer_format": JsonFormat(json_schema={})})
-    assert task_type(as_json).of_the_set == {}
+    references = ["refund"] * 95 + ["repair"] * 5
+    found = _macro_f1(["Refund."] * 100, references)
+    assert found and found.estimate == pytest.approx((2 * 95 / 195 + 0) / 2)
+    found = _macro_f1(references, references)
+    assert found and (found.estimate, found.low, found.high) == (1.0, 1.0, 1.0)
+    found = _macro_f1(["maybe"] * 100, references)
+    assert found and found.estimate == 0.0
+    assert _macro_f1([], []) is None
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TaskKind if kind not in TASK_TYPES])
-def test_a_kind_without_metrics_can_be_read_but_not_scored(kind: TaskKind) -> None:
-    task = TaskSpec(name="t", type=kind, answer_format=LABELS)
-    with pytest.raises(RecipeError, match=f"task.type='{kind}' is not yet supported"):
-        task_type(task)
-    unscored = task_type(task, scored=False)
-    assert unscored.violation("Refund.") is None
-    with pytest.raises(NotImplementedError, match="has no metrics"):
-        unscored.score("refund", "refund")
+def test_interval_of_macro_f1_is_that_of_resampled_rows() -> None:
+    draw = np.random.default_rng(5)
+    references = np.array(["refund", "repair"])[(draw.random(200) < 0.2).astype(int)]
+    right = draw.random(200) < 0.8
+    responses = np.where(right, references, np.where(references == "refund", "repair", "refund"))
+
+    def by_hand(rows: NDArray[np.int64]) -> float:
+        f1 = []
+        for label in ("refund", "repair"):
+            asked, given = references[rows] == label, responses[rows] == label
+            f1.append(2 * (asked & given).sum() / (asked.sum() + given.sum()))
+        return float(np.mean(f1))
+
+    found = _macro_f1(responses.tolist(), references.tolist())
+    resampled = [by_hand(draw.integers(0, 200, 200)) for _ in range(2000)]
+    assert found and found.low is not None and found.high is not None
+    assert found.estimate == pytest.approx(by_hand(np.arange(200)))
+    ends = np.quantile(resampled, [0.025, 0.975])
+    assert [found.low, found.high] == pytest.approx(list(ends), abs=0.015)
+
+
+def test_whole_json_objects_have_neither_macro_f1_nor_labels() -> None:
+    kind = task_type(TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=ANY_JSON))
+    assert (dict(kind.of_the_set), kind.has_labels) == ({}, False)
+
+
+def test_a_teacher_is_told_the_labels() -> None:
+    kind = task_type(TaskSpec(name="t", type=TaskKind.CLASSIFICATION, answer_format=LABELS))
+    assert kind.instructions().endswith(":\nrefund\nrepair")

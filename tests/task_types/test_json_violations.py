@@ -24,7 +24,7 @@ def violation(text: str, schema: Any = TICKET) -> str | None:
 
 
 def _task(schema: Any) -> TaskSpec:
-    return TaskSpec(name="t", type="qa", answer_format=JsonFormat(json_schema=schema))
+    return TaskSpec(name="t", type="classification", answer_format=JsonFormat(json_schema=schema))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_violation_names_the_place_and_what_is_wrong_there(text: str, said: st
 
 @pytest.mark.parametrize("text", ['{"label": "else"}', "x", "```\n{}\n```", '{"label":"refund"}'])
 def test_the_filter_and_the_teacher_judge_alike(text: str) -> None:
-    filtered = task_type(_task(TICKET), scored=False).violation(text)
+    filtered = task_type(_task(TICKET)).violation(text)
     assert (filtered is None) == (violation(text) is None)
 
 

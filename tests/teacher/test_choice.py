@@ -21,7 +21,7 @@ from schemas.samples import (
 from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec
 from schemas.teacher import TransformersTeacher
 
-MATH = TaskSpec(name="t", type="math")
+MATH = TaskSpec(name="t", type="classification")
 YES_NO = LabelSet(labels=("yes", "no"))
 ANY_JSON = JsonFormat(json_schema={})
 OBJECT = JsonFormat(json_schema={"required": ["a"], "type": "object"})

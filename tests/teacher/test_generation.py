@@ -486,7 +486,9 @@ def test_row_with_a_missing_sample_is_unsealed_and_only_that_sample_asked_again(
 
 def test_broken_responses_are_repaired_once_and_then_malformed(store: StoreSpec) -> None:
     schema = {"type": "object", "required": ["label"]}
-    task = TaskSpec(name="json", type="qa", answer_format=JsonFormat(json_schema=schema))
+    task = TaskSpec(
+        name="json", type="classification", answer_format=JsonFormat(json_schema=schema)
+    )
     prompts = train_prompts(store, 3)
 
     def respond(body: dict[str, Any]) -> Reply:

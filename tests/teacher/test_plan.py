@@ -47,7 +47,9 @@ class Case:
     @property
     def prompts(self) -> DatasetRef:
         recipe = self.recipe
-        loaded = load_prompts(recipe.data, recipe.store, recipe.execution).dataset("prompts")
+        loaded = load_prompts(recipe.task, recipe.data, recipe.store, recipe.execution).dataset(
+            "prompts"
+        )
         return validate_prompts(
             loaded, recipe.task, recipe.data, recipe.store, recipe.execution
         ).dataset("prompts")
@@ -257,7 +259,9 @@ def test_a_plan_seals_the_prompts_and_asks_nobody(folder: Path) -> None:
     case = Case(folder, _texts(4))
     before = plan_recipe(case.recipe)
     assert before.to_ask == 5
-    assert load_prompts(case.recipe.data, case.recipe.store, case.recipe.execution).reused
+    assert load_prompts(
+        case.recipe.task, case.recipe.data, case.recipe.store, case.recipe.execution
+    ).reused
     assert plan_recipe(case.recipe) == before
 
 

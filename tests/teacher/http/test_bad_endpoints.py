@@ -237,7 +237,7 @@ def write_data(path: Path, rows: list[str]) -> DataSpec:
 def valid_prompts(data: DataSpec, store: StoreSpec) -> tuple[DatasetRef, dict[int, str]]:
     """Return the prompts of a file, and why which of them were put aside."""
     execution = ExecutionSpec()
-    loaded = load_prompts(data, store, execution).dataset("prompts")
+    loaded = load_prompts(TASK, data, store, execution).dataset("prompts")
     result = validate_prompts(loaded, TASK, data, store, execution)
     batches = Store(store.root).batches(result.dataset("quarantined"))
     aside = {row["source_row"]: row["detail"] for batch in batches for row in batch.to_pylist()}

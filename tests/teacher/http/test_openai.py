@@ -276,7 +276,8 @@ def test_the_teacher_gets_the_properties_in_the_recipes_order() -> None:
     hashes = set()
     for names in (["reason", "answer"], ["answer", "reason"]):
         ordered = {"properties": {name: properties[name] for name in names}, "required": names}
-        task = TaskSpec(name="t", type="qa", answer_format=JsonFormat(json_schema=ordered))
+        json_format = JsonFormat(json_schema=ordered)
+        task = TaskSpec(name="t", type="classification", answer_format=json_format)
         schema = ResponseSchema.of(teacher, task)
         request = make_request({}, [], Sampling.of(teacher), response_schema=schema)
         body = request_json(teacher, request, [])
