@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 LOCK := $(VENV)/.locked
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RECIPE ?= recipes/demo.yaml
+TASK ?= nli
 
 .PHONY: help quickstart test test-slow check format schema bench-generation bench-training \
-	bench-quality bench-extra up down lock clean
+	bench-quality bench-extra results up down lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -48,6 +49,9 @@ bench-training: bench-extra ## measure the loss kernel, training steps and store
 
 bench-quality: bench-extra ## measure what students learn by each objective (an hour)
 	@$(BIN)/python -m benchmarks.quality
+
+results: $(LOCK) ## let Gemma 3 270M learn one task, such as TASK=nli (10 to 60 minutes; docs/results.md)
+	@$(BIN)/python -m benchmarks.gemma $(TASK)
 
 bench-extra: $(LOCK)
 	@$(PIP) -c constraints.txt -e '.[bench]'

@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from distillery.evaluation.comparison import (
@@ -44,6 +45,18 @@ def difference(found: Comparison, name: str, against: str) -> Interval:
     pair = found.between(name, against)
     assert pair is not None and pair.difference is not None
     return pair.difference
+
+
+def compared(answers: dict[str, pd.DataFrame]) -> Comparison:
+    return build_comparison(
+        answers,
+        measurements(),
+        task=TASK,
+        evaluation=EVALUATION,
+        declared=None,
+        fingerprints={},
+        funnel={},
+    )
 
 
 def test_figures_are_the_hand_computed_ones() -> None:
@@ -117,19 +130,41 @@ def test_macro_f1_is_shown_beside_accuracy_and_a_cut_response_has_no_answer() ->
     frame = answer_frame([1.0, 1.0, 0.0, NAN], ["a", "a", "b", "b"])
     frame["response"] = [" A.", "a", "b", None]
     frame["truncated"] = [False, False, True, False]
-    answers = dict.fromkeys(SCORES, frame)
-    found = build_comparison(
-        answers,
-        measurements(),
-        task=TASK,
-        evaluation=EVALUATION,
-        declared=None,
-        fingerprints={},
-        funnel={},
-    )
+    found = compared(dict.fromkeys(SCORES, frame))
     macro_f1 = row(found, "student").metrics["macro F1"]
     assert macro_f1 and (macro_f1.estimate, macro_f1.num_rows) == (0.5, 3)  # a: 1, b: 0
     assert table_rows(found)[0]["macro F1"].startswith("50.0 % [")
+
+
+def test_fidelity_compares_a_model_with_the_teacher_and_not_with_the_references() -> None:
+    teacher, student = answer_frame([1.0] * 4, list("aabb")), answer_frame([1.0] * 4, list("aabb"))
+    teacher["response"] = ["b", None, "b", "b"]  # one that is wrong, one that nobody obtained
+    student["response"] = ["b", "a", "a", "B."]
+    student["truncated"] = [False, False, False, True]
+    student["accuracy"] = [0.0, 1.0, 0.0, 0.0]
+    found = compared({"teacher": teacher, "student": student})
+    fidelity = row(found, "student").fidelity["accuracy"]
+    assert fidelity and fidelity.num_rows == 3
+    assert fidelity.estimate == pytest.approx(1 / 3)
+    assert list(row(found, "student").fidelity) == ["accuracy", "macro F1"]
+    assert row(found, "teacher").fidelity == {}
+    assert "Fidelity: the teacher's answers as references" in markdown(found)
+
+
+def test_what_the_student_takes_for_what_is_counted_most_frequent_first() -> None:
+    student = answer_frame([1.0, 0.0, 0.0, 0.0, 0.0], list("aabbb"))
+    student["response"] = ["a", "b", "A", "a", "b"]
+    student["truncated"] = [False, False, False, False, True]
+    found = compared({"teacher": answer_frame([1.0] * 5, list("aabbb")), "student": student})
+    confusions = [(c.label, c.taken_for, c.num_rows) for c in found.confusions]
+    assert confusions == [("b", "A", 2), ("a", "b", 1), ("b", None, 1)]
+
+
+def test_where_each_reference_occurs_once_nobody_is_held_against_the_most_frequent_one() -> None:
+    found = comparison(references=[f"reply {number}" for number in range(20)])
+    assert (found.majority_answer, found.majority_score) == (None, None)
+    assert found.between("student", MAJORITY) is None
+    assert "most frequent answer" not in markdown(found)
 
 
 def test_json_answers_have_no_labels() -> None:
