@@ -81,7 +81,7 @@ def check_recipe(
         )
     if student is not None:
         problems.lines += _missing_test(data)
-    problems.lines += _missing_references(data) + _unusable_ledger(store)
+    problems.lines += _missing_columns(task, data) + _unusable_ledger(store)
     if problems.lines:
         there = (teacher if teacher_is_there else None, student if student_is_there else None)
         _open_and_ask(problems, task, data, *there, training, execution)
@@ -153,7 +153,7 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
         )
     if data.gold is None:
         problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")
-    problems.lines += _missing_test(data) + _missing_references(data)
+    problems.lines += _missing_test(data) + _missing_columns(task, data)
     problems.refuse()
 
 
@@ -198,11 +198,27 @@ def _unusable_ledger(store: StoreSpec) -> list[str]:
     return problems
 
 
-def _missing_references(data: DataSpec) -> list[str]:
-    labelled = {"gold": data.gold, "test": data.test}
-    return [
+def _missing_columns(task: TaskSpec, data: DataSpec) -> list[str]:
+    """Return the columns that a source has to name and does not."""
+    sources = {split: getattr(data, split) for split in ("train", "validation", "gold", "test")}
+    columns = {split: source.columns for split, source in sources.items() if source is not None}
+    labelled = {split: columns[split] for split in ("gold", "test") if split in columns}
+    missing = [
+        f"data.{split}.columns.messages is missing, and a task of type {task.type.value!r} reads "
+        "nothing else. Name the column with the conversations."
+        for split, named in columns.items()
+        if not named.messages and not task_type(task).fields
+    ]
+    missing += [
         f"data.{split}.columns.reference is missing, so no answer of this split can be scored. "
         "Name the column with the right answers."
-        for split, source in labelled.items()
-        if source is not None and not (source.columns.reference or source.columns.messages)
+        for split, named in labelled.items()
+        if not (named.reference or named.messages)
+    ]
+    return missing + [
+        f"data.turns is 'every' but data.{split}.columns.reference names one answer for a whole "
+        "conversation. Remove it, so that each turn of the assistant is the answer to what came "
+        "before it, or set data.turns to last."
+        for split, named in labelled.items()
+        if data.turns == "every" and named.messages and named.reference
     ]
