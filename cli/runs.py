@@ -154,10 +154,12 @@ def _print_plan(recipe: GenerationRecipe) -> None:
 
     task, data, teacher = recipe.task, recipe.data, recipe.teacher
     store, execution = recipe.store, recipe.execution
-    student, training = (
-        (recipe.student, recipe.training) if isinstance(recipe, Recipe) else (None, None)
+    student, training, evaluation = (
+        (recipe.student, recipe.training, recipe.evaluation)
+        if isinstance(recipe, Recipe)
+        else (None, None, None)
     )
-    check_recipe(task, data, teacher, student, training, store, execution)
+    check_recipe(task, data, teacher, student, training, store, execution, evaluation)
     out = console()
     for line in sentences(plan_recipe(recipe)):
         out.print(escape(line))

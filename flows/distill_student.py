@@ -44,7 +44,7 @@ def distill_student(
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> Distillation:
     """Distil ``teacher`` into ``student`` and promote the student if it passes the gate."""
-    check_recipe(task, data, teacher, student, training, store, execution)
+    check_recipe(task, data, teacher, student, training, store, execution, evaluation)
     chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
@@ -53,7 +53,9 @@ def distill_student(
 
     loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
-    check_prompts(rows.prompts, task, data, teacher, student, chosen.training, store, execution)
+    check_prompts(
+        rows.prompts, task, data, teacher, student, chosen.training, store, execution, evaluation
+    )
     responses = generate(rows.prompts, teacher, task).dataset("responses")
     filtered = filter_responses(responses, task, filters, store, execution)
     training_set = release_dataset(filtered, task, filters, store, execution)
@@ -78,7 +80,14 @@ def distill_student(
         baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, hard).model("model")
 
     champion = find_champion(student_model, task, gate, store)
-    contestants = line_up(teacher, student, student_model, baseline=baseline, champion=champion)
+    contestants = line_up(
+        teacher,
+        student,
+        student_model,
+        baseline=baseline,
+        champion=champion,
+        in_context=evaluation.in_context_student,
+    )
     measured = evaluated(evaluate(rows.prompts, contestants, task, evaluation))
     comparison, report = compare_models(
         measured, rows.prompts, filtered, teacher, task, evaluation, store, execution

@@ -55,6 +55,10 @@ class Performance(_Figures):
     throughput_rows: int = 0
     """Rows timed in batches."""
 
+    prompt_tokens: float | None = None
+    """Median tokens that it reads per request, instructions and examples included, over the same
+    rows. None: an endpoint does not count them."""
+
 
 class Size(_Figures):
     """Size of a model that is loaded here."""

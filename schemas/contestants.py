@@ -10,6 +10,7 @@ from schemas.student import PretrainedStudent
 from schemas.teacher import TeacherSpec
 
 TEACHER, BASELINE, CHAMPION, STUDENT = "teacher", "baseline", "champion", "student"
+IN_CONTEXT = "in-context student"
 """Names in the spine. A comparison may have others; its columns do not depend on them."""
 
 
@@ -47,6 +48,19 @@ class PretrainedContestant(_LocalContestant):
     """The model."""
 
 
+class InContextContestant(_LocalContestant):
+    """A pretrained student as it comes, asked with a teacher's system prompt and examples."""
+
+    kind: Literal["in_context"] = "in_context"
+    """A pretrained model with a teacher's prompt."""
+
+    student: PretrainedStudent
+    """The model."""
+
+    teacher: TeacherSpec = Field(title="Teacher")
+    """Whose prompt it reads, in place of the student's own."""
+
+
 class TrainedContestant(_LocalContestant):
     """A model that a training stage left in the store, in the precision in which it was saved."""
 
@@ -61,5 +75,6 @@ class TrainedContestant(_LocalContestant):
 
 
 ContestantSpec = Annotated[
-    TeacherContestant | PretrainedContestant | TrainedContestant, Field(discriminator="kind")
+    TeacherContestant | PretrainedContestant | InContextContestant | TrainedContestant,
+    Field(discriminator="kind"),
 ]

@@ -20,8 +20,9 @@ class ColumnMap(Spec):
     """Unique id of a row. None: made from the split and the row number."""
 
     messages: str | None = None
-    """Chat messages, a list of {role, content}. None: the prompt comes from `prompt_template`. A
-    last turn of the assistant is no part of the prompt: it is the reference."""
+    """Chat messages, a list of {role, content}; `conversation` needs them. None: the prompt comes
+    from `prompt_template`. A last turn of the assistant is not part of the prompt: it is the
+    reference."""
 
     reference: str | None = None
     """The right answer, or a list of right answers where the task type takes several. `gold` and
@@ -43,7 +44,7 @@ class ColumnMap(Spec):
     """QA: the text with the answer, if there is one."""
 
     document: str | None = None
-    """Summarization: what is summarized."""
+    """Summarization: what is summarized, a text or a list of its sentences."""
 
     def of(self, field: str) -> str:
         """Return the column that holds a field.
@@ -152,7 +153,9 @@ class DataSpec(Spec):
 
     turns: Literal["last", "every"] = "last"
     """Which turns of the assistant in `columns.messages` are to be learnt or scored. last: the
-    final one. every: each is the answer to what came before it, a row of its own."""
+    final one. every: each is the answer to what came before it, a row of its own with the id
+    `<id>-turn-<n>`, n being the turns before it; what a user wrote after the last of them is left
+    out, and all rows of a conversation stay in one split."""
 
     system_prompt: str | None = None
     """System message put before every prompt, except where a row's messages begin with one of their

@@ -17,6 +17,11 @@ class EvaluationSpec(Spec):
     batch_size: int = runtime_field(64, ge=1)
     """Rows per forward pass while quality is measured."""
 
+    in_context_student: bool = False
+    """Whether the untrained student, asked with the teacher's system prompt and examples, takes
+    part too. For pretrained students: where it is as good as the trained one, nobody needs the
+    training."""
+
     latency_rows: int = Field(30, ge=5)
     """Test rows on which latency at batch size 1 is measured, the models in turn on each row. The
     95th percentile of fewer than 20 is the slowest one."""

@@ -11,6 +11,11 @@ from schemas.teacher import Dtype
 class _Student(Branch):
     """The model that learns."""
 
+    system_prompt: str | None = Field(None, min_length=1)
+    """Instructions for the student, put before the system turn that `data` gives a prompt. They are
+    written into the chat template that is saved with the student, so that it reads them wherever it
+    is served. None: none; a trained student needs few, and each token costs time."""
+
     chat_template: str | None = runtime_field(None)
     """File with a Jinja chat template, in place of the tokenizer's own or where it has none (base
     models). It is saved with the student. Fingerprints hold what is in the file, not its name."""

@@ -6,6 +6,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from schemas.base import Branch, Spec, runtime_field
 from schemas.budget import BudgetSpec, PriceSpec
+from schemas.examples import ExamplesSpec
 from schemas.samples import SamplesSpec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -42,6 +43,14 @@ class _Teacher(Branch):
 
     seed: int = 0
     """Seed of the sampling."""
+
+    system_prompt: str | None = Field(None, min_length=1)
+    """Instructions for the teacher alone, put before the system turn that `data` gives a prompt.
+    auto: the task type's own. `{labels}` stands for the labels of `task.answer_format`: one per
+    line where it has a line to itself, otherwise separated by commas. None: none."""
+
+    examples: ExamplesSpec | None = Field(None, title="Examples")
+    """Rows of `data.gold` that the teacher alone is shown before the prompt. None: none."""
 
     samples: SamplesSpec = Field(SamplesSpec(), title="Samples")
     """Several responses per prompt, of which one is chosen."""

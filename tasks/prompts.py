@@ -9,6 +9,7 @@ from prefect.states import Completed
 from distillery.storage.stage import StageResult, find_stage
 from distillery.teacher.generation import generation_stage
 from schemas.data import DataSpec
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef, PromptSet
 from schemas.student import StudentSpec
@@ -69,11 +70,14 @@ def check_prompts(
     training: TrainingSpec | None,
     store: StoreSpec,
     execution: ExecutionSpec,
+    evaluation: EvaluationSpec | None = None,
 ) -> State[None] | None:
     """Return when models and endpoint can be used on ``prompts``; skipped when all are answered."""
     if find_stage(generation_stage(prompts, teacher, task), store, execution):
         return Completed(name="Skipped", message="All prompts are answered already.")
     from distillery.preflight.recipe import check_first_request
 
-    check_first_request(prompts, task, data, teacher, student, training, store, execution)
+    check_first_request(
+        prompts, task, data, teacher, student, training, store, execution, evaluation
+    )
     return None

@@ -33,7 +33,11 @@ REFERENCES = ["yes"] * 8 + ["no"] * 6 + ["maybe"] * 6
 
 
 def measurement(
-    parameters: int, size: int | None, latency_s: float | None, identity: str = "i" * 64
+    parameters: int,
+    size: int | None,
+    latency_s: float | None,
+    identity: str = "i" * 64,
+    prompt_tokens: float | None = None,
 ) -> Measurement:
     """Return a measurement whose memory is twice ``size``; None: of a hosted model."""
     return Measurement(
@@ -49,6 +53,7 @@ def measurement(
             queries_per_hour=latency_s and 3600 / latency_s,
             tokens_per_s=latency_s and 10 / latency_s,
             throughput_rows=256,
+            prompt_tokens=prompt_tokens,
         ),
     )
 
@@ -60,7 +65,8 @@ def measurements(**changed: Measurement) -> Measurements:
         "baseline": measurement(100_000, 2**15, 0.01),
         "anybody": measurement(100_000, 2**15, 0.01),
         "champion": measurement(100_000, 2**15, 0.01, CHAMPION_FINGERPRINT),
-        "student": measurement(100_000, 2**15, 0.01, STUDENT_FINGERPRINT),
+        "in-context student": measurement(100_000, 2**15, 0.02, prompt_tokens=1203.5),
+        "student": measurement(100_000, 2**15, 0.01, STUDENT_FINGERPRINT, prompt_tokens=17),
     }
     return Measurements(
         contestants={**contestants, **changed},

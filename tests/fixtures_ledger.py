@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from distillery.data.chat import Message
 from distillery.ledger import Ledger, LedgerRow
 from distillery.storage.fingerprint import sha256
 from distillery.teacher.protocol import Sampling, make_request, request_body
@@ -18,7 +19,7 @@ SAMPLING = Sampling(max_new_tokens=64, sampling_temperature=0.0, top_p=1.0, seed
 
 def row(prompt: str, *, identity: dict[str, Any] = IDENTITY, **changes: Any) -> LedgerRow:
     """The row of a request that was answered well at the first attempt, but for ``changes``."""
-    messages = [{"role": "user", "content": prompt}]
+    messages = [Message(role="user", content=prompt)]
     request = make_request(identity, messages, SAMPLING)
     fields: dict[str, Any] = {
         "request_hash": request.request_hash,

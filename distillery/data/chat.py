@@ -1,11 +1,15 @@
 """Chat messages: how a row becomes them, and how they are kept and compared."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from distillery.storage.fingerprint import canonical_json, sha256
 
 ROLES = ("system", "user", "assistant")
+
+SYSTEM_SEPARATOR = "\n\n"
+"""Stands between instructions that come from two places."""
 
 
 class Message(TypedDict):
@@ -106,7 +110,30 @@ def load_messages(text: str) -> list[Message]:
     return messages
 
 
-def content_hash(messages: list[Message]) -> str:
+def with_system_turn(messages: Sequence[Message], text: str) -> list[Message]:
+    r"""Return messages with ``text`` before their system turn, or as one where they have none.
+
+    >>> turns = with_system_turn([Message(role="user", content="Hi")], "Be brief.")
+    >>> [turn["content"] for turn in with_system_turn(turns, "You are a clerk.")]
+    ['You are a clerk.\n\nBe brief.', 'Hi']
+    """
+    own, rest = split_system_turn(messages)
+    content = text if own is None else text + SYSTEM_SEPARATOR + own
+    return [Message(role="system", content=content), *rest]
+
+
+def split_system_turn(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
+    """Return the text of the system turn at the beginning, None where there is none, and the rest.
+
+    >>> split_system_turn([Message(role="user", content="Hi")])
+    (None, [{'role': 'user', 'content': 'Hi'}])
+    """
+    if messages and messages[0]["role"] == "system":
+        return messages[0]["content"], list(messages[1:])
+    return None, list(messages)
+
+
+def content_hash(messages: Sequence[Message]) -> str:
     """Return a hash by which two prompts count as the same question.
 
     Case, white space and system turns are ignored: none of them makes a test row unseen.

@@ -25,7 +25,7 @@ from schemas.filters import DropReason
 from schemas.frames import SPLITS
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 _BATCH_ROWS = 4096
 
 _LOADED_SCHEMA = pa.schema(
@@ -35,6 +35,7 @@ _LOADED_SCHEMA = pa.schema(
         ("messages", pa.string()),
         ("references", pa.string()),
         ("content_hash", pa.string()),
+        ("conversation", pa.string()),
         ("source_row", pa.int64()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -163,7 +164,7 @@ def _prompt(values: Mapping[str, Any], source: Source, kind: TaskType, data: Dat
     names = kind.fields + kind.optional_fields
     if data.prompt_template is not None:
         names = template_columns(data.prompt_template)
-    found = {name: values.get(source.columns.of(name)) for name in names}
+    found = {name: kind.shown(name, values.get(source.columns.of(name))) for name in names}
     if data.prompt_template is not None:
         return render_prompt(data.prompt_template, found)
     return kind.prompt(found)
@@ -185,10 +186,12 @@ def _references(value: Any, source: Source, kind: TaskType) -> str:
     return canonical_json(kind.references(value))
 
 
-def _asked(messages: list[Message], split: str, group: str, data: DataSpec) -> dict[str, Any]:
+def _asked(
+    messages: list[Message], split: str, conversation: str, data: DataSpec
+) -> dict[str, Any]:
     """Return the columns of a row that asks ``messages``.
 
-    Rows of one ``group`` are set aside for validation together.
+    Rows of one ``conversation`` are set aside for validation together.
     """
     messages = list(messages)
     if data.system_prompt and messages[0]["role"] != "system":
@@ -196,10 +199,11 @@ def _asked(messages: list[Message], split: str, group: str, data: DataSpec) -> d
     asked: dict[str, Any] = {
         "messages": dump_messages(messages),
         "content_hash": content_hash(messages),
+        "conversation": conversation,
     }
     if not messages[-1]["content"].strip():
         asked |= {"reason": DropReason.EMPTY_PROMPT.value, "detail": "the prompt has no text"}
-    if split == "train" and data.validation is None and is_set_aside(group, data):
+    if split == "train" and data.validation is None and is_set_aside(conversation, data):
         asked["split"] = "validation"
     return asked
 

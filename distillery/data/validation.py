@@ -30,7 +30,7 @@ from schemas.frames import (
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 _BATCH_ROWS = 4096
 
 # One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
@@ -42,7 +42,7 @@ _MARK_ROWS = """
             (SELECT content_hash FROM loaded WHERE split = 'test' AND content_hash IS NOT NULL)
             AS is_in_test
     FROM loaded
-    ORDER BY list_position({splits}, split), source_row
+    ORDER BY list_position({splits}, split), source_row, length(messages)
 """
 
 
@@ -85,7 +85,7 @@ def validate_prompts(
                 valid, invalid = _split_rows(frame, kind)
                 kept.update(valid["split"])
                 reasons.update(invalid["reason"])
-                _write(prompts, valid, PromptFrame)
+                _write(prompts, valid.drop(columns="conversation"), PromptFrame)
                 _write(gold, _gold_rows(valid, kind, data), TrainingFrame)
                 _write(quarantined, invalid, QuarantineFrame)
         attempt.counts |= {**kept, "quarantined": reasons.total()}
@@ -106,7 +106,7 @@ def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterat
 
 
 def _split_rows(frame: pd.DataFrame, kind: TaskType) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the valid rows and the invalid ones; the latter with reason and detail.
+    """Return the valid rows, with `conversation`, and the invalid ones, with reason and detail.
 
     References of valid rows are written as the task has its answers: a label as in the recipe.
     """
@@ -116,7 +116,7 @@ def _split_rows(frame: pd.DataFrame, kind: TaskType) -> tuple[pd.DataFrame, pd.D
     is_valid = frame["reason"].isna()
     given = frame.loc[is_valid, "references"].dropna()
     frame.loc[given.index, "references"] = [_canonical(text, kind) for text in given]
-    prompt_columns = list(PromptFrame.to_schema().columns)
+    prompt_columns = [*PromptFrame.to_schema().columns, "conversation"]
     quarantine_columns = list(QuarantineFrame.to_schema().columns)
     return (
         frame.loc[is_valid, prompt_columns].reset_index(drop=True),
@@ -131,9 +131,9 @@ def _canonical(references: str, kind: TaskType) -> str:
 
 
 def _gold_rows(valid: pd.DataFrame, kind: TaskType, data: DataSpec) -> pd.DataFrame:
-    """Return the gold rows of a PromptFrame as a TrainingFrame."""
+    """Return the gold rows as a TrainingFrame, those of one conversation in one split."""
     gold = valid[valid["split"] == "gold"].reset_index(drop=True)
-    split = ["validation" if is_set_aside(c, data) else "train" for c in gold["content_hash"]]
+    split = ["validation" if is_set_aside(c, data) else "train" for c in gold["conversation"]]
     gold["split"] = pd.array(split, dtype="str")
     learnt = [kind.target(json.loads(references)) for references in gold["references"]]
     gold["response"] = pd.array(learnt, dtype="str")

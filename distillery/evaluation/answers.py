@@ -36,7 +36,7 @@ def answers_stage(
     spec: ContestantSpec, prompts: DatasetRef, task: TaskSpec, evaluation: EvaluationSpec
 ) -> Stage:
     """Return what identifies a contestant's answers: who, how it decodes, prompts, metrics."""
-    asked = contestant(spec, task, evaluation, StoreSpec())
+    asked = contestant(spec, prompts, task, evaluation, StoreSpec())
     return Stage(
         StageName.ANSWER_TEST_PROMPTS,
         _LOGIC_VERSION,
@@ -72,7 +72,7 @@ def answer_test_prompts(
         num_rows = count_questions(prompts, attempt.store)
         counts = attempt.counts
         counts |= {"rows": 0, "unscored": 0, "truncated": 0}
-        asked = contestant(spec, task, evaluation, store)
+        asked = contestant(spec, prompts, task, evaluation, store)
         with (
             cpu_threads(execution),
             asked.answering(attempt) as ask,

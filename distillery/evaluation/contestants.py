@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from distillery.data.chat import Message
 from distillery.ledger import LedgerRow
 from distillery.models.loading import ModelFiles, read_template
 from distillery.models.local import LocalModel
@@ -28,15 +29,18 @@ from distillery.teacher import (
     teacher_identity,
 )
 from distillery.teacher.local import release_models
+from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
 from distillery.teacher.protocol import NO_TEXT, kept
 from distillery.teacher.session import AskedFor, TeacherSession
 from schemas.comparison import Size
 from schemas.contestants import (
     BASELINE,
     CHAMPION,
+    IN_CONTEXT,
     STUDENT,
     TEACHER,
     ContestantSpec,
+    InContextContestant,
     PretrainedContestant,
     TeacherContestant,
     TrainedContestant,
@@ -44,12 +48,12 @@ from schemas.contestants import (
 from schemas.errors import TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import StoreSpec
-from schemas.refs import ModelRef
+from schemas.refs import DatasetRef, ModelRef
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
-Conversation = list[dict[str, str]]
+Conversation = list[Message]
 
 _HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alone
 
@@ -61,6 +65,7 @@ def line_up(
     *,
     baseline: ModelRef | None,
     champion: ModelRef | None,
+    in_context: bool,
 ) -> tuple[ContestantSpec, ...]:
     """Return the contestants of a run of the spine.
 
@@ -73,6 +78,7 @@ def line_up(
         baseline: The student as it was before teacher data. None: a pretrained one as it comes; a
             student from scratch then has no baseline.
         champion: The promoted student that this one would replace, if any.
+        in_context: Whether a pretrained student takes part with the teacher's prompt as well.
     """
     device = "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
     is_trusted = isinstance(student, PretrainedStudent) and student.trust_remote_code
@@ -87,6 +93,10 @@ def line_up(
         contestants.append(trained(BASELINE, baseline))
     elif isinstance(student, PretrainedStudent):
         contestants.append(PretrainedContestant(name=BASELINE, student=student, device=device))
+    if in_context and isinstance(student, PretrainedStudent):
+        contestants.append(
+            InContextContestant(name=IN_CONTEXT, student=student, teacher=teacher, device=device)
+        )
     if champion is not None:
         contestants.append(trained(CHAMPION, champion))
     return (*contestants, trained(STUDENT, student_model))
@@ -110,6 +120,9 @@ class Answered:
 
     truncated: bool
     """Whether it was cut at the token limit."""
+
+    prompt_tokens: int | None
+    """Tokens that were read for it. None where nobody counted them."""
 
     new_tokens: int | None
     """Its tokens. None where nobody counted them."""
@@ -161,14 +174,30 @@ class Contestant(abc.ABC):
 
 
 def contestant(
-    spec: ContestantSpec, task: TaskSpec, evaluation: EvaluationSpec, store: StoreSpec
+    spec: ContestantSpec,
+    prompts: DatasetRef,
+    task: TaskSpec,
+    evaluation: EvaluationSpec,
+    store: StoreSpec,
 ) -> Contestant:
-    """Return the contestant that ``spec`` describes; nothing is loaded or sent yet."""
+    """Return the contestant that ``spec`` describes; nothing is loaded or sent yet.
+
+    ``prompts`` have the gold rows that some are shown.
+    """
     match spec:
         case TeacherContestant():
-            return _teacher(spec.teacher, task, evaluation, store)
+            return _teacher(spec.teacher, prompts, task, evaluation, store)
         case PretrainedContestant():
-            return _pretrained(spec, evaluation)
+            return _pretrained(spec.student, spec.device, evaluation)
+        case InContextContestant():
+            # It reads the teacher's instructions in place of its own.
+            untold = spec.student.model_copy(update={"system_prompt": None})
+            plain = _pretrained(untold, spec.device, evaluation)
+            return dataclasses.replace(
+                plain,
+                inputs=plain.inputs | {"prompt": prompt_inputs(spec.teacher, task)},
+                prompt=TeacherPrompt(spec.teacher, task, prompts, store),
+            )
         case TrainedContestant():
             return _trained(spec, evaluation)
 
@@ -180,11 +209,14 @@ class _Local(Contestant):
     load: Callable[[Store], contextlib.AbstractContextManager[LocalModel]]
     """Loads it; files that are downloaded for it stay inside."""
 
+    prompt: TeacherPrompt | None = None
+    """What stands around the messages that it reads. None: nothing."""
+
     @contextlib.contextmanager
     def opened(self, store: Store) -> Iterator[Opened]:
         greedy = Sampling(self.evaluation.max_new_tokens, 0.0, 1.0, 0)
         with self.load(store) as model:
-            yield _timed(model, greedy, self.evaluation)
+            yield _timed(model, greedy, self.evaluation, self.prompt)
 
     @contextlib.contextmanager
     def answering(self, attempt: Attempt) -> Iterator[Ask]:
@@ -194,19 +226,18 @@ class _Local(Contestant):
             )
 
 
-def _pretrained(spec: PretrainedContestant, evaluation: EvaluationSpec) -> _Local:
-    student = spec.student
+def _pretrained(student: PretrainedStudent, device: str, evaluation: EvaluationSpec) -> _Local:
     identity = model_identity(student.model, student.revision, role="student")
     inputs = {
         "model": identity,
-        "student": student.model_dump(include={"dtype", "chat_template_kwargs"}),
+        "student": student.model_dump(include={"dtype", "chat_template_kwargs", "system_prompt"}),
         "chat_template": student.chat_template and sha256(read_template(student.chat_template)),
         "max_new_tokens": evaluation.max_new_tokens,
     }
 
     @contextlib.contextmanager
     def load(_: Store) -> Iterator[LocalModel]:
-        yield LocalModel.of(student, device=spec.device)
+        yield LocalModel.of(student, device=device)
 
     return _Local(student.model, identity, inputs, evaluation, load)
 
@@ -225,7 +256,11 @@ def _trained(spec: TrainedContestant, evaluation: EvaluationSpec) -> _Local:
 
 
 def _teacher(
-    teacher: TeacherSpec, task: TaskSpec, evaluation: EvaluationSpec, store: StoreSpec
+    teacher: TeacherSpec,
+    prompts: DatasetRef,
+    task: TaskSpec,
+    evaluation: EvaluationSpec,
+    store: StoreSpec,
 ) -> "_Teacher":
     identity = teacher_identity(teacher)
     schema = ResponseSchema.of(teacher, task)
@@ -236,9 +271,11 @@ def _teacher(
         "teacher": identity,
         "sampling": dataclasses.asdict(sampling),
         "response_schema": schema and dataclasses.asdict(schema),
+        "prompt": prompt_inputs(teacher, task),
     }
     named = (teacher.model, sha256(identity))
-    return _Teacher(*named, inputs, evaluation, teacher, store, sampling, schema)
+    prompt = TeacherPrompt(teacher, task, prompts, store)
+    return _Teacher(*named, inputs, evaluation, teacher, store, prompt, sampling, schema)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,17 +284,25 @@ class _Teacher(Contestant):
 
     teacher: TeacherSpec
     store: StoreSpec
+    prompt: TeacherPrompt
     sampling: Sampling
     schema: ResponseSchema | None
 
-    def _request(self, conversation: Conversation, prompt_id: str) -> Request:
-        return make_request(
-            self.inputs["teacher"],
-            conversation,
-            self.sampling,
-            response_schema=self.schema,
-            prompt_id=prompt_id,
-        )
+    def _requests(
+        self, conversations: Sequence[Conversation], prompt_ids: Sequence[str]
+    ) -> list[Request]:
+        return [
+            make_request(
+                self.inputs["teacher"],
+                messages,
+                self.sampling,
+                response_schema=self.schema,
+                prompt_id=prompt_id,
+            )
+            for messages, prompt_id in zip(
+                self.prompt.around(conversations), prompt_ids, strict=True
+            )
+        ]
 
     @contextlib.contextmanager
     def answering(self, attempt: Attempt) -> Iterator[Ask]:
@@ -272,7 +317,9 @@ class _Teacher(Contestant):
 
     def _ask(self, session: TeacherSession, rows: Sequence[Question]) -> list[Answered]:
         """Return the answers, from the ledger as far as they are there."""
-        requests = [self._request(row.conversation, row.prompt_id) for row in rows]
+        requests = self._requests(
+            [row.conversation for row in rows], [row.prompt_id for row in rows]
+        )
         asked_for = AskedFor()
         for request in requests:
             asked_for.add([request])
@@ -298,7 +345,7 @@ class _Teacher(Contestant):
     def opened(self, store: Store) -> Iterator[Opened]:
         if not isinstance(self.teacher, OpenAITeacher):
             model = LocalModel.of(self.teacher, device=self.teacher.device)
-            yield _timed(model, self.sampling, self.evaluation)
+            yield _timed(model, self.sampling, self.evaluation, self.prompt)
             return
         turn = max(self.evaluation.throughput_batch_size, _HOSTED_TURN * self.teacher.concurrency)
         endpoint = open_teacher(self.teacher)
@@ -323,7 +370,7 @@ class _Teacher(Contestant):
             responses[response.request.prompt_id] = response
             return kept()
 
-        requests = [self._request(c, str(number)) for number, c in enumerate(conversations)]
+        requests = self._requests(conversations, [*map(str, range(len(conversations)))])
         endpoint.answer(requests, note)
         if failed := [r.error for r in responses.values() if r.state == "failed"]:
             raise TeacherError(
@@ -336,17 +383,29 @@ class _Teacher(Contestant):
 
 def _answered(found: Response | LedgerRow) -> Answered:
     text = None if found.state in NO_TEXT else found.text
-    return Answered(text, found.state == "truncated", found.completion_tokens)
+    is_cut = found.state == "truncated"
+    return Answered(text, is_cut, found.prompt_tokens, found.completion_tokens)
 
 
-def _timed(model: LocalModel, sampling: Sampling, evaluation: EvaluationSpec) -> Opened:
+def _timed(
+    model: LocalModel,
+    sampling: Sampling,
+    evaluation: EvaluationSpec,
+    prompt: TeacherPrompt | None,
+) -> Opened:
     """Return a model of this process that answers with ``sampling``."""
+    how = dataclasses.asdict(sampling)
 
     def answer(conversations: Sequence[Conversation], batch_size: int) -> list[Answered]:
-        answers = model.answer(conversations, batch_size=batch_size, **dataclasses.asdict(sampling))
+        asked = prompt.around(conversations) if prompt else conversations
         return [
-            Answered(answer.text, answer.finish_reason == "length", answer.completion_tokens)
-            for answer in answers
+            Answered(
+                response=answer.text,
+                truncated=answer.finish_reason == "length",
+                prompt_tokens=answer.prompt_tokens,
+                new_tokens=answer.completion_tokens,
+            )
+            for answer in model.answer(asked, batch_size=batch_size, **how)
         ]
 
     size = Size(

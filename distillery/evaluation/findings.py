@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Difference, Interval
-from schemas.contestants import BASELINE, CHAMPION, STUDENT, TEACHER
+from schemas.contestants import BASELINE, CHAMPION, IN_CONTEXT, STUDENT, TEACHER
 from schemas.units import MISSING, bytes_text, percent_text, seconds_text
 
 TARGET_RETENTION, TARGET_LATENCY_REDUCTION, TARGET_MEMORY_REDUCTION = 0.92, 0.85, 0.95
@@ -81,6 +81,7 @@ def findings(comparison: Comparison) -> list[Finding]:
     sentences = [
         _gain_sentence(comparison),
         _gap_sentence(comparison),
+        _in_context_sentence(comparison),
         _champion_sentence(comparison),
         _majority_sentence(comparison),
         _label_sentence(comparison),
@@ -155,6 +156,25 @@ def _gap_sentence(comparison: Comparison) -> str:
     )
 
 
+def _in_context_sentence(comparison: Comparison) -> str | None:
+    asked, student = comparison.contestant(IN_CONTEXT), comparison.contestant(STUDENT)
+    lead = _points(comparison, STUDENT, IN_CONTEXT)
+    if asked is None or student is None or lead is None:
+        return None
+    text = f"Student minus itself untrained, with the teacher's prompt: {points_text(lead)}"
+    if lead.low is None:
+        return f"{text}; too few rows for an interval."
+    if lead.low > 0:
+        return f"{text}: the interval is above 0, so the training is worth more than the prompt."
+    many, few = asked.performance.prompt_tokens, student.performance.prompt_tokens
+    counted = many is not None and few is not None
+    cost = f" at {many:,.0f} prompt tokens instead of {few:,.0f}" if counted else ""
+    return (
+        f"{text}: the interval is not above 0, so the prompt alone may do{cost}, and nobody needs "
+        "the training."
+    )
+
+
 def _champion_sentence(comparison: Comparison) -> str | None:
     if comparison.contestant(CHAMPION) is None:
         return None
@@ -197,8 +217,9 @@ def notes(comparison: Comparison) -> list[str]:
         f"Quality: {comparison.num_rows:,} test rows, at most {comparison.max_new_tokens} new "
         "tokens; the teacher samples as the recipe says, all others decode greedily; paired "
         f"bootstrap, {comparison.confidence * 100:.0f} % intervals.",
-        f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput: "
-        f"{speed.throughput_rows:,} rows in batches. On {machine}.",
+        f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput and "
+        f"prompt tokens (median per request): {speed.throughput_rows:,} rows in batches. On "
+        f"{machine}.",
         f"Memory: weights plus KV cache at {comparison.context_tokens} tokens.",
     ]
     for row in comparison.contestants:

@@ -87,7 +87,9 @@ def measure_performance(
         latency_rows = evaluation.latency_rows + evaluation.latency_warmup
         most = max(latency_rows, evaluation.throughput_rows)
         timed = [row.conversation for row in itertools.islice(rows, most)]
-        known = {spec.name: contestant(spec, task, evaluation, store) for spec in contestants}
+        known = {
+            spec.name: contestant(spec, prompts, task, evaluation, store) for spec in contestants
+        }
         with contextlib.ExitStack() as files, cpu_threads(execution):
             opened = {
                 name: files.enter_context(one.opened(attempt.store)) for name, one in known.items()
@@ -177,6 +179,7 @@ def _performance(
     latencies: Sequence[float], answers: Sequence[Answered], seconds: float
 ) -> Performance:
     tokens = [answer.new_tokens for answer in answers if answer.new_tokens is not None]
+    read = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     timed = bool(answers) and seconds > 0
     is_counted = timed and len(tokens) == len(answers)
     p95 = np.quantile(latencies, 0.95, method="inverted_cdf") if latencies else None
@@ -187,6 +190,7 @@ def _performance(
         queries_per_hour=len(answers) / seconds * 3600 if timed else None,
         tokens_per_s=sum(tokens) / seconds if is_counted else None,
         throughput_rows=len(answers),
+        prompt_tokens=statistics.median(read) if read and len(read) == len(answers) else None,
     )
 
 

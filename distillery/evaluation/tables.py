@@ -33,6 +33,7 @@ def _measured(row: ContestantFigures) -> Row:
         **{name: interval_text(interval) for name, interval in row.metrics.items()},
         "throughput (queries/h)": rate_text(speed.queries_per_hour),
         "tokens/s": rate_text(speed.tokens_per_s),
+        "prompt tokens": _tokens_text(speed.prompt_tokens),
         "unscored rows": str(row.num_unscored),
     }
 
@@ -149,6 +150,15 @@ def _change_text(reduction: float | None) -> str:
     return MISSING if reduction is None else f"{-reduction * 100:+.1f} %"
 
 
+def _tokens_text(value: float | None) -> str:
+    """Return a number of tokens, whole; a median of two may lie between.
+
+    >>> _tokens_text(1203.5)
+    '1,204'
+    """
+    return MISSING if value is None else f"{value:,.0f}"
+
+
 def terminal_table(comparison: Comparison, *, narrow: bool = False) -> "Table":
     """Return a rich table that fits 100 columns, 80 when narrow; for what is in no other line."""
     from rich.box import SIMPLE_HEAD
@@ -156,8 +166,9 @@ def terminal_table(comparison: Comparison, *, narrow: bool = False) -> "Table":
 
     title = f"{comparison.task}: {comparison.num_rows:,} test rows"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    headings = ["parameters", "memory", "p50 / p95", comparison.metric, "queries/h", "tokens/s"]
+    table.add_column("model")
+    headings = ["parameters", "memory", "p50 / p95", comparison.metric, "queries/h"]
+    headings.append("prompt\ntokens")
     for heading in headings[1:5] if narrow else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.contestants:
@@ -168,7 +179,7 @@ def terminal_table(comparison: Comparison, *, narrow: bool = False) -> "Table":
             f"{seconds_text(speed.latency_p50_s)} / {seconds_text(speed.latency_p95_s)}",
             interval_text(row.metrics[comparison.metric]),
             rate_text(speed.queries_per_hour),
-            rate_text(speed.tokens_per_s),
+            _tokens_text(speed.prompt_tokens),
         ]
         table.add_row(row.name, *(cells[1:5] if narrow else cells))
     if any(row.declared_source for row in comparison.contestants):

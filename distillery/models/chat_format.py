@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
 
-from distillery.data.chat import Message
+from distillery.data.chat import SYSTEM_SEPARATOR, Message
 from distillery.task_types.thoughts import THOUGHT_MARKS, split_thoughts
 from schemas.errors import DistilleryError, RecipeError, TrainingError
 
@@ -306,3 +306,24 @@ def with_template_kwargs(template: str, kwargs: Mapping[str, Any]) -> str:
     '{% set enable_thinking = False +%}{% if enable_thinking %}...'
     """
     return "".join(f"{{% set {name} = {kwargs[name]!r} +%}}" for name in sorted(kwargs)) + template
+
+
+def with_system_prompt(template: str, text: str) -> str:
+    r"""Return ``template`` with ``text`` before the system turn, or as one where there is none.
+
+    Like settings of the template, it goes wherever the tokenizer goes. What it writes is what
+    :func:`distillery.data.chat.with_system_turn` makes of messages.
+
+    >>> from jinja2 import Template
+    >>> turns = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+    >>> brief = Template(with_system_prompt(turns, "Be brief."))
+    >>> brief.render(messages=[{"role": "user", "content": "Hi"}])
+    '[system] Be brief. [user] Hi '
+    """
+    system = "{'role': 'system', 'content': %s}"
+    before = system % f"{text + SYSTEM_SEPARATOR!r} + messages[0]['content']"
+    return (
+        "{% if messages and messages[0]['role'] == 'system' %}"
+        f"{{% set messages = [{before}] + messages[1:] | list %}}{{% else %}}"
+        f"{{% set messages = [{system % repr(text)}] + messages | list %}}{{% endif +%}}" + template
+    )

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import JsonValue
 
-from distillery.models.chat_format import ChatFormat, with_template_kwargs
+from distillery.models.chat_format import ChatFormat, with_system_prompt, with_template_kwargs
 from schemas.errors import RecipeError
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.teacher import TransformersTeacher
@@ -33,12 +33,17 @@ class ModelFiles:
     chat_template_kwargs: dict[str, JsonValue] = field(default_factory=dict)
     """Settings of the template."""
 
+    system_prompt: str | None = None
+    """A student's own instructions, which become part of its template."""
+
     @classmethod
     def of(cls, spec: PretrainedStudent | FromScratchStudent | TransformersTeacher) -> Self:
         """Return the files that a section of the recipe names; of a new student its tokenizer's."""
         named = spec.model_dump(include=set(cls.__dataclass_fields__))
         if isinstance(spec, FromScratchStudent):
             named["model"] = spec.tokenizer
+        if isinstance(spec, TransformersTeacher):
+            del named["system_prompt"]  # a teacher's is part of what it is asked
         return cls(**named)
 
     def config(self) -> Any:
@@ -75,6 +80,10 @@ class ModelFiles:
         if self.chat_template_kwargs:
             tokenizer.chat_template = with_template_kwargs(
                 tokenizer.get_chat_template(), self.chat_template_kwargs
+            )
+        if self.system_prompt is not None:
+            tokenizer.chat_template = with_system_prompt(
+                tokenizer.get_chat_template(), self.system_prompt
             )
         opened = ChatFormat(tokenizer, self._generation_config(), name=self.model)
         if tokenizer.pad_token_id is None and opened.end_ids:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from distillery.models.chat_format import ChatFormat
+from distillery.models.chat_format import ChatFormat, with_system_prompt
 from distillery.models.loading import ModelFiles, quiet_transformers
 from distillery.models.vocabulary import vocabulary_size
 from schemas.errors import TrainingError
@@ -23,7 +23,8 @@ def train_tokenizer(texts: Iterable[str], spec: FromScratchStudent) -> Any:
 
     Args:
         texts: What it is trained on; read once.
-        spec: Its `vocab_size` (special tokens included), `whole_tokens` and `max_length`.
+        spec: Its `vocab_size` (special tokens included), `whole_tokens`, `max_length` and
+            `system_prompt`.
 
     Raises:
         TrainingError: A whole token would be decoded to another text.
@@ -56,6 +57,8 @@ def train_tokenizer(texts: Iterable[str], spec: FromScratchStudent) -> Any:
     )
     fast.add_tokens(list(spec.whole_tokens))
     fast.chat_template = _CHAT_TEMPLATE
+    if spec.system_prompt is not None:
+        fast.chat_template = with_system_prompt(_CHAT_TEMPLATE, spec.system_prompt)
     return fast
 
 

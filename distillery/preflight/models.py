@@ -1,23 +1,29 @@
 """Before anything is spent: whether the models of a recipe can be used, with its prompts."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from distillery.data.chat import Message, load_messages
+from distillery.data.chat import Message, load_messages, with_system_turn
 from distillery.models.chat_format import ChatFormat
 from distillery.models.hardware import resolve_device
 from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import known_vocabulary
 from distillery.objectives.choice import reads_with_teacher
 from distillery.storage.store import Store
+from distillery.teacher.prompt import TeacherPrompt, instructions
+from schemas.contestants import IN_CONTEXT
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from schemas.training import TrainingSpec
 
+_QUESTION = Message(role="user", content="What is six times seven?")
 _RESPONSE = "Forty-two."
 _ROWS_PER_SHAPE = 20
 
@@ -30,36 +36,49 @@ class _Reader(NamedTuple):
     renders_responses: bool
     """Whether responses are rendered with its template too, to learn or to score them."""
 
+    prompt_of: TeacherSpec | None
+    """Whose instructions and examples stand around a row. None: nobody's."""
+
 
 def _readers(
-    student: StudentSpec | None, teacher: TeacherSpec | None, training: TrainingSpec | None
+    student: StudentSpec | None,
+    teacher: TeacherSpec | None,
+    training: TrainingSpec | None,
+    evaluation: EvaluationSpec | None,
 ) -> Iterator[_Reader]:
     """Yield the models whose files are here; a new student with a new tokenizer has none yet."""
     if isinstance(student, PretrainedStudent) or (student and student.tokenizer is not None):
-        yield _Reader("student", student, renders_responses=True)
+        yield _Reader("student", student, renders_responses=True, prompt_of=None)
     if teacher is not None and not isinstance(teacher, OpenAITeacher):
         scores = training is not None and reads_with_teacher(training)
-        yield _Reader("teacher", teacher, renders_responses=scores)
+        yield _Reader("teacher", teacher, renders_responses=scores, prompt_of=teacher)
+    in_context = evaluation is not None and evaluation.in_context_student
+    if in_context and isinstance(student, PretrainedStudent) and teacher is not None:
+        untold = student.model_copy(update={"system_prompt": None})
+        yield _Reader(IN_CONTEXT, untold, renders_responses=False, prompt_of=teacher)
 
 
 def check_models(
     student: StudentSpec | None,
     teacher: TeacherSpec | None,
+    task: TaskSpec,
     data: DataSpec,
     execution: ExecutionSpec,
     training: TrainingSpec | None = None,
+    evaluation: EvaluationSpec | None = None,
 ) -> list[str]:
     """Return what is wrong with the models, one line each; of them, only small files are opened.
 
     That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
-    the recipe makes them, responses that do not end or do not come back, a vocabulary larger than
-    the embedding, a device that is not there (looked for only where stages run in this process).
-    ``training`` decides whether the teacher renders responses too, to score them.
+    the recipe makes them or leaves instructions out, responses that do not end or do not come
+    back, a vocabulary larger than the embedding, a device that is not there (looked for only where
+    stages run in this process). ``training`` decides whether the teacher renders responses too, to
+    score them, ``evaluation`` whether the student reads the teacher's prompt.
     """
     problems: list[str] = []
-    for reader in _readers(student, teacher, training):
+    for reader in _readers(student, teacher, training, evaluation):
         try:
-            _check_files(reader, data)
+            _check_files(reader, task, data)
             if isinstance(reader.spec, TransformersTeacher) and execution.mode == "inline":
                 resolve_device(reader.spec.device)
         except DistilleryError as error:
@@ -71,19 +90,26 @@ def check_prompts(
     prompts: DatasetRef,
     student: StudentSpec | None,
     teacher: TeacherSpec | None,
+    task: TaskSpec,
     store: StoreSpec,
     training: TrainingSpec | None = None,
+    evaluation: EvaluationSpec | None = None,
 ) -> None:
     """Return when the models can read the prompts; after loading, before the first request.
 
-    Of each sequence of roles the first rows are rendered. ``training`` as in :func:`check_models`.
+    Of each sequence of roles the first rows are rendered, as each model reads them. ``training``
+    and ``evaluation`` as in :func:`check_models`.
 
     Raises:
-        RecipeError: The first row that a model cannot read, by its `prompt_id`.
+        RecipeError: The first row that a model cannot read, by its `prompt_id`; or there are fewer
+            gold rows than examples to show.
     """
+    prompt = None if teacher is None else TeacherPrompt(teacher, task, prompts, store)
+    if prompt is not None:
+        prompt.around([[_QUESTION]])
     readers = [
         (reader, ModelFiles.of(reader.spec).chat_format())
-        for reader in _readers(student, teacher, training)
+        for reader in _readers(student, teacher, training, evaluation)
     ]
     seen: dict[tuple[str, ...], int] = {}
     for batch in Store(store.root).batches(prompts) if readers else ():
@@ -95,7 +121,8 @@ def check_prompts(
                 continue
             for reader, chat_format in readers:
                 try:
-                    _render(reader, chat_format, messages)
+                    told = prompt.around([messages])[0] if prompt and reader.prompt_of else messages
+                    _render(reader, chat_format, told)
                 except DistilleryError as error:
                     raise RecipeError(
                         f"the {reader.role} cannot read row {row['prompt_id']!r} (split "
@@ -103,15 +130,47 @@ def check_prompts(
                     ) from error
 
 
-def _check_files(reader: _Reader, data: DataSpec) -> None:
+def _check_files(reader: _Reader, task: TaskSpec, data: DataSpec) -> None:
     files = ModelFiles.of(reader.spec)
-    chat_format = files.chat_format()
-    turns = [Message(role="user", content="What is six times seven?")]
+    chat_format, asked = files.chat_format(), [_QUESTION]
+    if reader.prompt_of is not None and reader.prompt_of.examples is not None:
+        asked = [_QUESTION, Message(role="assistant", content=_RESPONSE), _QUESTION]
+    told, fields = asked, []
     if data.system_prompt is not None:
-        turns.insert(0, Message(role="system", content=data.system_prompt))
-    _render(reader, chat_format, turns)
+        told, fields = with_system_turn(told, data.system_prompt), ["data.system_prompt"]
+    if reader.prompt_of and (text := instructions(reader.prompt_of, task)) is not None:
+        told, fields = with_system_turn(told, text), ["teacher.system_prompt", *fields]
+    if files.system_prompt is not None:  # which the template puts there
+        fields = ["student.system_prompt", *fields]
+    try:
+        _render(reader, chat_format, told)
+    except DistilleryError as error:
+        if fields:
+            raise RecipeError(
+                f"{error} Its system turn comes from {' and '.join(fields)}."
+            ) from error
+        raise
+    if fields:
+        _check_system_turn(reader, chat_format, files, (asked, told), fields)
     if not isinstance(reader.spec, FromScratchStudent):
         known_vocabulary(chat_format.tokenizer, files.config().vocab_size, role=reader.role)
+
+
+def _check_system_turn(
+    reader: _Reader,
+    chat_format: ChatFormat,
+    files: ModelFiles,
+    turns: tuple[list[Message], list[Message]],
+    fields: list[str],
+) -> None:
+    """Refuse a template that passes over system turns, as some do without an error."""
+    untold = dataclasses.replace(files, system_prompt=None).chat_format()
+    if untold.prompt_ids(turns[0]) == chat_format.prompt_ids(turns[1]):
+        raise RecipeError(
+            f"the {reader.role}'s chat template ({files.model!r}) leaves system turns out, so "
+            f"{' and '.join(fields)} would never be read. Put the instructions into "
+            "data.prompt_template, or choose a model whose template has system turns."
+        )
 
 
 def _render(reader: _Reader, chat_format: ChatFormat, messages: list[Message]) -> None:

@@ -14,8 +14,10 @@ from distillery.task_types import task_type
 from distillery.task_types.answer_formats import check_answer_format
 from distillery.teacher.choice import check_samples
 from distillery.teacher.http.keys import read_key
+from distillery.teacher.prompt import instructions
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
@@ -55,6 +57,7 @@ def check_recipe(
     training: TrainingSpec | None,
     store: StoreSpec,
     execution: ExecutionSpec,
+    evaluation: EvaluationSpec | None = None,
 ) -> None:
     """Return when the sections fit together; otherwise raise one error with all that does not.
 
@@ -68,6 +71,7 @@ def check_recipe(
         problems.collect(task_type, task)
     problems.collect(check_answer_format, task)
     problems.collect(check_samples, teacher, task)
+    is_instructed = problems.collect(instructions, teacher, task)
     teacher_is_there = _check_teacher(problems, teacher)
     student_is_there = student is not None and _check_student(problems, student)
     if data.train is None:
@@ -79,12 +83,20 @@ def check_recipe(
             "data.gold is missing, so a from-scratch student has no baseline to be compared with. "
             "Add the labelled rows that you have."
         )
+    if teacher.examples is not None and data.gold is None:
+        problems.lines.append(
+            "data.gold is missing, so teacher.examples has no rows to show. Add the labelled rows "
+            "that you have, or remove teacher.examples."
+        )
     if student is not None:
-        problems.lines += _missing_test(data)
-    problems.lines += _missing_references(data) + _unusable_ledger(store)
+        problems.lines += _missing_test(data) + _untrained_student(student, evaluation)
+    problems.lines += _missing_columns(task, data) + _unusable_ledger(store)
     if problems.lines:
-        there = (teacher if teacher_is_there else None, student if student_is_there else None)
-        _open_and_ask(problems, task, data, *there, training, execution)
+        there = (
+            teacher if teacher_is_there and is_instructed else None,
+            student if student_is_there else None,
+        )
+        _open_and_ask(problems, task, data, *there, training, execution, evaluation)
     problems.refuse()
 
 
@@ -97,6 +109,7 @@ def check_first_request(
     training: TrainingSpec | None,
     store: StoreSpec,
     execution: ExecutionSpec,
+    evaluation: EvaluationSpec | None = None,
 ) -> None:
     """Return when models and endpoint can be used on ``prompts``; the last look before spending.
 
@@ -106,11 +119,12 @@ def check_first_request(
         RecipeError: Each problem on its own line, with the one thing to do.
     """
     problems = _Problems()
-    _open_and_ask(problems, task, data, teacher, student, training, execution)
+    _open_and_ask(problems, task, data, teacher, student, training, execution, evaluation)
     if not problems.lines:
         from distillery.preflight.models import check_prompts
 
-        problems.collect(check_prompts, prompts, student, teacher, store, training)
+        read_by = (student, teacher, task, store, training, evaluation)
+        problems.collect(check_prompts, prompts, *read_by)
     problems.refuse()
 
 
@@ -122,11 +136,12 @@ def _open_and_ask(
     student: StudentSpec | None,
     training: TrainingSpec | None,
     execution: ExecutionSpec,
+    evaluation: EvaluationSpec | None,
 ) -> None:
     """Note what the models' files tell, and the endpoint; its warnings are logged."""
     from distillery.preflight.models import check_models
 
-    problems.lines += check_models(student, teacher, data, execution, training)
+    problems.lines += check_models(student, teacher, task, data, execution, training, evaluation)
     if isinstance(teacher, OpenAITeacher):
         problems.collect(_ask_endpoint, teacher, task)
 
@@ -153,7 +168,7 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
         )
     if data.gold is None:
         problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")
-    problems.lines += _missing_test(data) + _missing_references(data)
+    problems.lines += _missing_test(data) + _missing_columns(task, data)
     problems.refuse()
 
 
@@ -183,6 +198,17 @@ def _missing_test(data: DataSpec) -> list[str]:
     ]
 
 
+def _untrained_student(student: StudentSpec, evaluation: EvaluationSpec | None) -> list[str]:
+    if evaluation is None or not evaluation.in_context_student:
+        return []
+    if isinstance(student, PretrainedStudent):
+        return []
+    return [
+        "evaluation.in_context_student is set, but a student from scratch knows nothing before it "
+        "is trained. Remove it, or name a pretrained student."
+    ]
+
+
 def _unusable_ledger(store: StoreSpec) -> list[str]:
     problems = []
     if "://" in store.root and store.ledger_url is None:
@@ -198,11 +224,27 @@ def _unusable_ledger(store: StoreSpec) -> list[str]:
     return problems
 
 
-def _missing_references(data: DataSpec) -> list[str]:
-    labelled = {"gold": data.gold, "test": data.test}
-    return [
+def _missing_columns(task: TaskSpec, data: DataSpec) -> list[str]:
+    """Return the columns that a source has to name and does not."""
+    sources = {split: getattr(data, split) for split in ("train", "validation", "gold", "test")}
+    columns = {split: source.columns for split, source in sources.items() if source is not None}
+    labelled = {split: columns[split] for split in ("gold", "test") if split in columns}
+    missing = [
+        f"data.{split}.columns.messages is missing, and a task of type {task.type.value!r} reads "
+        "nothing else. Name the column with the conversations."
+        for split, named in columns.items()
+        if not named.messages and not task_type(task).fields
+    ]
+    missing += [
         f"data.{split}.columns.reference is missing, so no answer of this split can be scored. "
         "Name the column with the right answers."
-        for split, source in labelled.items()
-        if source is not None and not (source.columns.reference or source.columns.messages)
+        for split, named in labelled.items()
+        if not (named.reference or named.messages)
+    ]
+    return missing + [
+        f"data.turns is 'every' but data.{split}.columns.reference names one answer for a whole "
+        "conversation. Remove it, so that each turn of the assistant is the answer to what came "
+        "before it, or set data.turns to last."
+        for split, named in labelled.items()
+        if data.turns == "every" and named.messages and named.reference
     ]

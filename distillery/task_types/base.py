@@ -3,11 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from distillery.task_types.answer_formats import Answer, Violation, read_answer
 from distillery.task_types.prompt_templates import as_text, render_prompt
@@ -20,6 +19,9 @@ from schemas.filters import (
     TruncatedFilter,
 )
 from schemas.task import TaskSpec
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +43,7 @@ class SetMetric(ABC):
     """
 
     @abstractmethod
-    def statistics(self, rows: Sequence[ScoredRow]) -> Floats | csr_array:
+    def statistics(self, rows: Sequence[ScoredRow]) -> "Floats | csr_array":
         """Return what is summed, shape (N, S): N rows, S figures of each."""
 
     @abstractmethod
@@ -97,6 +99,10 @@ class TaskType:
             values: The row's values by field; optional ones may be missing.
         """
         return render_prompt("\n\n".join(f"{{{name}}}" for name in self.fields), values)
+
+    def shown(self, field: str, value: Any) -> Any:
+        """Return the value of a field as prompts show it, in `data.prompt_template` too."""
+        return value
 
     def instructions(self) -> str:
         """Return what a teacher that does not know the task has to be told."""

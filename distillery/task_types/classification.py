@@ -1,12 +1,15 @@
 """Classification: one label per text, or a JSON value or short text that stands for one."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from distillery.task_types.base import Floats, ScoredRow, SetMetric, TaskType
 from schemas.task import JsonFormat, LabelSet
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 class MacroF1(SetMetric):
@@ -25,8 +28,10 @@ class MacroF1(SetMetric):
     def __init__(self, kind: TaskType) -> None:
         self._kind = kind
 
-    def statistics(self, rows: Sequence[ScoredRow]) -> csr_array:
+    def statistics(self, rows: Sequence[ScoredRow]) -> "csr_array":
         """Return by label: right, asked for, given. A response that was cut has no answer."""
+        from scipy.sparse import csr_array
+
         asked = [self._value(row.references[0]) for row in rows]
         given = [None if row.truncated else self._value(row.response) for row in rows]
         labels = {label: number for number, label in enumerate(dict.fromkeys(asked))}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 # Soft hyphen, zero-width characters, marks of direction, byte order mark.
-_INVISIBLE = dict.fromkeys(
+INVISIBLE = dict.fromkeys(
     [0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF]
 )
 # Quotes, Markdown and brackets on either side; a full stop and its like at the end only, as "-1"
@@ -49,7 +49,7 @@ def undressed(text: str) -> str:
     >>> undressed('\u200b "card\u00a0arrival\uff0e" ')
     'card arrival'
     """
-    plain = unicodedata.normalize("NFKC", text).translate(_INVISIBLE)
+    plain = unicodedata.normalize("NFKC", text).translate(INVISIBLE)
     return " ".join(plain.split()).rstrip(_QUOTES + _STOPS).lstrip(_QUOTES)
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from distillery.data.chat import Message
 from distillery.task_types.answer_formats import Answer, read_json
-from distillery.teacher.protocol import Message, Request, Response
+from distillery.teacher.protocol import Request, Response
 
 _MOST_ASKED_EMPTY = 3
 _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to fit beside it

@@ -6,7 +6,6 @@ from the ledger when every prompt has a response in a final state.
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from distillery.data.chat import load_messages
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
 from distillery.teacher.choice import Sample, choose
+from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
 from distillery.teacher.session import AskedFor, TeacherSession, Totals
 from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
@@ -71,6 +72,7 @@ def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) 
         spec={
             "teacher": dataclasses.asdict(Sampling.of(teacher)),
             "response_schema": schema and dataclasses.asdict(schema),
+            "prompt": prompt_inputs(teacher, task),
             "num_samples": samples.num_samples,
             **(choice if samples.num_samples > 1 else {}),
         },
@@ -128,12 +130,12 @@ def generate_chunk(
         BudgetError: A cap of `teacher.budget` is reached.
         StoreError: Store or ledger cannot be read or written.
     """
-    requests_of = _request_maker(session.teacher, task)
+    requests_of = _request_maker(chunk.prompts, session.teacher, task, session.store)
     asked_for = AskedFor()
     for batch in _slice(Store(session.store.root), chunk):
-        for row in batch.to_pylist():
-            if row["split"] in ANSWERED_SPLITS:
-                asked_for.add(requests_of(row))
+        rows = [row for row in batch.to_pylist() if row["split"] in ANSWERED_SPLITS]
+        for requests in requests_of(rows):
+            asked_for.add(requests)
     return session.answer(asked_for, on_progress=on_progress)
 
 
@@ -141,12 +143,12 @@ def prompt_requests(
     prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
 ) -> Iterator[Request]:
     """Yield all requests for training and validation prompts, prompt by prompt, every sample."""
-    requests_of = _request_maker(teacher, task)
+    requests_of = _request_maker(prompts, teacher, task, store)
     for batch in Store(store.root).batches(
         prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS
     ):
-        for row in batch.select(_COLUMNS).to_pylist():
-            yield from requests_of(row)
+        for requests in requests_of(batch.select(_COLUMNS).to_pylist()):
+            yield from requests
 
 
 def collect_responses(
@@ -177,9 +179,9 @@ def collect_responses(
 
     def work(attempt: Attempt) -> None:
         with Ledger.open(store) as ledger:
-            collection = _Collection(teacher, task, ledger)
+            collection = _Collection(prompts, teacher, task, store, ledger)
             with attempt.row_writer("responses", arrow_schema(ResponseFrame)) as writer:
-                for batch in collection.batches(Store(store.root), prompts):
+                for batch in collection.batches(Store(store.root)):
                     writer.write(batch)
         if collection.num_missing:
             raise TeacherError(collection.missing_message(totals))
@@ -199,24 +201,28 @@ def collect_responses(
 
 
 def _request_maker(
-    teacher: TeacherSpec, task: TaskSpec
-) -> Callable[[dict[str, Any]], list[Request]]:
-    """Return what makes the requests of a row, one per sample."""
+    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec
+) -> Callable[[list[dict[str, Any]]], list[list[Request]]]:
+    """Return what makes the requests of rows of ``prompts``: of each row one per sample."""
     identity, sampling = teacher_identity(teacher), Sampling.of(teacher)
     schema = ResponseSchema.of(teacher, task)
+    prompt = TeacherPrompt(teacher, task, prompts, store)
 
-    def make(row: dict[str, Any]) -> list[Request]:
-        messages, prompt_id = json.loads(row["messages"]), row["prompt_id"]
+    def make(rows: list[dict[str, Any]]) -> list[list[Request]]:
+        laid = prompt.around([load_messages(row["messages"]) for row in rows])
         return [
-            make_request(
-                identity,
-                messages,
-                sampling,
-                response_schema=schema,
-                sample_index=sample_index,
-                prompt_id=prompt_id,
-            )
-            for sample_index in range(teacher.samples.num_samples)
+            [
+                make_request(
+                    identity,
+                    messages,
+                    sampling,
+                    response_schema=schema,
+                    sample_index=sample_index,
+                    prompt_id=row["prompt_id"],
+                )
+                for sample_index in range(teacher.samples.num_samples)
+            ]
+            for row, messages in zip(rows, laid, strict=True)
         ]
 
     return make
@@ -225,22 +231,29 @@ def _request_maker(
 class _Collection:
     """Joins prompts with their responses, batch by batch, and counts on the way."""
 
-    def __init__(self, teacher: TeacherSpec, task: TaskSpec, ledger: "Ledger") -> None:
-        self._teacher, self._task, self._ledger = teacher, task, ledger
-        self._requests_of = _request_maker(teacher, task)
+    def __init__(
+        self,
+        prompts: DatasetRef,
+        teacher: TeacherSpec,
+        task: TaskSpec,
+        store: StoreSpec,
+        ledger: "Ledger",
+    ) -> None:
+        self._prompts, self._teacher, self._task, self._ledger = prompts, teacher, task, ledger
+        self._requests_of = _request_maker(prompts, teacher, task, store)
         self.by_state: collections.Counter[str] = collections.Counter()
         self.models_reported: set[str] = set()
         self.num_missing = 0
         self._first_missing: list[str] = []
 
-    def batches(self, store: Store, prompts: DatasetRef) -> Iterator[pa.RecordBatch]:
+    def batches(self, store: Store) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the output; rows without a response are counted and left out."""
         import pandas as pd
 
         from schemas.frames import ResponseFrame, arrow_schema, check_frame
 
         schema = arrow_schema(ResponseFrame)
-        for batch in store.batches(prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS):
+        for batch in store.batches(self._prompts, splits=ANSWERED_SPLITS, batch_rows=_COLLECT_ROWS):
             joined = self._join_all(batch.select(_COLUMNS).to_pylist())
             if joined:
                 frame = pd.DataFrame(joined, columns=schema.names)
@@ -249,7 +262,7 @@ class _Collection:
                 yield pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False)
 
     def _join_all(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        hashes = [[request.request_hash for request in self._requests_of(row)] for row in rows]
+        hashes = [[request.request_hash for request in made] for made in self._requests_of(rows)]
         found = self._ledger.get({request_hash for wanted in hashes for request_hash in wanted})
         most = self._teacher.max_new_tokens
         joined = []

@@ -8,12 +8,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
+from distillery.data.chat import Message
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.task_types.thoughts import split_thoughts
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
-Message = dict[str, str]
 State = Literal["ok", "empty", "truncated", "malformed", "refused", "failed"]
 """What became of a request:
 

@@ -19,6 +19,7 @@ from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 _LOGIC_VERSION = 3
+_READ_OF_PRETRAINED = {"dtype", "chat_template_kwargs", "system_prompt"}
 
 
 def training_stage(
@@ -59,7 +60,7 @@ def training_stage(
     spec: dict[str, Any] = {"training": training, "student": student}
     if isinstance(student, PretrainedStudent):
         inputs["student"] = model_identity(student.model, student.revision, role="student")
-        spec["student"] = student.model_dump(include={"dtype", "chat_template_kwargs"})
+        spec["student"] = student.model_dump(include=_READ_OF_PRETRAINED)
     elif student.tokenizer is not None:
         inputs["tokenizer"] = tokenizer_identity(student.tokenizer)
         spec["student"] = student.model_copy(update={"tokenizer": None})

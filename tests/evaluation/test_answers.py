@@ -95,6 +95,7 @@ def run_of(
     student: StudentSpec = FROM_SCRATCH,
     has_baseline: bool = True,
     champion: ModelRef | None = None,
+    in_context: bool = False,
     student_seed: int = 3,
 ) -> Run:
     contestants = line_up(
@@ -103,6 +104,7 @@ def run_of(
         model_ref(store, "student", seed=student_seed),
         baseline=model_ref(store, "baseline", seed=2) if has_baseline else None,
         champion=champion,
+        in_context=in_context,
     )
     return Run(store, contestants, seal_prompts(store, prompt_frame(NUM_ROWS)))
 
@@ -341,6 +343,7 @@ def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_e
             student_model,
             baseline=None,
             champion=None,
+            in_context=False,
         )[0]
 
     student_model = model_ref(store, "student", seed=3)

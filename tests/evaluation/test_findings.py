@@ -19,3 +19,19 @@ def test_sentences_compare_with_champion_and_most_frequent_answer() -> None:
     found = comparison({**SCORES, "champion": SCORES["teacher"]})
     said = " ".join(finding.text for finding in findings(found))
     assert "Student minus champion: -5.0 points [" in said
+
+
+def test_a_prompt_that_does_as_well_as_the_training_is_told() -> None:
+    def said(untrained: list[float]) -> str:
+        found = findings(comparison({**SCORES, "in-context student": untrained}))
+        return next(finding.text for finding in found if "untrained" in finding.text)
+
+    assert said([1.0] * 18 + [0.0] * 2) == (
+        "Student minus itself untrained, with the teacher's prompt: +0.0 points [0.0, 0.0]: the "
+        "interval is not above 0, so the prompt alone may do at 1,204 prompt tokens instead of 17, "
+        "and nobody needs the training."
+    )
+    assert said([1.0] * 4 + [0.0] * 16).endswith(
+        "the interval is above 0, so the training is worth more than the prompt."
+    )
+    assert not any("untrained" in finding.text for finding in findings(comparison()))

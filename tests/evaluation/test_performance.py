@@ -35,7 +35,7 @@ class TimedModel:
         self.calls.append((self.name, rows, batch_size))
         self.clock.now += self.seconds
         self.seconds += self.growth
-        return [Answered(None if row in self.fails_on else "yes", False, 2) for row in rows]
+        return [Answered(None if row in self.fails_on else "yes", False, 5, 2) for row in rows]
 
 
 EVALUATION = EvaluationSpec(
@@ -109,6 +109,7 @@ def test_figures_are_the_hand_computed_ones() -> None:
         queries_per_hour=8 / 6 * 3600,
         tokens_per_s=16 / 6,
         throughput_rows=8,
+        prompt_tokens=5.0,
     )
     assert found["student"].queries_per_hour == 8 / 2 * 3600
 

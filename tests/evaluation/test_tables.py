@@ -6,6 +6,7 @@ from distillery.evaluation.tables import (
     table_rows,
     terminal_table,
 )
+from schemas.units import MISSING
 from tests.fixtures_comparison import SCORES, comparison
 
 
@@ -20,6 +21,8 @@ def test_table_has_the_models_as_rows_and_the_figures_with_units() -> None:
     assert student["accuracy"].startswith("90.0 % [")
     assert student["throughput (queries/h)"] == "360,000"
     assert student["tokens/s"] == "1,000"
+    assert student["prompt tokens"] == "17"
+    assert rows[0]["prompt tokens"] == MISSING
     assert student["inference time vs teacher"] == "-90.0 %"
     assert all(type(cell) is str for row in rows for cell in row.values())
 
@@ -38,7 +41,18 @@ def test_terminal_table_fits_100_columns_without_wrapping() -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 100
     assert sum(line.strip().startswith(("teacher", "baseline", "student")) for line in lines) == 3
-    assert len([line for line in lines if line.strip()]) == 6
+    assert len([line for line in lines if line.strip()]) == 7  # the last heading has two
+
+
+def test_terminal_table_has_room_for_the_untrained_student() -> None:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    everybody = {**SCORES, "in-context student": SCORES["student"], "champion": SCORES["student"]}
+    with console.file:
+        console.print(terminal_table(comparison(everybody)))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in "".join(lines)
+    assert any("in-context" in line and line.endswith(" 1,204") for line in map(str.rstrip, lines))
 
 
 def test_of_many_labels_those_are_shown_that_the_student_knows_least() -> None:

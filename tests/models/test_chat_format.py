@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillery.models.chat_format import IGNORED, ChatFormat, with_template_kwargs
+from distillery.data.chat import with_system_turn
+from distillery.models.chat_format import (
+    IGNORED,
+    ChatFormat,
+    with_system_prompt,
+    with_template_kwargs,
+)
 from distillery.training.batches import PadRight
 from schemas.errors import RecipeError, TrainingError
 from tests.fixtures_templates import (
@@ -292,6 +298,36 @@ def test_special_tokens_within_a_response_are_not_read() -> None:
     tokenizer = make_tokenizer(PUBLISHED["qwen 3.5"])
     ids = tokenizer("\n</think>\n\nre<|im_start|>fund", add_special_tokens=False)["input_ids"]
     assert ChatFormat(tokenizer).read(ids) == "refund"
+
+
+# -- instructions that are part of the template ---------------------------------------------------
+
+INSTRUCTIONS = """Say "{{ it }}" — it's {% short %}:\n\\boxed{} 🙂"""
+TAKES_SYSTEM = {
+    name: shape
+    for name, shape in {**SHAPES, **PUBLISHED}.items()
+    if name not in ("model turns", "mistral 0.3", "gemma 3")
+}
+
+
+@pytest.mark.parametrize("name", TAKES_SYSTEM)
+@pytest.mark.parametrize("turns", [USER, SYSTEM, TURNS, SYSTEM_TURNS])
+def test_instructions_in_the_template_read_as_a_system_turn_before_the_prompts(
+    name: str, turns: Any
+) -> None:
+    shape = TAKES_SYSTEM[name]
+    plain = ChatFormat(make_tokenizer(shape))
+    instructed = _format(shape, with_system_prompt(shape.template, INSTRUCTIONS))
+    assert instructed.prompt_ids(turns) == plain.prompt_ids(with_system_turn(turns, INSTRUCTIONS))
+    row = instructed.row(turns, RESPONSE)
+    assert row == plain.row(with_system_turn(turns, INSTRUCTIONS), RESPONSE)
+    assert INSTRUCTIONS in instructed.tokenizer.decode(row.input_ids)
+
+
+def test_instructions_in_a_template_without_system_turns_are_refused() -> None:
+    shape = SHAPES["model turns"]
+    with pytest.raises(RecipeError, match="System role not supported"):
+        _format(shape, with_system_prompt(shape.template, "Be brief.")).prompt_ids(USER)
 
 
 # -- tokens and texts at the borders -------------------------------------------------------------

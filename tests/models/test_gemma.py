@@ -18,6 +18,7 @@ from distillery.training.rows import SPLITS
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec
 from schemas.student import PretrainedStudent
+from schemas.task import TaskSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
 from tests.fixtures_training import Bench
@@ -76,8 +77,9 @@ def test_gemma_learns_its_rows_and_reproduces_them(gemma: Path, bench: Bench) ->
     student = PretrainedStudent(model=str(gemma))
     teacher = TransformersTeacher(model=str(gemma), device="cpu")
     data = DataSpec(system_prompt=SYSTEM["content"])
-    assert check_models(student, None, data, ExecutionSpec()) == []
-    check_prompts(bench.prompts, None, teacher, bench.spec)
+    task = TaskSpec(name="intents", type="classification")
+    assert check_models(student, None, task, data, ExecutionSpec()) == []
+    check_prompts(bench.prompts, None, teacher, task, bench.spec)
 
     training = TrainingSpec(
         method=LoraMethod(r=8, alpha=16),

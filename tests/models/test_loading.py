@@ -70,6 +70,24 @@ def test_settings_of_the_template_stay_with_the_tokenizer(tmp_path: Path) -> Non
         assert each.tokenizer.decode(ids) == prompt
 
 
+def test_a_students_instructions_stay_with_its_tokenizer(tmp_path: Path) -> None:
+    folder = _saved(tmp_path / "plain")
+    spec = PretrainedStudent(model=folder, system_prompt="Name the intent.")
+    chat_format = ModelFiles.of(spec).chat_format()
+    chat_format.tokenizer.save_pretrained(tmp_path / "saved")
+    for each in (chat_format, ModelFiles(str(tmp_path / "saved")).chat_format()):
+        ids = each.prompt_ids([{"role": "user", "content": "Hi"}])
+        prompt = "<|system|>Name the intent.<|user|>Hi<|assistant|>"
+        assert each.tokenizer.decode(ids) == prompt
+
+
+def test_a_teachers_instructions_are_no_part_of_its_template(tmp_path: Path) -> None:
+    spec = TransformersTeacher(model=_saved(tmp_path), system_prompt="auto")
+    chat_format = ModelFiles.of(spec).chat_format()
+    ids = chat_format.prompt_ids([{"role": "user", "content": "Hi"}])
+    assert chat_format.tokenizer.decode(ids) == "<|user|>Hi<|assistant|>"
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
     tokenizer = ModelFiles(_saved(tmp_path, pad_token=None)).chat_format().tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id

@@ -84,6 +84,13 @@ def test_a_trained_tokenizer_survives_being_saved(tmp_path: Path) -> None:
     assert again.model_max_length == 64
 
 
+def test_a_new_student_reads_its_instructions_before_the_prompt() -> None:
+    spec = SCRATCH.model_copy(update={"system_prompt": "Answer."})
+    tokenizer = train_tokenizer(["a few words"], spec)
+    prompt = tokenizer.decode(ChatFormat(tokenizer).prompt_ids(SYSTEM))
+    assert prompt == "<|system|>Answer.\n\nBe brief.<|user|>where is my card?<|assistant|>"
+
+
 def test_a_new_student_depends_on_the_seed_and_the_corpus_alone() -> None:
     import torch
 

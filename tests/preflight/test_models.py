@@ -17,6 +17,7 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.frames import PromptFrame, arrow_schema
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from tests.fixtures_models import make_tiny_model
 
@@ -27,6 +28,7 @@ ALTERNATING = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 DATA, WITH_SYSTEM = DataSpec(), DataSpec(system_prompt="Be brief.")
+TASK = TaskSpec(name="t", type="qa")
 HERE, ELSEWHERE = ExecutionSpec(), ExecutionSpec(mode="deployment")
 
 
@@ -55,27 +57,27 @@ def _both(folder: Path) -> tuple[PretrainedStudent, TransformersTeacher]:
 
 
 def test_models_that_can_be_used_have_no_problem(tiny: Path) -> None:
-    assert check_models(*_both(tiny), WITH_SYSTEM, HERE) == []
+    assert check_models(*_both(tiny), TASK, WITH_SYSTEM, HERE) == []
     served = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1")
     scratch = FromScratchStudent(num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2)
-    assert check_models(scratch, served, DATA, HERE) == []
-    assert check_models(None, None, DATA, HERE) == []
+    assert check_models(scratch, served, TASK, DATA, HERE) == []
+    assert check_models(None, None, TASK, DATA, HERE) == []
 
 
 def test_a_missing_chat_template_is_told_of_student_and_teacher(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
-    problems = check_models(*_both(folder), DATA, HERE)
+    problems = check_models(*_both(folder), TASK, DATA, HERE)
     assert [f"{folder}' has no chat template" in problem for problem in problems] == [True, True]
     scratch = FromScratchStudent(
         num_layers=1, hidden_size=8, intermediate_size=8, num_heads=2, tokenizer=str(folder)
     )
-    assert len(check_models(scratch, None, DATA, HERE)) == 1
+    assert len(check_models(scratch, None, TASK, DATA, HERE)) == 1
 
 
 def test_a_system_prompt_that_a_template_refuses_is_told(folder: Path) -> None:
     models = _both(_alternating(folder))
-    assert check_models(*models, DATA, HERE) == []
-    problems = check_models(*models, WITH_SYSTEM, HERE)
+    assert check_models(*models, TASK, DATA, HERE) == []
+    problems = check_models(*models, TASK, WITH_SYSTEM, HERE)
     told = "cannot render turns of ['system', 'user']: roles must alternate."
     assert [told in problem for problem in problems] == [True, True]
 
@@ -84,14 +86,14 @@ def test_a_response_without_an_end_is_told_of_who_renders_responses(folder: Path
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     )
-    problems = check_models(*_both(folder), DATA, HERE)
+    problems = check_models(*_both(folder), TASK, DATA, HERE)
     assert len(problems) == 1  # the teacher only generates
     assert "ends a response without any of '<|end|>'" in problems[0]
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_told(folder: Path) -> None:
     _change(folder / "config.json", vocab_size=299)
-    problems = check_models(*_both(folder), DATA, HERE)
+    problems = check_models(*_both(folder), TASK, DATA, HERE)
     assert problems[0].startswith(
         "the student knows 299 tokens, but its tokenizer has 300, such as"
     )
@@ -105,7 +107,7 @@ def test_a_special_token_of_others_may_lie_beyond_the_embedding(folder: Path) ->
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
     tokenizer.save_pretrained(folder)
     assert len(tokenizer) == 301
-    assert check_models(*_both(folder), DATA, HERE) == []
+    assert check_models(*_both(folder), TASK, DATA, HERE) == []
 
 
 def test_a_device_is_looked_for_where_the_stage_runs(
@@ -113,12 +115,12 @@ def test_a_device_is_looked_for_where_the_stage_runs(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     teacher = TransformersTeacher(model=str(tiny), device="cuda")
-    problems = check_models(None, teacher, DATA, HERE)
+    problems = check_models(None, teacher, TASK, DATA, HERE)
     assert problems == [
         "device 'cuda' asked for, but torch sees 0 GPUs here. Set device to auto or cpu, or run "
         "where a GPU is."
     ]
-    assert check_models(None, teacher, DATA, ELSEWHERE) == []
+    assert check_models(None, teacher, TASK, DATA, ELSEWHERE) == []
 
 
 USER = Message(role="user", content="Hi")
@@ -146,12 +148,12 @@ def _prompts(root: Path, conversations: list[list[Message]]) -> tuple[DatasetRef
 def test_the_first_row_that_a_model_cannot_read_is_named(folder: Path, tmp_path: Path) -> None:
     student, teacher = _both(_alternating(folder))
     prompts, store = _prompts(tmp_path, ROWS * 30)
-    check_prompts(prompts, student, teacher, store)
+    check_prompts(prompts, student, teacher, TASK, store)
     prompts, store = _prompts(tmp_path / "odd", [*ROWS * 30, ODD])
     with pytest.raises(RecipeError) as caught:
-        check_prompts(prompts, student, None, store)
+        check_prompts(prompts, student, None, TASK, store)
     assert str(caught.value).startswith(
         "the student cannot read row 'row-60' (split 'train'): the chat template of "
     )
     with pytest.raises(RecipeError, match=r"^the teacher cannot read row 'row-60'"):
-        check_prompts(prompts, None, teacher, store)
+        check_prompts(prompts, None, teacher, TASK, store)

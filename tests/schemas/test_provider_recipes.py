@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from distillery.data.chat import Message
 from distillery.preflight.recipe import check_recipe
 from distillery.teacher.http.chat_api import request_json
 from distillery.teacher.protocol import ResponseSchema, Sampling, make_request, teacher_identity
@@ -72,7 +73,7 @@ def test_its_request_is_what_the_provider_knows(path: Path) -> None:
     recipe, teacher = _recipe(path), _teacher(path)
     schema = ResponseSchema.of(teacher, recipe.task)
     assert schema is not None
-    message = {"role": "user", "content": "Where is my parcel?"}
+    message = Message(role="user", content="Where is my parcel?")
     identity, sampling = teacher_identity(teacher), Sampling.of(teacher)
     request = make_request(identity, [message], sampling, response_schema=schema)
     body = request_json(teacher, request, request.messages)

@@ -24,6 +24,7 @@ from schemas.base import versioned
 from schemas.data import DataSpec, FileSource, HubSource
 from schemas.errors import RecipeError
 from schemas.evaluation import EvaluationSpec, GateSpec
+from schemas.examples import FixedExamples, NearestExamples
 from schemas.execution import StageName
 from schemas.filters import FilterSpec, LengthFilter, RefusalFilter
 from schemas.objectives import HardTargets, SoftTargets
@@ -43,6 +44,8 @@ SPECS: list[BaseModel] = [
     HubSource(dataset="o/d", revision="0" * 40, split="train"),
     TransformersTeacher(model="teacher"),
     OpenAITeacher(model="teacher", base_url="http://host/v1"),
+    FixedExamples(),
+    NearestExamples(),
     PretrainedStudent(model="student"),
     FromScratchStudent(
         num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, tokenizer="tokenizer"
@@ -108,6 +111,8 @@ OTHER_VALUES: dict[str, Any] = {
     "SoftTargets.skew_alpha": 0.25,
     "TransformersTeacher.samples": {"num_samples": 1, "choice": {"kind": "label"}},
     "OpenAITeacher.samples": {"num_samples": 1, "choice": {"kind": "label"}},
+    "TransformersTeacher.examples": FixedExamples(),
+    "OpenAITeacher.examples": NearestExamples(),
     "OpenAITeacher.extra_body": {"reasoning_effort": "low"},
     "OpenAITeacher.requests_per_minute": 60.0,
     "OpenAITeacher.tokens_per_minute": 60.0,

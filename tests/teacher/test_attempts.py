@@ -2,6 +2,7 @@
 
 import pytest
 
+from distillery.data.chat import Message
 from distillery.teacher.attempts import Attempts, repair_messages
 from distillery.teacher.protocol import (
     Response,
@@ -15,7 +16,7 @@ SCHEMA = ResponseSchema('{"required":["label"],"type":"object"}', "validate")
 
 
 def attempts(schema: ResponseSchema | None = None) -> Attempts:
-    messages = [{"role": "user", "content": "Which?"}]
+    messages = [Message(role="user", content="Which?")]
     return Attempts(make_request({}, messages, Sampling(8, 1.0, 1.0, 0), response_schema=schema))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distillery.models.loading import ModelFiles
 from distillery.storage.stage import Attempt
 from distillery.training import training_stage
 from distillery.training.curve import curve_markdown
@@ -484,6 +485,24 @@ def test_prompts_matter_only_where_a_tokenizer_is_trained_on_them(
     assert fingerprint(SCRATCH, "1") != fingerprint(SCRATCH, "2")
     for student in (PretrainedStudent(model=folder), given_tokenizer):
         assert fingerprint(student, "1") == fingerprint(student, "2")
+
+
+def test_a_student_is_trained_behind_its_instructions_and_keeps_them(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder, one_step = str(make_tiny_model(tmp_path / "tiny")), {"epochs": 1.0, "batch_size": 24}
+    still = FAST.model_copy(update=one_step | {"learning_rate": 1e-12, "max_length": 128})
+    plain = PretrainedStudent(model=folder, dtype="float32")
+    instructed = plain.model_copy(update={"system_prompt": "Answer with one word."})
+    assert bench.folder(plain, still) != bench.folder(instructed, still)
+    scratch = SCRATCH.model_copy(update={"system_prompt": "Answer with one word."})
+    assert bench.folder(SCRATCH, still) != bench.folder(scratch, still)
+    result = bench.train(instructed, still)
+    saved = ModelFiles(bench.store.path(result.model("model").uri)).chat_format()
+    ids = saved.prompt_ids([{"role": "user", "content": "Hi"}])
+    assert saved.tokenizer.decode(ids).startswith("<|system|>Answer with one word.<|end|><|user|>")
+    curve: Any = result.manifest.facts["curve"]
+    assert curve[0]["loss"] == pytest.approx(bench.loss(result, "train"), rel=1e-5)
 
 
 def test_the_curve_is_shown_with_its_best_step() -> None:

@@ -8,8 +8,9 @@ import dataclasses
 import json
 from typing import Any
 
+from distillery.data.chat import Message
 from distillery.teacher.http.replies import PassingFault, Reply, check_status, error_of, raise_for
-from distillery.teacher.protocol import Message, Request, Response, read_response
+from distillery.teacher.protocol import Request, Response, read_response
 from schemas.teacher import OpenAITeacher
 
 # The server gave up: OpenRouter, vLLM and SGLang, DeepSeek.

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from distillery.data.chat import Message
 from distillery.teacher import (
     Response,
     ResponseSchema,
@@ -425,7 +426,7 @@ def test_batches_of_several_threads_share_one_channel_and_its_limit(patient: Non
         teacher = EndpointTeacher(spec)
 
         def run(thread: int) -> None:
-            contents = [{"role": "user", "content": f"{thread} {n}"} for n in range(20)]
+            contents = [Message(role="user", content=f"{thread} {n}") for n in range(20)]
             teacher.answer(
                 [make_request(identity, [content], sampling) for content in contents],
                 lambda _: kept(),
