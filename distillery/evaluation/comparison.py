@@ -348,7 +348,7 @@ def _confusions(answers: pd.DataFrame, kind: TaskType) -> tuple[Confusion, ...]:
         scored["response"], scored["references"], scored["truncated"], strict=True
     ):
         answer = None if cut else kind.parse(text)
-        wrong[json.loads(references)[0], answer.text if answer else None] += 1
+        wrong[json.loads(references)[0], answer.value if answer else None] += 1
     return tuple(
         Confusion(label=label, taken_for=answer, num_rows=num_rows)
         for (label, answer), num_rows in wrong.most_common(_NUM_CONFUSIONS)

@@ -137,7 +137,8 @@ def test_macro_f1_is_shown_beside_accuracy_and_a_cut_response_has_no_answer() ->
 
 
 def test_fidelity_compares_a_model_with_the_teacher_and_not_with_the_references() -> None:
-    teacher, student = answer_frame([1.0] * 4, list("aabb")), answer_frame([1.0] * 4, list("aabb"))
+    teacher = answer_frame([0.0, NAN, 1.0, 1.0], list("aabb"))
+    student = answer_frame([1.0] * 4, list("aabb"))
     teacher["response"] = ["b", None, "b", "b"]  # one that is wrong, one that nobody obtained
     student["response"] = ["b", "a", "a", "B."]
     student["truncated"] = [False, False, False, True]
@@ -157,7 +158,7 @@ def test_what_the_student_takes_for_what_is_counted_most_frequent_first() -> Non
     student["truncated"] = [False, False, False, False, True]
     found = compared({"teacher": answer_frame([1.0] * 5, list("aabbb")), "student": student})
     confusions = [(c.label, c.taken_for, c.num_rows) for c in found.confusions]
-    assert confusions == [("b", "A", 2), ("a", "b", 1), ("b", None, 1)]
+    assert confusions == [("b", "a", 2), ("a", "b", 1), ("b", None, 1)]
 
 
 def test_where_each_reference_occurs_once_nobody_is_held_against_the_most_frequent_one() -> None:
