@@ -40,12 +40,13 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
         return
     outcome = run_flow(recipe, _spine)
     from distillery.evaluation.findings import findings
-    from distillery.evaluation.tables import terminal_table
+    from distillery.evaluation.tables import terminal_metrics, terminal_table
     from distillery.storage.store import Store
 
     store, out = Store(recipe.store.root), console()
     out.print()
     out.print(terminal_table(outcome.comparison, narrow=out.width < _TABLE_COLUMNS))
+    out.print(terminal_metrics(outcome.comparison))
     for finding in findings(outcome.comparison):
         mark = {True: "[green]✓[/] ", False: "[yellow]✗[/] ", None: "  "}[finding.met]
         out.print(mark + escape(finding.text))

@@ -185,3 +185,23 @@ def terminal_table(comparison: Comparison, *, narrow: bool = False) -> "Table":
     if any(row.declared_source for row in comparison.contestants):
         table.caption = "* declared in the recipe, not measured"
     return table
+
+
+def terminal_metrics(comparison: Comparison) -> "Table":
+    """Return a rich table of every metric, without intervals; below each, how near the teacher's.
+
+    The second line of a model has the teacher's answers in place of the references.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for name in comparison.contestants[0].metrics:
+        table.add_column(name, justify="right")
+    for row in comparison.contestants:
+        for title, found in ((row.name, row.metrics), ("  fidelity", row.fidelity)):
+            if found:
+                cells = (i.estimate if i else None for i in found.values())
+                table.add_row(title, *map(percent_text, cells))
+    return table

@@ -4,6 +4,7 @@ from distillery.evaluation.tables import (
     label_rows,
     markdown,
     table_rows,
+    terminal_metrics,
     terminal_table,
 )
 from schemas.units import MISSING
@@ -42,6 +43,22 @@ def test_terminal_table_fits_100_columns_without_wrapping() -> None:
     assert max(map(len, lines)) <= 100
     assert sum(line.strip().startswith(("teacher", "baseline", "student")) for line in lines) == 3
     assert len([line for line in lines if line.strip()]) == 7  # the last heading has two
+
+
+def test_terminal_shows_every_metric_and_its_fidelity() -> None:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(terminal_metrics(comparison()))
+    lines = [line.split() for line in capture.get().splitlines() if line.strip(" \u2500")]
+    assert lines[0] == ["model", "accuracy", "macro", "F1"]
+    assert [line[0] for line in lines[1:]] == [
+        "teacher",
+        "baseline",
+        "fidelity",
+        "student",
+        "fidelity",
+    ]
+    assert lines[4][1:3] == ["90.0", "%"]
 
 
 def test_terminal_table_has_room_for_the_untrained_student() -> None:

@@ -10,18 +10,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from distillery.data.chat import content_hash
+from distillery.evaluation.answers import answer_test_prompts
+from distillery.evaluation.comparison import read_answers
 from distillery.models.local import LocalModel
+from distillery.objectives.soft.stage import score_soft_targets
 from distillery.preflight.models import check_models, check_prompts
+from distillery.storage.stage import StageResult
 from distillery.training.rows import SPLITS
+from schemas.contestants import ContestantSpec, PretrainedContestant, TrainedContestant
 from schemas.data import DataSpec
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec
+from schemas.objectives import SoftTargets
 from schemas.student import PretrainedStudent
 from schemas.task import TaskSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
-from tests.fixtures_training import Bench
+from tests.fixtures_comparison import seal_prompts
+from tests.fixtures_training import INLINE, Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(os.environ.get("DISTILLERY_GEMMA_SCRIPT", ROOT / "../shared/tools/gemma_270m.py"))
@@ -72,15 +82,8 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-@pytest.mark.slow
-def test_gemma_learns_its_rows_and_reproduces_them(gemma: Path, bench: Bench) -> None:
-    student = PretrainedStudent(model=str(gemma))
-    teacher = TransformersTeacher(model=str(gemma), device="cpu")
-    data = DataSpec(system_prompt=SYSTEM["content"])
-    task = TaskSpec(name="intents", type="classification")
-    assert check_models(student, None, task, data, ExecutionSpec()) == []
-    check_prompts(bench.prompts, None, teacher, task, bench.spec)
-
+@pytest.fixture(scope="module")
+def trained(gemma: Path, bench: Bench) -> StageResult:
     training = TrainingSpec(
         method=LoraMethod(r=8, alpha=16),
         dtype="bfloat16",
@@ -91,25 +94,80 @@ def test_gemma_learns_its_rows_and_reproduces_them(gemma: Path, bench: Bench) ->
         max_length=64,
         device="cpu",
     )
-    result = bench.train(student, training)
-    curve: Any = result.manifest.facts["curve"]
+    return bench.train(PretrainedStudent(model=str(gemma)), training)
+
+
+@pytest.mark.slow
+def test_gemma_learns_its_rows_and_reproduces_them(
+    gemma: Path, bench: Bench, trained: StageResult
+) -> None:
+    student = PretrainedStudent(model=str(gemma))
+    teacher = TransformersTeacher(model=str(gemma), device="cpu")
+    data = DataSpec(system_prompt=SYSTEM["content"])
+    task = TaskSpec(name="intents", type="classification")
+    assert check_models(student, None, task, data, ExecutionSpec()) == []
+    check_prompts(bench.prompts, None, teacher, task, bench.spec)
+
+    curve: Any = trained.manifest.facts["curve"]
     losses = [entry["loss"] for entry in curve if "loss" in entry]
     assert losses[-1] < 0.1 * losses[0]
 
-    folder = Path(bench.store.path(result.model("model").uri))
+    folder = Path(bench.store.path(trained.model("model").uri))
     saved = json.loads((folder / "generation_config.json").read_text())
     assert (saved["eos_token_id"], saved["do_sample"], saved["top_k"]) == ([1, 106], True, 64)
     assert not list(folder.glob("adapter*"))
-    trained = LocalModel.load(folder, dtype="bfloat16", device="cpu")
-    assert trained.model.num_parameters() == 268_098_176
+    model = LocalModel.load(folder, dtype="bfloat16", device="cpu")
+    assert model.model.num_parameters() == 268_098_176
 
     conversations: list[Any] = [json.loads(row["messages"]) for row in bench.rows]
-    row = trained.chat_format.row(conversations[1], "refund")
-    assert trained.tokenizer.decode(row.input_ids) == (
+    row = model.chat_format.row(conversations[1], "refund")
+    assert model.tokenizer.decode(row.input_ids) == (
         "<bos><start_of_turn>user\nName the intent of the customer.\n\nplease return what I paid"
         "<end_of_turn>\n<start_of_turn>model\nrefund<end_of_turn>"
     )
     assert row.response_ids[-1] == 106
-    answers = trained.answer(conversations, max_new_tokens=12, batch_size=16)
+    answers = model.answer(conversations, max_new_tokens=12, batch_size=16)
     assert [answer.text for answer in answers] == [row["response"] for row in bench.rows]
     assert {answer.finish_reason for answer in answers} == {"stop"}
+
+
+@pytest.mark.slow
+def test_gemma_is_evaluated_as_it_comes_and_as_it_was_trained(
+    gemma: Path, bench: Bench, trained: StageResult
+) -> None:
+    prompts = [
+        {
+            "prompt_id": row["prompt_id"],
+            "split": "test",
+            "messages": row["messages"],
+            "references": json.dumps([row["response"]]),
+            "content_hash": content_hash(json.loads(row["messages"])),
+            "source_row": number,
+        }
+        for number, row in enumerate(bench.rows, start=1)
+    ]
+    test_rows = seal_prompts(bench.spec, pd.DataFrame(prompts))
+    contestants: dict[str, ContestantSpec] = {
+        "baseline": PretrainedContestant(
+            name="baseline", student=PretrainedStudent(model=str(gemma)), device="cpu"
+        ),
+        "student": TrainedContestant(name="student", model=trained.model("model"), device="cpu"),
+    }
+    task = TaskSpec(name="intents", type="classification")
+    accuracy = {}
+    for name, spec in contestants.items():
+        evaluation = EvaluationSpec(max_new_tokens=12, batch_size=16)
+        done = answer_test_prompts(spec, test_rows, task, evaluation, bench.spec, INLINE)
+        answers = read_answers(done.dataset("answers"), bench.store)
+        accuracy[name] = answers["accuracy"].mean()
+    assert accuracy["student"] == 1.0 and accuracy["baseline"] < 0.5
+
+
+@pytest.mark.slow
+def test_gemma_scores_responses_over_its_whole_vocabulary(gemma: Path, bench: Bench) -> None:
+    teacher = TransformersTeacher(model=str(gemma), device="cpu")
+    training = TrainingSpec(objective=SoftTargets(k=8), max_length=64, dtype="bfloat16")
+    done = score_soft_targets(bench.training_rows, teacher, training, bench.spec, INLINE)
+    assert done.dataset("soft_targets").num_rows == len(bench.rows)
+    # Each response and the end of its turn.
+    assert done.manifest.counts["response_tokens"] >= 2 * len(bench.rows)
