@@ -18,7 +18,7 @@ from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.task_types import TaskType, task_type
 from distillery.task_types.prompt_templates import as_text, render_prompt, template_columns
-from schemas.data import DataSpec, FileSource, Source
+from schemas.data import ColumnMap, DataSpec, FileSource, Source
 from schemas.errors import DistilleryError, InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
@@ -99,18 +99,27 @@ def _identities(sources: dict[str, Source], kind: TaskType, data: DataSpec) -> d
 def _required(source: Source, split: str, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
     """Return the columns that the source has to have."""
     columns = source.columns
+    required = tuple(
+        columns.of(name)
+        for name in prompt_fields(columns, kind, data)
+        if data.prompt_template is not None or name in kind.fields or getattr(columns, name)
+    )
     if columns.messages:
-        required: tuple[str, ...] = (columns.messages,)
-    elif data.prompt_template is not None:
-        required = tuple(map(columns.of, template_columns(data.prompt_template)))
-    else:
-        named = tuple(name for name in kind.optional_fields if getattr(columns, name))
-        required = tuple(map(columns.of, kind.fields + named))
+        required += (columns.messages,)
     if columns.id:
         required += (columns.id,)
     if columns.reference and split in ("gold", "test"):
         required += (columns.reference,)
     return required
+
+
+def prompt_fields(columns: ColumnMap, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
+    """Return the fields that prompts are made of; none where messages hold them whole."""
+    if columns.messages:
+        return ()
+    if data.prompt_template is not None:
+        return template_columns(data.prompt_template)
+    return kind.fields + kind.optional_fields
 
 
 def _load_rows(
@@ -125,11 +134,9 @@ def _load_rows(
     given = values.get(columns.id) if columns.id else f"{split}-{row.number}"
     loaded["prompt_id"] = None if given is None else as_text(given)
     if columns.reference and split in ("gold", "test"):
-        try:
-            loaded["references"] = _references(values.get(columns.reference), source, kind)
-        except ValueError as error:
-            reason = DropReason.REFERENCE_NOT_IN_FORMAT.value
-            yield loaded | {"reason": reason, "detail": str(error)}
+        loaded |= _labelled(values.get(columns.reference), source, kind)
+        if "reason" in loaded:
+            yield loaded
             return
     if not columns.messages:
         messages = [Message(role="user", content=_prompt(values, source, kind, data))]
@@ -145,8 +152,8 @@ def _load_rows(
         asked = loaded | _asked(messages, split, content_hash(prompts[-1][0]), data)
         if data.turns == "every":
             asked["prompt_id"] = f"{loaded['prompt_id']}-turn-{len(messages)}"
-        if answer is not None and split in ("gold", "test"):
-            asked.setdefault("references", canonical_json(kind.references(answer)))
+        if answer is not None and split in ("gold", "test") and "references" not in asked:
+            asked |= _labelled(answer, source, kind)
         yield asked
 
 
@@ -161,13 +168,19 @@ def _prompts(conversation: list[Message], data: DataSpec) -> list[tuple[list[Mes
 
 def _prompt(values: Mapping[str, Any], source: Source, kind: TaskType, data: DataSpec) -> str:
     """Return the text of a row without messages."""
-    names = kind.fields + kind.optional_fields
-    if data.prompt_template is not None:
-        names = template_columns(data.prompt_template)
+    names = prompt_fields(source.columns, kind, data)
     found = {name: kind.shown(name, values.get(source.columns.of(name))) for name in names}
     if data.prompt_template is not None:
         return render_prompt(data.prompt_template, found)
     return kind.prompt(found)
+
+
+def _labelled(value: Any, source: Source, kind: TaskType) -> dict[str, str]:
+    """Return the column with the right answers in a value, or why they cannot be used."""
+    try:
+        return {"references": _references(value, source, kind)}
+    except ValueError as error:
+        return {"reason": DropReason.REFERENCE_NOT_IN_FORMAT.value, "detail": str(error)}
 
 
 def _references(value: Any, source: Source, kind: TaskType) -> str:

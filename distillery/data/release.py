@@ -16,11 +16,12 @@ from distillery.storage.scratch import scratch_folder
 from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
+from distillery.task_types import task_type
 from schemas.errors import ReleaseError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, FilteredSet
-from schemas.task import LabelSet, TaskSpec
+from schemas.task import TaskSpec
 
 _LOGIC_VERSION = 1
 _SAMPLE_ROWS = 50_000
@@ -63,7 +64,7 @@ def release_dataset(
         _LOGIC_VERSION,
         inputs={"kept": kept.fingerprint},
         spec={
-            "answer_format": task.answer_format,
+            "labels": task_type(task).labels,
             "min_keep_fraction": filters.min_keep_fraction,
             "min_train_rows": filters.min_train_rows,
         },
@@ -136,8 +137,7 @@ def _validate(
             gxe.ExpectColumnValuesToMatchRegex(column="messages", regex=r"^\[\{.*\}\]$"),
             gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "validation"]),
         ]
-        if isinstance(task.answer_format, LabelSet):
-            labels = list(task.answer_format.labels)
+        if labels := list(task_type(task).labels):
             on_rows.append(gxe.ExpectColumnValuesToBeInSet(column="response", value_set=labels))
         frames = {
             "aggregates over all rows": (pd.DataFrame([aggregates]), on_aggregates),

@@ -14,7 +14,6 @@ from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import RowWriter, Store
 from distillery.task_types import TaskType, task_type
-from distillery.task_types.answer_formats import check_answer_format
 from schemas.data import DataSpec
 from schemas.errors import InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
@@ -58,8 +57,8 @@ def validate_prompts(
         InputDataError: More rows than ``data.max_invalid_fraction`` allows are invalid, or a
             split has no valid row. The quarantine file stays in the store and is named.
     """
-    check_answer_format(task)
     kind = task_type(task)
+    kind.check()
     stage = Stage(
         StageName.VALIDATE_PROMPTS,
         _LOGIC_VERSION,

@@ -1,9 +1,8 @@
-"""Responses that are not in `task.answer_format`, and the ones whose answer is dressed up."""
+"""Responses without an answer of the task, and the ones whose answer is dressed up."""
 
 from distillery.filters.base import Drop, Rewrite, Row, RowFilter
 from distillery.task_types import Answer, TaskType
 from schemas.filters import FormatFilter, RewriteReason
-from schemas.task import LabelSet
 
 
 class Format(RowFilter[FormatFilter]):
@@ -16,6 +15,5 @@ class Format(RowFilter[FormatFilter]):
             return Drop(*answer)
         if answer.text == row["response"]:
             return None
-        is_label = isinstance(task.task.answer_format, LabelSet)
-        reason = RewriteReason.CANONICAL_LABEL if is_label else RewriteReason.BARE_ANSWER
+        reason = RewriteReason.CANONICAL_LABEL if task.labels else RewriteReason.BARE_ANSWER
         return Rewrite(answer.text, reason)

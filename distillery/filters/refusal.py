@@ -6,7 +6,6 @@ from distillery.filters.base import Drop, Row, RowFilter
 from distillery.task_types import TaskType
 from distillery.task_types.thoughts import split_thoughts
 from schemas.filters import DropReason, RefusalFilter
-from schemas.task import LabelSet
 
 
 class Refusal(RowFilter[RefusalFilter]):
@@ -14,7 +13,7 @@ class Refusal(RowFilter[RefusalFilter]):
 
     def row(self, row: Row, task: TaskType) -> Drop | None:
         """Drop a response in which a pattern is found, thoughts aside."""
-        if isinstance(task.task.answer_format, LabelSet) and task.parse(row["response"]):
+        if task.labels and task.parse(row["response"]):
             return None  # a label is an answer, however it reads
         text = split_thoughts(row["response"])[1].strip()
         for pattern in self.spec.patterns:

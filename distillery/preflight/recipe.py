@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable
 
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
-from distillery.task_types import task_type
-from distillery.task_types.answer_formats import check_answer_format
+from distillery.task_types import TaskType, task_type
 from distillery.teacher.choice import check_samples
 from distillery.teacher.http.keys import read_key
 from distillery.teacher.prompt import instructions
@@ -67,9 +66,9 @@ def check_recipe(
         RecipeError: Each problem on its own line, with the one thing to do.
     """
     problems = _Problems()
-    if student is not None:
-        problems.collect(task_type, task)
-    problems.collect(check_answer_format, task)
+    kind = task_type(task)
+    if problems.collect(kind.check):
+        problems.lines += _unknown_labels(kind, data)
     problems.collect(check_samples, teacher, task)
     is_instructed = problems.collect(instructions, teacher, task)
     teacher_is_there = _check_teacher(problems, teacher)
@@ -90,7 +89,8 @@ def check_recipe(
         )
     if student is not None:
         problems.lines += _missing_test(data) + _untrained_student(student, evaluation)
-    problems.lines += _missing_columns(task, data) + _unusable_ledger(store)
+    problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
+    problems.lines += _unusable_ledger(store)
     if problems.lines:
         there = (
             teacher if teacher_is_there and is_instructed else None,
@@ -159,8 +159,10 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
     Raises:
         RecipeError: Each problem on its own line, with the one thing to do.
     """
-    check_answer_format(task)
     problems = _Problems()
+    kind = task_type(task)
+    if problems.collect(kind.check):
+        problems.lines += _unknown_labels(kind, data)
     if training.objective.kind not in ("hard_targets", "auto"):
         problems.lines.append(
             f"training.objective.kind is {training.objective.kind!r}, but gold rows have no "
@@ -168,7 +170,8 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
         )
     if data.gold is None:
         problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")
-    problems.lines += _missing_test(data) + _missing_columns(task, data)
+    problems.lines += _missing_test(data) + _missing_columns(kind, data)
+    problems.lines += _unread_columns(kind, data)
     problems.refuse()
 
 
@@ -224,16 +227,16 @@ def _unusable_ledger(store: StoreSpec) -> list[str]:
     return problems
 
 
-def _missing_columns(task: TaskSpec, data: DataSpec) -> list[str]:
+def _missing_columns(kind: TaskType, data: DataSpec) -> list[str]:
     """Return the columns that a source has to name and does not."""
     sources = {split: getattr(data, split) for split in ("train", "validation", "gold", "test")}
     columns = {split: source.columns for split, source in sources.items() if source is not None}
     labelled = {split: columns[split] for split in ("gold", "test") if split in columns}
     missing = [
-        f"data.{split}.columns.messages is missing, and a task of type {task.type.value!r} reads "
+        f"data.{split}.columns.messages is missing, and task.type {kind.task.type.value!r} reads "
         "nothing else. Name the column with the conversations."
         for split, named in columns.items()
-        if not named.messages and not task_type(task).fields
+        if not named.messages and not kind.fields
     ]
     missing += [
         f"data.{split}.columns.reference is missing, so no answer of this split can be scored. "
@@ -247,4 +250,40 @@ def _missing_columns(task: TaskSpec, data: DataSpec) -> list[str]:
         "before it, or set data.turns to last."
         for split, named in labelled.items()
         if data.turns == "every" and named.messages and named.reference
+    ]
+
+
+def _unread_columns(kind: TaskType, data: DataSpec) -> list[str]:
+    """Return a line for every column that is named and would not be read."""
+    from distillery.data.loading import prompt_fields
+    from schemas.frames import SPLITS
+
+    lines = []
+    sources = {split: getattr(data, split) for split in SPLITS}
+    for split, columns in ((split, s.columns) for split, s in sources.items() if s is not None):
+        read = prompt_fields(columns, kind, data)
+        if columns.messages:
+            why = "columns.messages holds the whole prompt"
+        else:
+            reader = f"task.type {kind.task.type.value!r}"
+            if data.prompt_template is not None:
+                reader = "data.prompt_template"
+            why = f"{reader} reads {' and '.join(read) or 'messages'}"
+        lines += [
+            f"data.{split}.columns.{name} is {getattr(columns, name)!r}, but {why}, so that column "
+            "would be ignored. Remove it, or choose otherwise."
+            for name in type(columns).model_fields
+            if name not in ("id", "messages", "reference", *read) and getattr(columns, name)
+        ]
+    return lines
+
+
+def _unknown_labels(kind: TaskType, data: DataSpec) -> list[str]:
+    """Return a line for every label map that leads to something other than a label."""
+    return [
+        f"data.{split}.label_map makes {key!r} {label!r}, which is none of the labels "
+        f"{', '.join(map(repr, kind.labels)):.200}. Correct it."
+        for split, source in (("gold", data.gold), ("test", data.test))
+        for key, label in (source.label_map.items() if source and kind.labels else ())
+        if kind.parse(label) is None
     ]

@@ -4,12 +4,14 @@ from distillery.task_types.answer_formats import Answer, Violation
 from distillery.task_types.base import ScoredRow, SetMetric, TaskType
 from distillery.task_types.classification import Classification
 from distillery.task_types.conversation import Conversation
+from distillery.task_types.nli import Nli
 from distillery.task_types.summarization import Summarization
 from schemas.task import TaskKind, TaskSpec
 
 TASK_TYPES: dict[TaskKind, type[TaskType]] = {
     TaskKind.CLASSIFICATION: Classification,
     TaskKind.CONVERSATION: Conversation,
+    TaskKind.NLI: Nli,
     TaskKind.SUMMARIZATION: Summarization,
 }
 

@@ -15,7 +15,7 @@ from distillery.task_types.labels import folded, read_label, unfenced
 from distillery.task_types.thoughts import split_thoughts
 from schemas.errors import RecipeError
 from schemas.filters import DropReason
-from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskSpec
+from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat
 
 Violation = tuple[DropReason, str]
 """Why a response has no answer, and what was seen."""
@@ -97,10 +97,16 @@ def read_json(text: str, schema_text: str) -> Answer | Violation:
     return DropReason.JSON_SCHEMA_VIOLATION, f"at {violation.json_path:.80}: {cut}"
 
 
-def check_answer_format(task: TaskSpec) -> None:
-    """Raise RecipeError when the task's answer format itself cannot be used."""
-    if isinstance(task.answer_format, JsonFormat):
-        _check_schema(task.answer_format.json_schema)
+def check_schema(schema: Any) -> None:
+    """Raise RecipeError when ``schema`` is not a JSON schema, or refers to what is not in it."""
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise RecipeError(
+            f"task.answer_format.json_schema is not a JSON schema: {error.message}. Correct it."
+        ) from None
+    resource = DRAFT202012.create_resource(schema)
+    _check_references(resource, EMPTY_REGISTRY.resolver_with_root(resource))
 
 
 def _refuse_constant(name: str) -> None:
@@ -121,18 +127,6 @@ def _plain_numbers(value: object) -> object:
 def _validator(schema_text: str) -> Any:
     # With a registry of our own no reference is fetched over the network.
     return jsonschema.Draft202012Validator(json.loads(schema_text), registry=EMPTY_REGISTRY)
-
-
-def _check_schema(schema: Any) -> None:
-    """Raise RecipeError when ``schema`` is not a JSON schema, or refers to what is not in it."""
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise RecipeError(
-            f"task.answer_format.json_schema is not a JSON schema: {error.message}. Correct it."
-        ) from None
-    resource = DRAFT202012.create_resource(schema)
-    _check_references(resource, EMPTY_REGISTRY.resolver_with_root(resource))
 
 
 def _check_references(resource: Any, resolver: Any) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from distillery.task_types.answer_formats import Answer, Violation, read_answer
+from distillery.task_types.answer_formats import Answer, Violation, check_schema, read_answer
 from distillery.task_types.prompt_templates import as_text, render_prompt
+from schemas.errors import RecipeError
 from schemas.filters import (
     DuplicateFilter,
     EmptyFilter,
@@ -18,12 +19,13 @@ from schemas.filters import (
     RefusalFilter,
     TruncatedFilter,
 )
-from schemas.task import TaskSpec
+from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
+AnswerFormatClass = type[LabelSet] | type[RegexFormat] | type[JsonFormat]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class TaskType:
     )
     """The filters that run when `filters.rules` names none."""
 
+    answer_formats: ClassVar[tuple[AnswerFormatClass, ...]] = ()
+    """What `task.answer_format` may be. Empty: nothing, as the type knows what an answer is."""
+
     has_labels: ClassVar[bool] = False
     """Whether answers are classes, so that recall by label and confusions mean something."""
 
@@ -82,6 +87,29 @@ class TaskType:
     def primary(self) -> str:
         """Return the metric that decides."""
         return self.metrics[0]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels, one of which every answer is; none where answers are open."""
+        return ()
+
+    def check(self) -> None:
+        """Return when the task's answer format is one that this type can read.
+
+        Raises:
+            RecipeError: It is not, or is broken in itself.
+        """
+        found = self.task.answer_format
+        if found is not None and not isinstance(found, self.answer_formats):
+            kinds = [known.model_fields["kind"].default for known in self.answer_formats]
+            advice = f"Give it kind {' or '.join(map(repr, kinds))}" if kinds else "Remove it"
+            raise RecipeError(
+                f"task.answer_format has kind={found.kind!r}, which task.type "
+                f"{self.task.type.value!r} cannot use: it says itself what an answer is. {advice}, "
+                "or choose task.type 'classification'."
+            )
+        if isinstance(found, JsonFormat):
+            check_schema(found.json_schema)
 
     @property
     def of_the_set(self) -> Mapping[str, SetMetric]:

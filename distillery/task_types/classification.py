@@ -1,12 +1,12 @@
 """Classification: one label per text, or a JSON value or short text that stands for one."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from distillery.task_types.base import Floats, ScoredRow, SetMetric, TaskType
-from schemas.task import JsonFormat, LabelSet
+from distillery.task_types.base import AnswerFormatClass, Floats, ScoredRow, SetMetric, TaskType
+from schemas.task import JsonFormat, LabelSet, RegexFormat
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -67,8 +67,15 @@ class Classification(TaskType):
     ({'accuracy': 1.0}, {'accuracy': None})
     """
 
-    fields = ("text",)
+    fields: ClassVar[tuple[str, ...]] = ("text",)
     metrics = ("accuracy",)
+    answer_formats: ClassVar[tuple[AnswerFormatClass, ...]] = (LabelSet, RegexFormat, JsonFormat)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels of the answer format, if it lists them."""
+        found = self.task.answer_format
+        return found.labels if isinstance(found, LabelSet) else ()
 
     @property
     def has_labels(self) -> bool:  # type: ignore[override]
@@ -82,8 +89,8 @@ class Classification(TaskType):
 
     def instructions(self) -> str:
         """Return the request for a label, with the list of them where the task has one."""
-        if isinstance(self.task.answer_format, LabelSet):
-            listed = "\n".join(self.task.answer_format.labels)
+        if self.labels:
+            listed = "\n".join(self.labels)
             return f"Classify the text. Answer with one of these labels and nothing else:\n{listed}"
         return "Classify the text. Answer with its class and nothing else."
 

@@ -16,7 +16,8 @@ _STOPS = ".,;:!\u3002\u3001\u2022"
 _fence = re.compile(r"\s*(`{3,9}|~{3,9})(?:json\b|[^\n`~]*\n)?(.*?)\1\s*", re.DOTALL)
 _introduction = re.compile(
     r"(?:(?:the|my|final|correct|predicted) )*(?:answer|category|class|classification|intent|label"
-    r"|output|prediction|response|result|sentiment|topic)(?: is)?[\"'`*_\])]* ?[:=] ?(.+)",
+    r"|output|prediction|relation|relationship|response|result|sentiment|topic)"
+    r"(?: is)?[\"'`*_\])]* ?[:=] ?(.+)",
     re.IGNORECASE,
 )
 _Reading = tuple[Callable[[str], str], dict[str, str | None]]

@@ -16,7 +16,7 @@ from schemas.samples import (
     NumberChoice,
     RegexChoice,
 )
-from schemas.task import JsonFormat, LabelSet, TaskSpec
+from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import TeacherSpec
 
 
@@ -141,7 +141,7 @@ def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
                 "teacher answers are not read, so no response could be chosen. Set it to kind "
                 "'majority' with answer 'number'."
             )
-        case LabelChoice() if not isinstance(found, LabelSet):
+        case LabelChoice() if not task_type(task).labels:
             wanted = "labels"
         case JsonChoice() if not isinstance(found, JsonFormat):
             wanted = "json"

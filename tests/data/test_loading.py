@@ -13,9 +13,9 @@ from distillery.data.chat import (
     load_messages,
 )
 from distillery.data.loading import load_prompts
-from schemas.data import ColumnMap, FileSource
+from schemas.data import ColumnMap, DataSpec, FileSource
 from schemas.errors import InputDataError
-from schemas.task import JsonFormat
+from schemas.task import JsonFormat, TaskKind, TaskSpec
 from tests.data.prompt_bench import INLINE, LABELS, QA, TEXTS, TURNS, Bench, Row
 
 
@@ -206,3 +206,80 @@ def test_nan_is_nothing_in_prompts_and_references(bench: Bench) -> None:
     test = FileSource(path=str(path), columns=ColumnMap(reference="answer"))
     reasons = bench.reasons(bench.data([{"text": "a"}], test))
     assert reasons == {("test", 1): "missing_reference"}
+
+
+NLI = TaskSpec(name="t", type=TaskKind.NLI)
+PAIR = {"premise": "A man eats.", "hypothesis": "He eats."}
+
+
+def _pairs(
+    bench: Bench, labels: list[Any], label_map: dict[str, str] | None = None, **named: Any
+) -> DataSpec:
+    """Return training pairs, and test pairs with these labels in columns of other names."""
+    rows = [{"s1": f"Man {n} eats.", "s2": "He eats.", "y": y} for n, y in enumerate(labels)]
+    test = bench.source("test", rows, premise="s1", hypothesis="s2", reference="y")
+    test = test.model_copy(update={"label_map": label_map or {}})
+    validation = bench.source("validation", [{"premise": "a", "hypothesis": "b"}])
+    given: dict[str, Any] = {"train": [PAIR], "test": test, "validation": validation}
+    return bench.data(**given | named)
+
+
+def test_pairs_are_read_from_the_columns_that_hold_them(bench: Bench) -> None:
+    found = bench.rows(bench.run(_pairs(bench, [0, "1", 2.0, "Entails"]), NLI))
+    asked = {row["prompt_id"]: load_messages(row["messages"])[0]["content"] for row in found}
+    assert asked["train-1"] == "Premise: A man eats.\nHypothesis: He eats."
+    assert asked["test-1"] == "Premise: Man 0 eats.\nHypothesis: He eats."
+    references = [row["references"] for row in found if row["split"] == "test"]
+    assert references == [
+        *('["entailment"]', '["neutral"]', '["contradiction"]', '["entailment"]'),
+    ]
+
+
+def test_a_pair_without_a_gold_label_or_half_of_it_is_put_aside(bench: Bench) -> None:
+    data = _pairs(bench, ["neutral", -1, "-", 7, "maybe", None])
+    aside = bench.rows(bench.run(data, NLI), "quarantined")
+    assert [(row["source_row"], row["reason"], row["detail"]) for row in aside] == [
+        (2, "reference_not_in_format", "the reference is '-1': the pair has no gold label"),
+        (3, "reference_not_in_format", "the reference is '-': the pair has no gold label"),
+        (
+            *(4, "reference_not_in_format"),
+            "the reference '7' is none of 0 entailment, 1 neutral, 2 contradiction; "
+            "give a label_map",
+        ),
+        (
+            *(5, "reference_not_in_format"),
+            "'maybe' is none of entailment, neutral, contradiction",
+        ),
+        (6, "missing_reference", "a labelled split needs a reference in every row"),
+    ]
+    half = _pairs(bench, ["e"], train=[PAIR, {"premise": "a", "hypothesis": None}])
+    assert bench.reasons(half, NLI) == {("train", 2): "empty_prompt"}
+
+
+def test_a_label_map_goes_before_the_usual_numbers_and_has_to_cover_them(bench: Bench) -> None:
+    data = _pairs(bench, [0, 1, 2], {"0": "contradiction", "1": "entailment"})
+    result = bench.run(data, NLI)
+    references = [row["references"] for row in bench.rows(result) if row["split"] == "test"]
+    assert references == ['["contradiction"]', '["entailment"]']
+    (aside,) = bench.rows(result, "quarantined")
+    assert aside["detail"] == "the reference '2' is not in label_map, which has '0', '1'"
+
+
+def test_a_field_without_its_column_is_named(bench: Bench) -> None:
+    test = bench.source("test", [PAIR | {"y": "e"}], premise="s1", reference="y")
+    data = bench.data([{"premise": "a", "text": "b"}], test, validation=None)
+    with pytest.raises(InputDataError) as caught:
+        bench.run(data, NLI)
+    train, held_out = str(caught.value).split("\n")
+    assert "has no column 'hypothesis'; it has 'premise', 'text'" in train
+    assert "has no column 's1'; it has 'premise', 'hypothesis', 'y'" in held_out
+
+
+def test_a_last_turn_that_is_no_reference_is_put_aside(bench: Bench) -> None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "-1"}]
+    answered = [{"role": "user", "content": "!"}, {"role": "assistant", "content": "Entails"}]
+    test = bench.source("chats", [{"chat": turns}, {"chat": answered}], messages="chat")
+    result = bench.run(_pairs(bench, [], test=test), NLI)
+    (aside,) = bench.rows(result, "quarantined")
+    assert aside["detail"] == "the reference is '-1': the pair has no gold label"
+    assert bench.rows(result)[-1]["references"] == '["entailment"]'

@@ -14,7 +14,7 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.frames import TrainingFrame, arrow_schema
 from schemas.refs import DatasetRef, FilteredSet
-from schemas.task import LabelSet, TaskSpec
+from schemas.task import LabelSet, TaskKind, TaskSpec
 
 QA = TaskSpec(name="t", type="classification")
 LABELS = QA.model_copy(update={"answer_format": LabelSet(labels=("yes", "no"))})
@@ -209,3 +209,10 @@ def test_refs_of_a_filtered_set_survive_json(bench: Bench) -> None:
     filtered = bench.filtered(_rows(), 9)
     assert FilteredSet.model_validate_json(filtered.model_dump_json()) == filtered
     assert isinstance(filtered.kept, DatasetRef)
+
+
+def test_the_labels_of_nli_are_expected_without_an_answer_format(tmp_path: Path) -> None:
+    task = TaskSpec(name="t", type=TaskKind.NLI)
+    Bench(tmp_path / "a").release(_rows(response="neutral"), task=task)
+    with pytest.raises(ReleaseError, match=r"has to be one of .*'contradiction'"):
+        Bench(tmp_path / "b").release(_rows(response="maybe"), task=task)

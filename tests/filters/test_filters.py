@@ -6,6 +6,8 @@ import pytest
 
 from distillery.filters import FILTERS, make_filters
 from distillery.filters.base import Drop, Rewrite, RowFilter
+from distillery.filters.format import Format
+from distillery.filters.refusal import Refusal
 from distillery.filters.usable import Usable
 from distillery.task_types import task_type
 from schemas.filters import (
@@ -15,9 +17,10 @@ from schemas.filters import (
     FormatFilter,
     LengthFilter,
     RefusalFilter,
+    RewriteReason,
     TruncatedFilter,
 )
-from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat
+from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
 from tests.fixtures_filters import Row, response_row, task_with
 
 YES_NO = LabelSet(labels=("yes", "no"))
@@ -120,6 +123,19 @@ def test_of_an_answer_in_dress_the_answer_alone_is_kept(
     found = _judge(FormatFilter(), response_row(response), answer_format)
     assert isinstance(found, Rewrite)
     assert (found.response, found.reason) == (kept, reason)
+
+
+def test_the_labels_of_nli_need_no_answer_format() -> None:
+    kind = task_type(TaskSpec(name="t", type=TaskKind.NLI))
+    spelled, other = response_row("Contradicts."), response_row("maybe")
+    rewrite = Rewrite("contradiction", RewriteReason.CANONICAL_LABEL)
+    assert Format(FormatFilter()).row(spelled, kind) == rewrite
+    dropped = Format(FormatFilter()).row(other, kind)
+    assert isinstance(dropped, Drop)
+    assert dropped.reason == "not_a_label"
+    never = Refusal(RefusalFilter(patterns=("contradict", "maybe")))
+    assert never.row(spelled, kind) is None  # a label is an answer, however it reads
+    assert isinstance(never.row(other, kind), Drop)
 
 
 @pytest.mark.parametrize(

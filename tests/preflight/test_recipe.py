@@ -81,3 +81,83 @@ def test_what_the_endpoint_says_is_told_along_with_another_problem(tmp_path: Pat
     gold, model = str(caught.value).split("\n")
     assert gold.startswith("data.gold is missing")
     assert "does not know teacher.model 'scripted'; it lists 'another'" in model
+
+
+def _refused(**sections: dict[str, Any]) -> list[str]:
+    """Return what a recipe with other sections is refused for, models and endpoint aside."""
+    raw = changed("teacher.base_url", "http://127.0.0.1:1/v1")
+    for name, fields in sections.items():
+        raw[name] = raw[name] | fields
+    recipe = validate_recipe(raw, GenerationRecipe, source="r.yaml")
+    try:
+        check_alone(recipe)
+    except RecipeError as error:
+        return [line for line in str(error).split("\n") if "127.0.0.1" not in line]
+    return []
+
+
+def _train(**columns: str) -> dict[str, Any]:
+    return {"train": {"kind": "file", "path": "a.jsonl", "columns": columns}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "why"),
+    [
+        (
+            "nli",
+            _train(premise="s1", question="q"),
+            "columns.question is 'q', but task.type 'nli' reads premise and hypothesis",
+        ),
+        (
+            "classification",
+            _train(document="body"),
+            "columns.document is 'body', but task.type 'classification' reads text",
+        ),
+        (
+            "nli",
+            _train(premise="s1", hypothesis="s2") | {"prompt_template": "{premise} ? {body}"},
+            "columns.hypothesis is 's2', but data.prompt_template reads premise and body",
+        ),
+        (
+            "classification",
+            _train(messages="chat", text="body"),
+            "columns.text is 'body', but columns.messages holds the whole prompt",
+        ),
+    ],
+)
+def test_a_column_that_would_not_be_read_is_refused(
+    kind: str, data: dict[str, Any], why: str
+) -> None:
+    assert _refused(task={"type": kind}, data=data) == [
+        f"data.train.{why}, so that column would be ignored. Remove it, or choose otherwise."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("nli", _train(premise="s1", hypothesis="s2", id="key")),
+        ("nli", _train(question="q") | {"prompt_template": "{question} {body}"}),
+        ("classification", _train(messages="chat", reference="ignored")),
+    ],
+)
+def test_columns_that_are_read_are_accepted(kind: str, data: dict[str, Any]) -> None:
+    assert _refused(task={"type": kind}, data=data) == []
+
+
+def test_an_answer_format_that_the_type_cannot_use_is_refused() -> None:
+    task = {"type": "nli", "answer_format": {"kind": "regex", "pattern": "e|n|c"}}
+    (line,) = _refused(task=task)
+    assert line.startswith("task.answer_format has kind='regex', which task.type 'nli' cannot use")
+    task = {"type": "nli", "answer_format": {"kind": "labels", "labels": ["yes", "no"]}}
+    (line,) = _refused(task=task)
+    assert line.startswith("task.answer_format.labels ['yes', 'no'] are not those of")
+
+
+def test_a_label_map_that_leads_to_no_label_is_refused() -> None:
+    test = {"kind": "file", "path": "b.jsonl", "columns": {"reference": "y"}}
+    test |= {"label_map": {"0": "entails", "1": "maybe"}}
+    assert _refused(task={"type": "nli"}, data={"test": test}) == [
+        "data.test.label_map makes '1' 'maybe', which is none of the labels 'entailment', "
+        "'neutral', 'contradiction'. Correct it."
+    ]

@@ -4,20 +4,14 @@ from typing import Any
 
 import pytest
 
-from distillery.task_types.answer_formats import Answer, check_answer_format, read_answer
+from distillery.task_types.answer_formats import Answer, check_schema, read_answer
 from schemas.errors import RecipeError
 from schemas.filters import DropReason
-from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
+from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat
 
 LABELS = LabelSet(labels=("refund", "repair"))
 WORD = RegexFormat(pattern="[a-zA-Z]+")
 JSON = JsonFormat(json_schema={"type": "object"})
-
-
-def _task(schema: Any) -> TaskSpec:
-    return TaskSpec(
-        name="t", type=TaskKind.CLASSIFICATION, answer_format=JsonFormat(json_schema=schema)
-    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +71,7 @@ def test_a_fence_that_does_not_end_is_read_to_its_end(opening: str) -> None:
 )
 def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(schema: Any, named: str) -> None:
     with pytest.raises(RecipeError, match="which is not in it") as caught:
-        check_answer_format(_task(schema))
+        check_schema(schema)
     assert f"refers to {named}" in str(caught.value)
 
 
@@ -92,5 +86,5 @@ def test_a_schema_that_refers_to_what_is_not_in_it_is_refused(schema: Any, named
     ],
 )
 def test_a_schema_that_refers_to_itself_is_accepted_and_checks(schema: Any) -> None:
-    check_answer_format(_task(schema))
-    assert isinstance(read_answer("[]", _task(schema).answer_format), Answer | tuple)
+    check_schema(schema)
+    assert isinstance(read_answer("[]", JsonFormat(json_schema=schema)), Answer | tuple)

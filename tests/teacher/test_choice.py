@@ -18,7 +18,7 @@ from schemas.samples import (
     RegexChoice,
     SamplesSpec,
 )
-from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec
+from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
 from schemas.teacher import TransformersTeacher
 
 MATH = TaskSpec(name="t", type="classification")
@@ -209,6 +209,15 @@ def test_a_choice_that_nothing_could_pass_is_refused(
 )
 def test_a_choice_that_fits_the_task_is_accepted(choice: Choice, answer_format: Any) -> None:
     check_samples(_teacher(choice), _task(answer_format))
+
+
+def test_an_nli_task_knows_its_labels_without_an_answer_format() -> None:
+    task = TaskSpec(name="t", type=TaskKind.NLI)
+    check_samples(_teacher(LabelChoice()), task)
+    samples = [Sample("ok", text) for text in ("yes", "Entails.", "neutral", "entailment")]
+    assert choose(samples, LabelChoice(), task=task) == Chosen(1, 0.75)
+    assert choose(samples, LabelChoice(), task=task, reference="n") == Chosen(2, 0.25)
+    assert choose(samples, MajorityChoice(), task=task) == Chosen(1, 0.5)
 
 
 def test_a_number_to_compare_with_is_refused_as_references_are_not_read() -> None:
