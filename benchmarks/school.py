@@ -133,7 +133,9 @@ class School:
         return choose_objective(self._teacher, self._recipe.student, training)
 
     def _scored(self, training: TrainingSpec) -> StageResult:
-        return score_soft_targets(self.rows, self._teacher, training, *self._here)
+        return score_soft_targets(
+            self.rows, self._prompts, self._teacher, self._recipe.task, training, *self._here
+        )
 
     @functools.cached_property
     def _teacher_answers(self) -> list[LocalResponse]:

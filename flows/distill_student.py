@@ -62,7 +62,8 @@ def distill_student(
 
     soft_targets = None
     if chosen.needs_scores:
-        soft_targets = score(training_set, teacher, chosen.training).dataset("soft_targets")
+        scored = score(training_set, rows.prompts, teacher, task, chosen.training)
+        soft_targets = scored.dataset("soft_targets")
     student_model = train(
         name=TRAIN_STUDENT,
         rows=training_set,
@@ -71,6 +72,7 @@ def distill_student(
         training=chosen.training,
         soft_targets=soft_targets,
         teacher=teacher,
+        task=task,
         because=chosen.because,
     ).model("model")
     # A pretrained student is its own baseline, as it comes; a new one first learns the gold rows.

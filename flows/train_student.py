@@ -5,6 +5,7 @@ from prefect import flow
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.training import train_model
@@ -21,9 +22,20 @@ def train_student(
     training: TrainingSpec,
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
+    task: TaskSpec | None = None,
     because: str | None = None,
 ) -> ModelRef:
     """Return ``student`` trained on the responses of ``rows``; resumes from its checkpoints."""
     return train_model(
-        rows, prompts, student, training, store, execution, name, soft_targets, teacher, because
+        rows,
+        prompts,
+        student,
+        training,
+        store,
+        execution,
+        name,
+        soft_targets,
+        teacher,
+        task,
+        because,
     )

@@ -5,6 +5,7 @@ from typing import Any
 from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.artifacts import pairs_markdown, progress_report, publish_markdown
@@ -14,7 +15,9 @@ from tasks.stage import stage_task
 @stage_task
 def score_rows(
     rows: DatasetRef,
+    prompts: DatasetRef,
     teacher: TeacherSpec,
+    task: TaskSpec,
     training: TrainingSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
@@ -24,7 +27,14 @@ def score_rows(
 
     with progress_report("score_soft_targets", "Rows scored", rows.num_rows) as progress:
         result = score_soft_targets(
-            rows, teacher, training, store, execution, on_progress=progress.update
+            rows,
+            prompts,
+            teacher,
+            task,
+            training,
+            store,
+            execution,
+            on_progress=progress.update,
         )
     publish_markdown(
         "soft-targets",

@@ -10,6 +10,7 @@ from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.artifacts import progress_report, publish_markdown
@@ -43,6 +44,7 @@ def train_model(
     name: StageName,
     soft_targets: DatasetRef | None,
     teacher: TeacherSpec | None,
+    task: TaskSpec | None,
     because: str | None,
 ) -> tuple[ModelRef, StageResult]:
     """Return the trained model; the curve is an artifact, progress another."""
@@ -64,6 +66,7 @@ def train_model(
             execution,
             soft_targets=soft_targets,
             teacher=teacher,
+            task=task,
             because=because,
             name=name,
             on_progress=on_progress,

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from distillery.data.chat import Message, content_hash, dump_messages
 from distillery.ledger import Ledger, LedgerRow
 from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import StageResult
@@ -57,9 +58,9 @@ def write_prompts(store: StoreSpec, rows: list[Row], *, batch: int = 4) -> Datas
     schema = arrow_schema(PromptFrame)
     full = []
     for n, (split, content, *reference) in enumerate(rows):
-        messages = canonical_json([{"role": "user", "content": content}])
-        right = reference[0] if reference else None
-        full.append((f"p{n}", split, messages, right, sha256(messages), n + 1))
+        asked = [Message(role="user", content=content)]
+        right = canonical_json(reference) if reference else None
+        full.append((f"p{n}", split, dump_messages(asked), right, content_hash(asked), n + 1))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(full), batch):

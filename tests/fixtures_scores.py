@@ -14,10 +14,13 @@ from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import TrainingFrame, arrow_schema
 from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 
 INLINE = ExecutionSpec()
+TASK = TaskSpec(name="cards", type="classification")
+PROMPTS = DatasetRef(uri="prompts", fingerprint="prompts", num_rows=0, columns=())
 STAGE = Stage(StageName.SCORE_SOFT_TARGETS, 1, inputs={}, spec={})
 TOP_4 = TrainingSpec(objective=SoftTargets(k=4, distillation_temperature=2.0), seed=3)
 DRAWN = TrainingSpec(objective=SoftTargets(k=8, selection="sampled"), seed=3)
@@ -47,15 +50,15 @@ def rows_to_score(num_rows: int = 7) -> list[ScoringRow]:
     ]
 
 
-def put_rows(spec: StoreSpec, asked: list[ScoringRow]) -> DatasetRef:
+def put_rows(spec: StoreSpec, asked: list[ScoringRow], name: str = "rows") -> DatasetRef:
     rows = [
         row._asdict() | {"messages": dump_messages(row.messages), "response": row.response}
         for row in asked
     ]
     schema = arrow_schema(TrainingFrame)
-    with Store(spec.root).row_writer("rows", schema) as writer:
+    with Store(spec.root).row_writer(name, schema) as writer:
         writer.write(pd.DataFrame(rows, columns=schema.names))
-    return writer.ref("rows")
+    return writer.ref(name)
 
 
 def score_here(

@@ -22,10 +22,12 @@ from schemas.frames import PromptFrame, TrainingFrame, arrow_schema
 from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
 
 VOCABULARY = 300
+TASK = TaskSpec(name="cards", type="classification")
 INLINE = ExecutionSpec()
 SCRATCH = FromScratchStudent(
     num_layers=1,
@@ -159,11 +161,11 @@ class School(Bench):
         )
 
     def score(self, training: TrainingSpec) -> DatasetRef:
-        args = (self.training_rows, self.teacher, training, self.spec, INLINE)
+        args = (self.training_rows, self.prompts, self.teacher, TASK, training, self.spec, INLINE)
         return score_soft_targets(*args).dataset("soft_targets")
 
     def teach(self, training: TrainingSpec, **named: Any) -> StageResult:
-        named = {"teacher": self.teacher} | named
+        named = {"teacher": self.teacher, "task": TASK} | named
         if needs_scores(training):
             named = {"soft_targets": self.score(training)} | named
         return self.train(self.student, training, **named)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from distillery.models.chat_format import TokenizedRow
+from distillery.teacher.prompt import TeacherPrompt
 from schemas.refs import DatasetRef
 from schemas.student import StudentSpec
 from schemas.teacher import TeacherSpec
@@ -44,6 +45,9 @@ class Inputs(NamedTuple):
 
     teacher: "LocalModel | None"
     """Who runs beside the student, where the objective needs it; on the CPU at first."""
+
+    teacher_prompt: TeacherPrompt | None = None
+    """What stands around the rows that it reads. None: nothing."""
 
 
 class Loss(NamedTuple):

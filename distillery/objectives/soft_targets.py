@@ -209,6 +209,8 @@ class _Beside(SoftTargetObjective):
 
     def _of_row(self, row: Row, tokens: TokenizedRow) -> Row:
         name, messages = row["prompt_id"], load_messages(row["messages"])
+        if (prompt := self._inputs.teacher_prompt) is not None:
+            [messages] = prompt.around([messages])
         theirs = self._teacher.chat_format.row(messages, row["response"])
         _refuse_other_tokens(name, tokens.response_ids, theirs.response_ids)
         num_tokens, most = len(theirs.input_ids), self._teacher.context_length

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
@@ -26,13 +27,16 @@ class TrainingJob(_Frozen):
     """A TrainingFrame: train and validation rows."""
 
     prompts: DatasetRef
-    """A PromptFrame, on which a new tokenizer is trained."""
+    """A PromptFrame, on which a new tokenizer is trained; its gold rows may be examples."""
 
     soft_targets: DatasetRef | None
     """The teacher's probabilities of `rows`, where the objective needs them."""
 
     teacher: TeacherSpec | None
     """Who runs beside the student, where the objective needs one."""
+
+    task: TaskSpec | None = None
+    """What the instructions of that teacher may name."""
 
     student: StudentSpec
     """What is trained."""

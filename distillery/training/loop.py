@@ -23,6 +23,7 @@ from distillery.objectives.base import Inputs
 from distillery.objectives.choice import objective_class
 from distillery.storage.checkpoints import download_checkpoints, upload_checkpoint
 from distillery.storage.store import Store
+from distillery.teacher.prompt import TeacherPrompt
 from distillery.training.adapters import held_dtype, load_trained, with_adapters, write_merged
 from distillery.training.batches import collator, num_steps
 from distillery.training.callbacks import Reporting, loss_names
@@ -72,6 +73,7 @@ class _Training:
             vocab_size=self._vocab_size,
             scores=self._job.soft_targets,
             teacher=self._teacher,
+            teacher_prompt=self._teacher_prompt(),
         )
         self._objective = objective_class(training).open(inputs)
         with self._timed("tokenize"), arguments.distributed_state.main_process_first():
@@ -124,6 +126,13 @@ class _Training:
         teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
         return teacher
+
+    def _teacher_prompt(self) -> TeacherPrompt | None:
+        """Return what stands around the rows that the teacher beside the student reads."""
+        job = self._job
+        if job.teacher is None or job.task is None:
+            return None
+        return TeacherPrompt(job.teacher, job.task, job.prompts, job.store)
 
     def _corpus(self) -> Iterator[str]:
         """Yield what a new tokenizer is trained on: training and gold prompts, and responses."""

@@ -10,11 +10,13 @@ from distillery.storage.fingerprint import model_identity, sha256, tokenizer_ide
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.teacher import teacher_identity
+from distillery.teacher.prompt import prompt_inputs
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from schemas.errors import TrainingError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.student import PretrainedStudent, StudentSpec
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
@@ -30,18 +32,22 @@ def training_stage(
     training: TrainingSpec,
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
+    task: TaskSpec | None = None,
     because: str | None = None,
 ) -> Stage:
     """Return what identifies the training of ``student`` on ``rows``.
 
-    The prompts count only when a tokenizer is trained on them, stored scores and the teacher only
-    where the objective needs them, and its settings only where they are read. ``because``, the
+    The prompts count only when a tokenizer is trained on them or a teacher beside the student is
+    shown some of them, stored scores and the teacher (with its prompt) only where the objective
+    needs them, and its settings only where they are read. ``because``, the
     reason for the objective, is recorded with the result and never counts.
 
     Raises:
         TrainingError: The objective is not decided, or what it learns from is not given.
     """
     inputs: dict[str, Any] = {"rows": rows.fingerprint}
+    read = training.model_copy(update={"objective": training.objective.as_read()})
+    spec: dict[str, Any] = {"training": read, "student": student}
     if needs_scores(training):
         if soft_targets is None:
             raise TrainingError(
@@ -50,14 +56,16 @@ def training_stage(
             )
         inputs["soft_targets"] = soft_targets.fingerprint
     if needs_teacher(training):
-        if teacher is None:
+        if teacher is None or task is None:
+            missing = "teacher" if teacher is None else "task"
             raise TrainingError(
                 f"training.objective.kind is {training.objective.kind!r} with a teacher beside the "
-                "student, but no teacher is given. Give one, or set it to hard_targets."
+                f"student, but no {missing} is given. Give one, or set it to hard_targets."
             )
         inputs["teacher"] = teacher_identity(teacher)
-    training = training.model_copy(update={"objective": training.objective.as_read()})
-    spec: dict[str, Any] = {"training": training, "student": student}
+        spec["prompt"] = prompt_inputs(teacher, task)
+        if teacher.examples is not None:
+            inputs["prompts"] = prompts.fingerprint
     if isinstance(student, PretrainedStudent):
         inputs["student"] = model_identity(student.model, student.revision, role="student")
         spec["student"] = student.model_dump(include=_READ_OF_PRETRAINED)
@@ -81,6 +89,7 @@ def train_student(
     *,
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
+    task: TaskSpec | None = None,
     because: str | None = None,
     name: StageName = StageName.TRAIN_STUDENT,
     on_progress: OnProgress | None = None,
@@ -100,6 +109,7 @@ def train_student(
         execution: How the run is carried out.
         soft_targets: The teacher's probabilities of ``rows``; for objectives that need them.
         teacher: Who runs beside the student, for objectives that need it.
+        task: What the instructions of that teacher may name.
         because: Why the objective was chosen, for the manifest.
         name: Under which stage name the result is kept.
         on_progress: Called at every logged step.
@@ -109,7 +119,7 @@ def train_student(
             cannot be learnt from, its soft targets are missing or of another kind, or the loss is
             not finite.
     """
-    stage = training_stage(name, rows, prompts, student, training, soft_targets, teacher)
+    stage = training_stage(name, rows, prompts, student, training, soft_targets, teacher, task)
 
     def work(attempt: Attempt) -> None:
         job = TrainingJob(
@@ -117,6 +127,7 @@ def train_student(
             prompts=prompts,
             soft_targets=soft_targets if needs_scores(training) else None,
             teacher=teacher if needs_teacher(training) else None,
+            task=task,
             student=student,
             training=training,
             store=store,

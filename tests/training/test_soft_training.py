@@ -10,12 +10,15 @@ import torch
 from distillery.storage.stage import StageResult
 from distillery.training import training_stage
 from schemas.errors import TrainingError
+from schemas.examples import FixedExamples
 from schemas.execution import StageName
 from schemas.objectives import HardTargets, SoftTargets
+from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_training import (
     SOFT,
+    TASK,
     Killed,
     School,
     die_at,
@@ -193,13 +196,37 @@ def test_a_teacher_that_reads_other_tokens_in_a_response_is_refused_with_the_row
         school.teach(soft_training(objective=soft_targets(source="online")))
 
 
+def test_a_teacher_beside_the_student_reads_its_own_prompt(school: School) -> None:
+    """Against the scores that the stage stores of the same prompt."""
+    school.teacher = school.teacher.model_copy(update={"system_prompt": "Be brief."})
+    still = {"learning_rate": 1e-12, "epochs": 1, "evaluations": 1}
+    learnt = [
+        losses(school.teach(soft_training(objective=soft_targets(source=source, k=300), **still)))
+        for source in ("offline", "online")
+    ]
+    plain = school.teacher.model_copy(update={"system_prompt": None})
+    training = soft_training(objective=soft_targets(source="online", k=300), **still)
+    untold = losses(school.teach(training, teacher=plain))
+    assert learnt[0] == pytest.approx(learnt[1], rel=1e-3)
+    assert learnt[1] != pytest.approx(untold, rel=1e-3)
+
+
 def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
-    def fingerprint(training: TrainingSpec, targets: str | None = "1") -> str:
+    def fingerprint(
+        training: TrainingSpec,
+        targets: str | None = "1",
+        teacher: TransformersTeacher | None = None,
+    ) -> str:
         ref = school.training_rows
         made = ref.model_copy(update={"fingerprint": targets}) if targets else None
         name = StageName.TRAIN_STUDENT
-        args = (name, ref, school.prompts, school.student, training, made, school.teacher)
+        told = teacher or school.teacher
+        args = (name, ref, school.prompts, school.student, training, made, told, TASK)
         return training_stage(*args).fingerprint
+
+    def beside(**prompt: Any) -> str:
+        teacher = school.teacher.model_copy(update=prompt)
+        return fingerprint(soft_training(objective=soft_targets(source="online")), None, teacher)
 
     hard = soft_training(objective=HardTargets())
     assert fingerprint(hard) == fingerprint(hard.with_hard_targets(), None)
@@ -211,6 +238,10 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
     assert fingerprint(SOFT) == fingerprint(
         soft_training(objective=soft_targets(jsd_beta=0.2, skew_alpha=0.3))
     )
+    told = school.teacher.model_copy(update={"system_prompt": "a"})
+    assert fingerprint(SOFT) == fingerprint(SOFT, teacher=told)  # the stored scores tell
+    prompts: list[dict[str, Any]] = [{}, {"system_prompt": "a"}, {"examples": FixedExamples()}]
+    assert len({beside(**prompt) for prompt in prompts}) == 3
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jensen_shannon"])

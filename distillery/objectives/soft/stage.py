@@ -16,10 +16,12 @@ from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import teacher_identity
+from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
 from schemas.errors import RecipeError, TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
 
@@ -34,8 +36,14 @@ _DIGEST_BYTES = 32
 _PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
-def scoring_stage(rows: DatasetRef, teacher: TeacherSpec, training: TrainingSpec) -> Stage:
-    """Return the stage that scores ``rows``.
+def scoring_stage(
+    rows: DatasetRef,
+    prompts: DatasetRef,
+    teacher: TeacherSpec,
+    task: TaskSpec,
+    training: TrainingSpec,
+) -> Stage:
+    """Return the stage that scores ``rows``, behind the prompt that the teacher reads.
 
     Of the training only what decides which numbers are stored is part of it: another divergence or
     another weight learns from the same soft targets.
@@ -45,20 +53,26 @@ def scoring_stage(rows: DatasetRef, teacher: TeacherSpec, training: TrainingSpec
         "selection": soft.selection,
         "k": soft.k,
         "distillation_temperature": soft.distillation_temperature,
+        "prompt": prompt_inputs(teacher, task),
     }
+    inputs = {"rows": rows.fingerprint, "teacher": teacher_identity(teacher)}
+    if teacher.examples is not None:
+        inputs["prompts"] = prompts.fingerprint
     if soft.selection == "sampled":
         spec["seed"] = training.seed
     return Stage(
         name=StageName.SCORE_SOFT_TARGETS,
         logic_version=_LOGIC_VERSION,
-        inputs={"rows": rows.fingerprint, "teacher": teacher_identity(teacher)},
+        inputs=inputs,
         spec=spec,
     )
 
 
 def score_soft_targets(
     rows: DatasetRef,
+    prompts: DatasetRef,
     teacher: TeacherSpec,
+    task: TaskSpec,
     training: TrainingSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
@@ -73,7 +87,9 @@ def score_soft_targets(
 
     Args:
         rows: A TrainingFrame.
+        prompts: A PromptFrame with the gold rows that the teacher may be shown.
         teacher: Who scores; it need not have written the responses.
+        task: What the teacher's instructions may name.
         training: Its objective says what is stored, its seed decides draws.
         store: Where everything is.
         execution: How the run is carried out.
@@ -84,7 +100,8 @@ def score_soft_targets(
         TrainingError: The teacher's chat template changes a prompt or a response.
         TeacherError: The teacher fails, or no row fits its context.
     """
-    stage, soft = scoring_stage(rows, teacher, training), _soft_targets(training)
+    stage = scoring_stage(rows, prompts, teacher, task, training)
+    soft, prompt = _soft_targets(training), TeacherPrompt(teacher, task, prompts, store)
     progress = on_progress or (lambda *_: None)
 
     def work(attempt: Attempt) -> None:
@@ -92,7 +109,7 @@ def score_soft_targets(
             attempt.store.delete(attempt.checkpoints_uri)
         with cpu_threads(execution), contextlib.closing(_open_scorer(teacher, training)) as scorer:
             scoring = _Scoring(attempt.store, attempt.checkpoints_uri, scorer)
-            chunks = _chunks(attempt.store, rows, most_chars=_CHUNK_CHARS // soft.k)
+            chunks = _chunks(attempt.store, rows, prompt, most_chars=_CHUNK_CHARS // soft.k)
 
             def batches() -> Iterator[pa.RecordBatch]:
                 done = 0
@@ -206,18 +223,24 @@ def _soft_targets(training: TrainingSpec) -> SoftTargets:
     )
 
 
-def _chunks(store: Store, rows: DatasetRef, *, most_chars: int) -> Iterator[list[ScoringRow]]:
-    """Yield rows together until they are _CHUNK_ROWS, or have ``most_chars`` of responses."""
+def _chunks(
+    store: Store, rows: DatasetRef, prompt: TeacherPrompt, *, most_chars: int
+) -> Iterator[list[ScoringRow]]:
+    """Yield rows together until they are _CHUNK_ROWS, or have ``most_chars`` of responses.
+
+    Their messages are those that the teacher reads.
+    """
     chunk: list[ScoringRow] = []
     num_chars = 0
     for batch in store.batches(rows):
-        for row in batch.to_pylist():
+        found = batch.to_pylist()
+        asked = prompt.around([load_messages(row["messages"]) for row in found])
+        for row, messages in zip(found, asked, strict=True):
             response = row["response"]
             is_full = len(chunk) == _CHUNK_ROWS or num_chars + len(response) > most_chars
             if chunk and is_full:
                 yield chunk
                 chunk, num_chars = [], 0
-            messages = load_messages(row["messages"])
             chunk.append(ScoringRow(row["prompt_id"], row["split"], messages, response))
             num_chars += len(response)
     if chunk:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distillery.data.chat import Message
 from distillery.models.vocabulary import tokenizer_hash
 from distillery.objectives.soft.local import LocalScorer
 from distillery.objectives.soft.stage import score_soft_targets, scoring_stage
@@ -16,15 +17,19 @@ from distillery.objectives.soft.stored import read_meta, read_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.errors import TeacherError
+from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.teacher import OpenAITeacher
 from schemas.training import TrainingSpec
+from tests.fixtures_generation import write_prompts
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_scores import (
     CONTEXT,
     INLINE,
+    PROMPTS,
     STAGE,
+    TASK,
     TOP_4,
     changed,
     local_teacher,
@@ -42,7 +47,7 @@ def _fingerprint(
     folder: Path, training: TrainingSpec = TOP_4, rows: str = "rows", **named: Any
 ) -> str:
     ref = DatasetRef(uri="rows", fingerprint=rows, num_rows=1, columns=())
-    return scoring_stage(ref, local_teacher(folder, **named), training).fingerprint
+    return scoring_stage(ref, PROMPTS, local_teacher(folder, **named), TASK, training).fingerprint
 
 
 def test_only_what_is_stored_is_in_the_fingerprint(folder: Path, tmp_path: Path) -> None:
@@ -61,13 +66,17 @@ def test_only_what_is_stored_is_in_the_fingerprint(folder: Path, tmp_path: Path)
         _fingerprint(folder, changed(TOP_4, selection="sampled").model_copy(update={"seed": 9})),
         _fingerprint(folder, rows="other rows"),
         _fingerprint(folder, dtype="bfloat16"),
+        _fingerprint(folder, system_prompt="Be brief."),
+        _fingerprint(folder, examples=FixedExamples()),
         _fingerprint(make_tiny_model(tmp_path / "other", seed=1)),
     ]
     assert len({same, *others}) == 1 + len(others)
 
 
 def _run(spec: StoreSpec, rows: DatasetRef, folder: Path, **named: Any) -> StageResult:
-    return score_soft_targets(rows, local_teacher(folder), TOP_4, spec, INLINE, **named)
+    return score_soft_targets(
+        rows, PROMPTS, local_teacher(folder), TASK, TOP_4, spec, INLINE, **named
+    )
 
 
 def test_the_stage_scores_all_rows_that_fit_and_is_reused(
@@ -132,7 +141,9 @@ def test_a_killed_stage_goes_on_where_it_was(
     asked.insert(1, asked[0]._replace(prompt_id="long", response="and " * CONTEXT))
     spec, alone = (StoreSpec(root=str(tmp_path / name)) for name in ("store", "alone"))
     rows = put_rows(spec, asked)
-    run = functools.partial(score_soft_targets, rows, local_teacher(folder), training, spec, INLINE)
+    run = functools.partial(
+        score_soft_targets, rows, PROMPTS, local_teacher(folder), TASK, training, spec, INLINE
+    )
     with pytest.raises(Killed):
         run(on_progress=_die)
     scored = _spy_on_scores(monkeypatch)
@@ -144,7 +155,7 @@ def test_a_killed_stage_goes_on_where_it_was(
     assert result.manifest.facts["left_out_first_ids"] == ["long"]
 
     whole = score_soft_targets(
-        put_rows(alone, asked), local_teacher(folder), training, alone, INLINE
+        put_rows(alone, asked), PROMPTS, local_teacher(folder), TASK, training, alone, INLINE
     )
     assert whole.manifest.facts["rows_scored_before"] == 0
     assert _numbers(spec, result) == _numbers(alone, whole)
@@ -201,7 +212,7 @@ def test_a_forced_stage_takes_nothing_that_was_kept(
         _run(spec, rows, folder, on_progress=_die)
     scored = _spy_on_scores(monkeypatch)
     forced = ExecutionSpec(force=(StageName.SCORE_SOFT_TARGETS,))
-    result = score_soft_targets(rows, local_teacher(folder), TOP_4, spec, forced)
+    result = score_soft_targets(rows, PROMPTS, local_teacher(folder), TASK, TOP_4, spec, forced)
     assert scored == [row.prompt_id for row in asked]
     assert result.manifest.facts["rows_scored_before"] == 0
 
@@ -231,7 +242,7 @@ def test_a_teacher_that_no_row_fits_is_an_error(folder: Path, tmp_path: Path) ->
 
 
 def _folder_of(rows: DatasetRef, folder: Path) -> str:
-    return scoring_stage(rows, local_teacher(folder), TOP_4).fingerprint
+    return scoring_stage(rows, PROMPTS, local_teacher(folder), TASK, TOP_4).fingerprint
 
 
 def test_a_served_teacher_is_asked_through_its_endpoint(
@@ -249,8 +260,40 @@ def test_a_served_teacher_is_asked_through_its_endpoint(
     spec = StoreSpec(root=str(tmp_path))
     teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1")
     with pytest.raises(TeacherError, match="asked"):
-        score_soft_targets(put_rows(spec, rows_to_score(1)), teacher, TOP_4, spec, INLINE)
+        score_soft_targets(
+            put_rows(spec, rows_to_score(1)), PROMPTS, teacher, TASK, TOP_4, spec, INLINE
+        )
     assert made == [(teacher, soft_of(TOP_4))]
+
+
+def test_the_teacher_scores_behind_its_own_prompt(folder: Path, tmp_path: Path) -> None:
+    """Against rows in which that prompt is written out."""
+    spec = StoreSpec(root=str(tmp_path))
+    shown = write_prompts(spec, [("gold", "is it on its way?", "no")])
+    told = local_teacher(folder, system_prompt="Be brief.", examples=FixedExamples(num_examples=1))
+    before = [
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="is it on its way?"),
+        Message(role="assistant", content="no"),
+    ]
+    asked = [row for row in rows_to_score() if len(row.messages[0]["content"]) < 40]
+    written = [row._replace(messages=[*before, *row.messages]) for row in asked]
+    assert len(asked) > 2
+    scores = [
+        score_soft_targets(put_rows(spec, rows, name), prompts, teacher, TASK, TOP_4, spec, INLINE)
+        for name, rows, prompts, teacher in (
+            ("as they are", asked, shown, told),
+            ("written out", written, PROMPTS, local_teacher(folder)),
+        )
+    ]
+    found, expected = [
+        list(read_targets(Store(spec.root), done.dataset("soft_targets"))) for done in scores
+    ]
+    assert [row.prompt_id for row in found] == [row.prompt_id for row in asked]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.response_ids == theirs.response_ids
+        np.testing.assert_array_equal(ours.ids_NK, theirs.ids_NK)
+        np.testing.assert_allclose(ours.log_probs_NK, theirs.log_probs_NK, atol=1e-3)
 
 
 def test_the_flow_returns_the_soft_targets_and_shows_what_is_kept(
@@ -263,7 +306,7 @@ def test_the_flow_returns_the_soft_targets_and_shows_what_is_kept(
 
     spec = StoreSpec(root=str(tmp_path))
     rows = put_rows(spec, rows_to_score())
-    ref = flow(spec, INLINE, rows, local_teacher(folder), TOP_4)
+    ref = flow(spec, INLINE, rows, PROMPTS, local_teacher(folder), TASK, TOP_4)
     assert ref.num_rows == 7
     with get_client(sync_client=True) as client:
         key = ArtifactFilterKey(any_=["soft-targets"])
