@@ -46,8 +46,8 @@ class _Teacher(Branch):
 
     system_prompt: str | None = Field(None, min_length=1)
     """Instructions for the teacher alone, put before the system turn that `data` gives a prompt.
-    auto: the task type's own. `{labels}` stands for the labels of `task.answer_format`: one per
-    line where it has a line to itself, otherwise separated by commas. None: none."""
+    auto: the task type's own. `{labels}` stands for the labels of the task: one per line where
+    it has a line to itself, otherwise separated by commas. None: none."""
 
     examples: ExamplesSpec | None = Field(None, title="Examples")
     """Rows of `data.gold` that the teacher alone is shown before the prompt. None: none."""

@@ -14,7 +14,7 @@ from distillery.teacher.examples import GoldRow, GoldRows
 from schemas.errors import RecipeError
 from schemas.execution import StoreSpec
 from schemas.refs import DatasetRef
-from schemas.task import LabelSet, TaskSpec
+from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 
 _AUTO = "auto"
@@ -54,12 +54,12 @@ def instructions(teacher: TeacherSpec, task: TaskSpec) -> str | None:
         return task_type(task).instructions()
     if not _LABELS.search(text):
         return text
-    if not isinstance(task.answer_format, LabelSet):
+    labels = task_type(task).labels
+    if not labels:
         raise RecipeError(
-            "teacher.system_prompt holds '{labels}', but task.answer_format lists none. Add "
-            "answer_format: {kind: labels, labels: [...]}, or write out what may be answered."
+            "teacher.system_prompt holds '{labels}', but the task has none. List them in "
+            "task.answer_format (kind: labels), or write out what may be answered."
         )
-    labels = task.answer_format.labels
 
     def listed(found: re.Match[str]) -> str:
         indent = found["indent"]

@@ -167,7 +167,10 @@ def test_gemma_is_evaluated_as_it_comes_and_as_it_was_trained(
 def test_gemma_scores_responses_over_its_whole_vocabulary(gemma: Path, bench: Bench) -> None:
     teacher = TransformersTeacher(model=str(gemma), device="cpu")
     training = TrainingSpec(objective=SoftTargets(k=8), max_length=64, dtype="bfloat16")
-    done = score_soft_targets(bench.training_rows, teacher, training, bench.spec, INLINE)
+    task = TaskSpec(name="intents", type="classification")
+    done = score_soft_targets(
+        bench.training_rows, bench.prompts, teacher, task, training, bench.spec, INLINE
+    )
     assert done.dataset("soft_targets").num_rows == len(bench.rows)
     # Each response and the end of its turn.
     assert done.manifest.counts["response_tokens"] >= 2 * len(bench.rows)

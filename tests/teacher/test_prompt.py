@@ -22,6 +22,7 @@ from tests.stub_endpoint import StubEndpoint
 
 LABELS = LabelSet(labels=("refund", "lost card"))
 TASK = TaskSpec(name="tickets", type="classification", answer_format=LABELS)
+NLI = TaskSpec(name="pairs", type="nli")
 USER = Message(role="user", content="Where is it?")
 OWN = Message(role="system", content="Be brief.")
 
@@ -56,6 +57,7 @@ def test_instructions_and_labels_are_written_out() -> None:
     assert told(teacher(system_prompt="{labels}: choose.")) == "refund, lost card: choose."
     listed = told(teacher(system_prompt="Choose:\n- a\n  {labels}\nof {labels}"))
     assert listed == "Choose:\n- a\n  refund\n  lost card\nof refund, lost card"
+    assert told(teacher(system_prompt="{labels}"), NLI) == "entailment\nneutral\ncontradiction"
     auto = told(teacher(system_prompt="auto"))
     assert auto is not None and auto.endswith("\nrefund\nlost card")
 
@@ -63,7 +65,7 @@ def test_instructions_and_labels_are_written_out() -> None:
 @pytest.mark.parametrize("answer_format", [None, {"kind": "regex", "pattern": "a|b"}])
 def test_labels_that_the_task_does_not_list_are_refused(answer_format: Any) -> None:
     task = TaskSpec(name="t", type="classification", answer_format=answer_format)
-    with pytest.raises(RecipeError, match=r"holds '\{labels\}', but task\.answer_format lists"):
+    with pytest.raises(RecipeError, match=r"holds '\{labels\}', but the task has none\. List"):
         told(teacher(system_prompt="One of {labels}"), task)
 
 
