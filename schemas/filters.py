@@ -34,6 +34,7 @@ class DropReason(StrEnum):
     NO_REGEX_MATCH = "no_regex_match"
     NOT_JSON = "not_json"
     JSON_SCHEMA_VIOLATION = "json_schema_violation"
+    NO_VALUE = "no_value"
     DUPLICATE = "duplicate"
 
 

@@ -14,20 +14,18 @@ class _Choice(Branch):
 class MajorityChoice(_Choice):
     """The first response with the answer that most samples agree on.
 
+    Answers are the same where the task's metrics take them to be: a label, a JSON value, the value
+    of a solution; without an answer format the whole text, without regard to case.
+
     Self-consistency: Wang et al. 2022, arXiv:2203.11171.
     """
 
     kind: Literal["majority"] = "majority"
     """Majority vote."""
 
-    answer: Literal["task", "number"] = "task"
-    """What is compared: the answer as the task's metrics read it (a label, a JSON value; without
-    an answer format the whole text, without regard to case), or the number that the text answers
-    with (in the last \\boxed{}, after ####, or the last of all)."""
-
 
 class LabelChoice(_Choice):
-    """The first response that is a label; where the prompt has a reference, that label."""
+    """The first response that is a label of `task.answer_format`."""
 
     kind: Literal["label"] = "label"
     """A label of `task.answer_format`."""
@@ -43,19 +41,6 @@ class RegexChoice(_Choice):
     """Python regular expression; the whole stripped response has to match."""
 
 
-class NumberChoice(_Choice):
-    """The first response that answers with the number of the prompt's reference.
-
-    A prompt without a reference has no such response.
-    """
-
-    kind: Literal["number"] = "number"
-    """Numeric equality with the reference."""
-
-    relative_tolerance: float = Field(0.0, ge=0, lt=1)
-    """Difference that still counts as equal, as a fraction of the reference."""
-
-
 class JsonChoice(_Choice):
     """The first response that is JSON and satisfies the schema of `task.answer_format`."""
 
@@ -64,7 +49,7 @@ class JsonChoice(_Choice):
 
 
 Choice = Annotated[
-    MajorityChoice | LabelChoice | RegexChoice | NumberChoice | JsonChoice,
+    MajorityChoice | LabelChoice | RegexChoice | JsonChoice,
     Field(discriminator="kind"),
 ]
 

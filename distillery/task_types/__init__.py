@@ -4,6 +4,7 @@ from distillery.task_types.answer_formats import Answer, Violation
 from distillery.task_types.base import ScoredRow, SetMetric, TaskType
 from distillery.task_types.classification import Classification
 from distillery.task_types.conversation import Conversation
+from distillery.task_types.math import Math
 from distillery.task_types.nli import Nli
 from distillery.task_types.summarization import Summarization
 from schemas.task import TaskKind, TaskSpec
@@ -11,6 +12,7 @@ from schemas.task import TaskKind, TaskSpec
 TASK_TYPES: dict[TaskKind, type[TaskType]] = {
     TaskKind.CLASSIFICATION: Classification,
     TaskKind.CONVERSATION: Conversation,
+    TaskKind.MATH: Math,
     TaskKind.NLI: Nli,
     TaskKind.SUMMARIZATION: Summarization,
 }

@@ -1,127 +1,162 @@
-"""The number that a text answers with."""
+"""The number that a text answers with, however people write it."""
 
 import collections
+import itertools
 import re
-from collections.abc import Iterator
-from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+import unicodedata
+from decimal import Decimal
+from fractions import Fraction
 
-# Separators of thousands beside comma and point: underscore, apostrophes, narrow and no-break
-# spaces. A plain space is none: "in 1999 200 of them".
+# Separators of thousands beside comma, point and a plain space: underscore, apostrophes, narrow
+# and no-break spaces.
 _NARROW = "_'\u2019\u00a0\u2009\u202f"
 _CURRENCY = "$\u00a3\u00a5\u20a0-\u20cf"
 _number = re.compile(
     # A minus after a word, a digit or a bracket subtracts; digits in a word ("H2O") are no number.
-    rf"(?P<sign>(?<![\w)\]}}%.])[-+\u2212])?[{_CURRENCY}]?"
-    rf"(?<!\w)(?P<digits>\d+(?:[.,{_NARROW}]\d+)*|(?<!\.)\.\d+)"
-    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w))?(?:/(?P<divisor>\d+))?"
+    rf"(?P<sign>(?<![\w)\]}}%.])[-+])?[{_CURRENCY}]?(?<!\w)(?:"
+    r"(?P<ratio>\d{1,9}(?:\s?:\s?\d{1,9})+)(?!\d)"
+    r"|(?P<whole>\d{1,3})\x20(?P<top>\d{1,3})/(?P<bottom>\d{1,3})(?![\d/])"
+    rf"|(?P<digits>\d{{1,3}}(?:\x20\d{{3}})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,{_NARROW}]\d+)*|(?<!\.)\.\d+)"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})(?!\w))?(?:/(?P<divisor>\d+)(?!/))?)"
 )
-_narrow = re.compile(f"[{_NARROW}]")
-_marked_line = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
+_narrow = re.compile(f"[{_NARROW}\x20]")
+_MAX_DIGITS = 400
 
+_VULGAR = "\u00bc-\u00be\u2150-\u215e"
 # LaTeX and typography, rewritten before numbers are looked for.
 _REWRITTEN = (
+    (re.compile(r"\\(?=[$%])|\*\*|__"), ""),
+    (re.compile(r"[\u2212\ufe63\uff0d]"), "-"),
     (re.compile(r"(?<=\d)(?:\{,\}|\\[,!:;]|,\\!)(?=\d{3})"), ","),
     (re.compile(r"(?<=\d)(?=\\[dt]?frac)"), " "),
     (re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}"), r"\1/\2"),
     (re.compile(r"(?<=\d)\s*(?:\u00d7|\*|\\times|\\cdot)\s*10\^\{?([-+]?\d{1,3})\}?"), r"e\1"),
-    # Exponents and indices are part of a unit or a name: "25 m^2", "x_{1}".
-    (re.compile(r"[_^]\{[^{}]*\}|\^[-+]?\d+"), " "),
+    # Exponents and indices of a letter are part of a unit or a name: "25 m^2", "x_{1}".
+    (re.compile(r"(?<=[^\W\d_])(?:[_^]\{[^{}]*\}|\^[-+]?\d+)"), " "),
 )
-_exact = Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
+_vulgar = re.compile(f"[{_VULGAR}]")
+
+# What may stand around a number without making an expression of it.
+_no_dress = re.compile(r"[\\^_{}=<>|+*\[\]\u221a\u03c0]|[^\W\d_]\(|[-/]\s*$")
+_letters = re.compile(r"[^\W\d_]+")
+_glued = re.compile(
+    r"(?:st|nd|rd|th|[cdmk]m|m?g|kg|[cm]l|lbs?|oz|ft|in|hrs?|min|sec|mph|kWh?|[GM]B|am|pm)(?![^\W\d_])"
+)
+_ONE_LETTER = frozenset("aAICFKJLNVWghlmst")
+_UNIT = r"(?:hours?|hrs?|h|minutes?|min|years?|feet|foot|ft|pounds?|lbs?|dollars? and)"
+# What comes between two numbers that are one answer: "18 or 20", "6 hours 30 minutes".
+_half = re.compile(
+    rf"\d(?:[^\n.;:,=]{{0,20}}\b(?:or|oder|ou|o)\s+(?:[^\W\d]+\s+){{0,2}}|\s*{_UNIT}\s+)$",
+    re.IGNORECASE,
+)
+_several = re.compile(
+    rf"\s*(?:(?:[^\W\d_]+\s+)?(?:or|to|and)\s+|{_UNIT}\s+|[-\u2013]\s?)[{_CURRENCY}]?\d"
+)
+_term = re.compile(r"\s*[-+*/^=\u00d7\u00f7\\]")
 
 
-def last_number(text: str) -> Decimal | None:
-    r"""Return the number that ``text`` answers with, or None when there is none.
+def last_number(text: str) -> str | None:
+    r"""Return the last number of ``text``, or None when there is none, or a choice of two.
 
-    What stands in the last ``\boxed{}``, or after ``####`` on a line of its own (as in GSM8K),
-    counts before anything else; otherwise the last number of the text. Signs, currencies, percent
-    (50% is 50), exponents and fractions (1/2 is 0.5) are read. A comma with three digits behind
-    it separates thousands, with more or fewer it is a decimal comma.
+    Signs, currencies, percent (50% is 50), exponents, fractions, mixed numbers and ratios are
+    read. A comma with three digits behind it separates thousands, with more or fewer it is a
+    decimal comma; a point with three digits behind it is a decimal point. Equal numbers are equal
+    texts: an integer, or a fraction in lowest terms. A ratio is none: 3:4 is neither 3/4 nor 6:8.
 
-    >>> last_number("It costs -$1,234.50, not 7.5 %."), last_number("none")
-    (Decimal('7.5'), None)
-    >>> last_number("#### 72\nThat was step 3."), last_number(r"\boxed{1{,}000} in 2 steps")
-    (Decimal('72'), Decimal('1000'))
+    >>> [last_number(text) for text in ("It costs -$1,234.50, not 7.5 %.", "none", "18 or 20")]
+    ['15/2', None, None]
+    >>> [last_number(text) for text in ("2 1/2 cups", "3 : 4", "1 234,5", "1e3", "\u2212.25")]
+    ['5/2', '3:4', '2469/2', '1000', '-1/4']
     """
-    if (boxed := _boxed(text)) is not None:
-        return _last(_numbers(boxed))
-    for line in reversed(_marked_line.findall(text)):
-        if (number := _number_alone(line)) is not None:
-            return number
-    return _last(_numbers(text))
-
-
-def numbers_equal(
-    number: Decimal | None, reference: Decimal | None, relative_tolerance: float = 0.0
-) -> bool:
-    """Return whether both are there and differ by no more than a fraction of ``reference``.
-
-    >>> numbers_equal(Decimal("0.50"), Decimal("0.5")), numbers_equal(Decimal(98), Decimal(100))
-    (True, False)
-    >>> numbers_equal(Decimal(98), Decimal(100), 0.02), numbers_equal(None, None)
-    (True, False)
-    """
-    if number is None or reference is None:
-        return False
-    if number == reference:
-        return True
-    # The shortest decimal of the float: 0.02 is meant, not 0.0200000000000000004.
-    tolerance = Decimal(repr(relative_tolerance))
-    allowed = _exact.multiply(tolerance, abs(reference))
-    return _exact.abs(_exact.subtract(number, reference)) <= allowed
-
-
-def _boxed(text: str) -> str | None:
-    r"""Return what stands in the last ``\boxed{}``; None when there is none, or it is not closed.
-
-    >>> _boxed(r"\boxed{7} or \boxed{\frac{1}{2}}")
-    '\\frac{1}{2}'
-    """
-    start = text.rfind(r"\boxed{")
-    if start < 0:
+    text = _rewritten(text)
+    found = collections.deque(_number.finditer(text), maxlen=1)
+    last = found[0] if found else None
+    if last is None or _half.search(text, max(0, last.start() - 60), last.start()):
         return None
-    start += len(r"\boxed{")
-    depth = 1
-    for brace in re.finditer(r"[{}]", text[start:]):
-        depth += 1 if brace.group() == "{" else -1
-        if depth == 0:
-            return text[start : start + brace.start()]
-    return None
+    return _value(last)
 
 
-def _number_alone(line: str) -> Decimal | None:
-    """Return the number that stands alone on a line; None for a heading.
+def first_number(text: str) -> str | None:
+    """Return the first number of ``text``; None where it is a term of a sum or one of several.
 
-    >>> _number_alone(" $72."), _number_alone(" 2. Adding up")
-    (Decimal('72'), None)
+    >>> first_number("18 dollars for 3 days"), first_number("18 or 20, as 2 + 3 = 5")
+    ('18', None)
     """
-    if re.search(r"\w", _number.sub("", _rewritten(line))):
+    text = _rewritten(text)
+    first = _number.search(text)
+    if not first or _several.match(text, first.end()) or _term.match(text, first.end()):
         return None
-    return _last(_numbers(line))
+    return _value(first)
 
 
-def _numbers(text: str) -> Iterator[Decimal]:
-    """Yield the numbers in ``text``."""
-    for match in _number.finditer(_rewritten(text)):
-        yield _value(match)
+def says_several(text: str) -> bool:
+    """Return whether ``text`` begins by saying several numbers.
+
+    >>> says_several("18 or 20"), says_several("6 hours 30 minutes"), says_several("18 for 3 days")
+    (True, True, False)
+    """
+    text = _rewritten(text)
+    first = _number.search(text)
+    return first is not None and _several.match(text, first.end()) is not None
+
+
+def only_number(text: str) -> str | None:
+    r"""Return the number that ``text`` is, units, currency and words aside; None for anything else.
+
+    >>> [only_number(text) for text in ("$18.00", "about 5 km", "25 m^2", "90\u00b0")]
+    ['18', '5', '25', '90']
+    >>> [only_number(text) for text in ("2x", "x = 5", "18 or 20", "3\\pi", "f(5)", "5 x", "n/2")]
+    [None, None, None, None, None, None, None]
+    """
+    text = _rewritten(text)
+    found = list(itertools.islice(_number.finditer(text), 2))
+    if len(found) != 1:
+        return None
+    before, after = text[: found[0].start()], text[found[0].end() :]
+    if _no_dress.search(before) or _no_dress.search(after) or re.match(r"\s*[-/]\s*\W", after):
+        return None
+    if after[:1].isalpha() and not _glued.match(after):
+        return None
+    single = [word for word in _letters.findall(f"{before} {after}") if len(word) == 1]
+    return _value(found[0]) if _ONE_LETTER.issuperset(single) else None
 
 
 def _rewritten(text: str) -> str:
-    """Return ``text`` with LaTeX's ways of writing numbers replaced by plain ones."""
-    text = text.replace("\\$", "$").replace("\\%", "%")
+    """Return ``text`` with typography and LaTeX's ways of writing numbers replaced by plain ones.
+
+    >>> _rewritten("2\u00bd of 1{,}000")
+    '2 1/2 of 1,000'
+    """
+    text = _vulgar.sub(_spelt_out, text)
     for pattern, plain in _REWRITTEN:
         text = pattern.sub(plain, text)
     return text
 
 
-def _value(match: re.Match[str]) -> Decimal:
-    """Return the value of a match of ``_number``."""
-    plain = _plain(match["digits"]) + (f"e{match['exponent']}" if match["exponent"] else "")
-    value = Decimal(plain)
-    if match["divisor"]:
-        divisor = Decimal(match["divisor"])
-        value = _exact.divide(value, divisor) if divisor else divisor
-    return value.copy_negate() if match["sign"] in ("-", "\u2212") else value
+def _spelt_out(fraction: re.Match[str]) -> str:
+    plain = unicodedata.normalize("NFKC", fraction.group()).replace("\u2044", "/")
+    return (
+        f" {plain}" if fraction.string[fraction.start() - 1 : fraction.start()].isdigit() else plain
+    )
+
+
+def _value(match: re.Match[str]) -> str | None:
+    """Return the value of a match of ``_number``; None for one too long to be an answer."""
+    if match["ratio"]:
+        return ":".join(str(int(part)) for part in match["ratio"].split(":"))
+    if match["whole"]:
+        top, bottom = match["top"], match["bottom"]
+        parts: tuple[str, str, str] = (match["whole"], top, bottom)
+    else:
+        if len(match["digits"]) + len(match["divisor"] or "") > _MAX_DIGITS:
+            return None
+        exponent = f"e{match['exponent']}" if match["exponent"] else ""
+        parts = ("0", _plain(match["digits"]) + exponent, match["divisor"] or "1")
+    whole, top, bottom = parts
+    if not int(bottom):
+        return None
+    value = int(whole) + Fraction(Decimal(top)) / int(bottom)
+    return str(-value if match["sign"] == "-" else value)
 
 
 def _plain(digits: str) -> str:
@@ -155,9 +190,3 @@ def _are_groups(groups: list[str]) -> bool:
         return False
     sizes = {len(group) for group in others[:-1]}
     return len(others[-1]) == 3 and sizes in (set(), {3}, {2})
-
-
-def _last(numbers: Iterator[Decimal]) -> Decimal | None:
-    """Return the last of ``numbers``, or None when there is none."""
-    found = collections.deque(numbers, maxlen=1)
-    return found[0] if found else None

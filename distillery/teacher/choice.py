@@ -2,20 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from distillery.task_types import TaskType, task_type
-from distillery.task_types.numbers import last_number, numbers_equal
+from distillery.task_types import Answer, TaskType, task_type
 from schemas.errors import RecipeError
-from schemas.samples import (
-    Choice,
-    JsonChoice,
-    LabelChoice,
-    MajorityChoice,
-    NumberChoice,
-    RegexChoice,
-)
+from schemas.samples import Choice, JsonChoice, LabelChoice, MajorityChoice, RegexChoice
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import TeacherSpec
 
@@ -42,9 +33,7 @@ class Chosen:
     were asked. 0: none did, and the response may not be learnt from. None: there is one only."""
 
 
-def choose(
-    responses: Sequence[Sample], choice: Choice, *, task: TaskSpec, reference: str | None = None
-) -> Chosen:
+def choose(responses: Sequence[Sample], choice: Choice, *, task: TaskSpec) -> Chosen:
     """Return which of ``responses`` the student learns from, and how many bear it out.
 
     With majority the first response with the most common answer, and of answers equally common
@@ -56,14 +45,13 @@ def choose(
             in the agreement.
         choice: `teacher.samples.choice`.
         task: Its type says what an answer is and when two are the same.
-        reference: The prompt's right answer, where it has one.
 
-    >>> task = TaskSpec(name="t", type="classification")
+    >>> task = TaskSpec(name="t", type="math")
     >>> texts = ["It is 12.", "13", "So 12.0 remain."]
     >>> samples = [Sample("ok", text) for text in texts]
-    >>> choose(samples, MajorityChoice(answer="number"), task=task, reference=None)
+    >>> choose(samples, MajorityChoice(), task=task)
     Chosen(index=0, agreement=0.6666666666666666)
-    >>> choose(samples, NumberChoice(), task=task, reference="13")
+    >>> choose(samples, RegexChoice(pattern="[0-9]+"), task=task)
     Chosen(index=1, agreement=0.3333333333333333)
     """
     if len(responses) == 1:
@@ -73,25 +61,22 @@ def choose(
         index: response.text for index, response in enumerate(responses) if response.state == "ok"
     }
     if isinstance(choice, MajorityChoice):
-        borne_out = _most_common(texts, choice, kind)
+        borne_out = _most_common(texts, kind)
     else:
-        borne_out = [i for i, text in texts.items() if _passes(text, choice, kind, reference)]
+        borne_out = [i for i, text in texts.items() if _passes(text, choice, kind)]
     if not borne_out:
         return Chosen(next(iter(texts), 0), 0.0)
     return Chosen(borne_out[0], len(borne_out) / len(responses))
 
 
-def _most_common(texts: dict[int, str], choice: MajorityChoice, kind: TaskType) -> list[int]:
+def _most_common(texts: dict[int, str], kind: TaskType) -> list[int]:
     """Return the indices of the texts that share the most common answer; no answer is no vote."""
-    by_number = choice.answer == "number"
-    parse: Callable[[str], Any] = last_number if by_number else kind.parse
-    same: Callable[[Any, Any], bool] = numbers_equal if by_number else kind.same
-    groups: list[tuple[Any, list[int]]] = []
+    groups: list[tuple[Answer, list[int]]] = []
     for index, text in texts.items():
-        if (answer := parse(text)) is None:
+        if (answer := kind.parse(text)) is None:
             continue
         for first, indices in groups:
-            if same(answer, first):
+            if kind.same(answer, first):
                 indices.append(index)
                 break
         else:
@@ -99,27 +84,11 @@ def _most_common(texts: dict[int, str], choice: MajorityChoice, kind: TaskType) 
     return max((indices for _, indices in groups), key=len, default=[])  # of equals the first
 
 
-def _passes(
-    text: str,
-    choice: LabelChoice | RegexChoice | NumberChoice | JsonChoice,
-    kind: TaskType,
-    reference: str | None,
-) -> bool:
+def _passes(text: str, choice: LabelChoice | RegexChoice | JsonChoice, kind: TaskType) -> bool:
     """Return whether the verifier lets a response through."""
-    match choice:
-        case LabelChoice():
-            answer = kind.parse(text)
-            if answer is None or reference is None or not reference.strip():
-                return answer is not None
-            right = kind.parse(reference)
-            return right is not None and kind.same(answer, right)
-        case RegexChoice(pattern=pattern):
-            return re.fullmatch(pattern, text.strip()) is not None
-        case NumberChoice(relative_tolerance=tolerance):
-            right_number = last_number(reference) if reference is not None else None
-            return numbers_equal(last_number(text), right_number, tolerance)
-        case JsonChoice():
-            return kind.parse(text) is not None
+    if isinstance(choice, RegexChoice):
+        return re.fullmatch(choice.pattern, text.strip()) is not None
+    return kind.parse(text) is not None
 
 
 def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
@@ -135,12 +104,6 @@ def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
     if samples.num_samples == 1:
         return  # nothing is chosen, so the choice is not read
     match samples.choice:
-        case NumberChoice():
-            raise RecipeError(
-                "teacher.samples.choice has kind='number', but references of prompts that a "
-                "teacher answers are not read, so no response could be chosen. Set it to kind "
-                "'majority' with answer 'number'."
-            )
         case LabelChoice() if not task_type(task).labels:
             wanted = "labels"
         case JsonChoice() if not isinstance(found, JsonFormat):

@@ -1,12 +1,12 @@
-"""The number of a text, and when two are equal."""
+"""The number that a text answers with, however it is written."""
 
-from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.task_types.numbers import last_number, numbers_equal
+from distillery.task_types.numbers import last_number
 
 
 @pytest.mark.parametrize(
@@ -41,29 +41,27 @@ from distillery.task_types.numbers import last_number, numbers_equal
         (r"3 \times 10^{5}", "300000"),
         ("1/2", "0.5"),
         (r"-\frac{1}{4}", "-0.25"),
-        (r"2 or \dfrac{3}{4}", "0.75"),
-        ("5/0", "0"),
+        (r"so \dfrac{3}{4}", "0.75"),
+        ("5/0", None),
         ("25 m^2 of H2O", "25"),
         ("**72**", "72"),
         ("$72$", "72"),
         ("on 2024-05-01", "1"),
         ("\u0664\u0662", "42"),
-        (r"\boxed{7} since 3 + 4 = 8 - 1", "7"),
-        (r"\boxed{1}, no: \boxed{\text{about } 2}", "2"),
-        (r"\boxed{\frac{1}{2}} of 8", "0.5"),
-        ("#### 72\nAs step 3 shows.", "72"),
-        ("#### $1,200.\nDone in 2 steps", "1200"),
-        ("#### 2. Adding up\nThat makes 9", "9"),
-        ("#### Step 2\nThat makes 9", "9"),
-        ("<<48/2=24>>24 clips\n#### 0", "0"),
         ("no number", None),
         ("", None),
         ("GPT4", None),
-        (r"4 is wrong: \boxed{\text{none}}", None),
+        ("18 or 20", None),
+        ("18 apples or 20.", None),
+        ("6 hours 30 minutes", None),
+        ("after 6 hours, 30", "30"),
+        ("2 1/2 cups", "2.5"),
+        ("-2\u00bd", "-2.5"),
+        ("1 234 567,8", "1234567.8"),
     ],
 )
 def test_the_number_of_a_text_is_what_it_answers_with(text: str, number: str | None) -> None:
-    assert last_number(text) == (None if number is None else Decimal(number))
+    assert last_number(text) == (None if number is None else str(Fraction(number)))
 
 
 @pytest.mark.parametrize(
@@ -78,19 +76,9 @@ def test_the_number_of_a_text_is_what_it_answers_with(text: str, number: str | N
     ids=lambda text: repr(text[:7]),
 )
 def test_a_long_or_odd_text_is_read_to_its_end(text: str) -> None:
-    number = last_number(text)  # work that grows with the square would take hours
-    assert numbers_equal(number, number, 0.1) == (number is not None)
+    last_number(text)  # work that grows with the square would take hours
 
 
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["{:,}", "{}", "{}.00", "${}$", "= {} km"]))
 def test_a_number_is_read_however_it_is_written(number: int, written: str) -> None:
-    assert last_number(written.format(number)) == number
-
-
-def test_equality_is_exact_unless_a_tolerance_is_given() -> None:
-    a, b = Decimal("1" * 60), Decimal("1" * 59 + "2")
-    assert not numbers_equal(a, b)
-    assert numbers_equal(a, b, 1e-9)
-    assert numbers_equal(Decimal("0.10"), Decimal("0.1"))
-    assert not numbers_equal(Decimal("1e-9"), Decimal(0), 0.5)
-    assert numbers_equal(Decimal("-101"), Decimal("-100"), 0.01)
+    assert last_number(written.format(number)) == str(number)

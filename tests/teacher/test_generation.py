@@ -160,7 +160,7 @@ def test_fingerprint_changes_with_teacher_and_sampling_and_not_with_where_it_run
     assert not changed(budget={"max_tokens": 5}, requests_per_minute=3, api_key_env="K")
     assert not changed(top_p=0.5, seed=1), "greedy decoding draws nothing"
     assert not changed(structured_output="validate"), "the task has no schema"
-    assert not changed(samples={"num_samples": 1, "choice": {"kind": "number"}})
+    assert not changed(samples={"num_samples": 1, "choice": {"kind": "json"}})
     for update in (
         {"model": "other"},
         {"max_new_tokens": 5},
@@ -425,9 +425,9 @@ def sampled(stub: StubEndpoint, num_samples: int, choice: dict[str, Any]) -> Ope
 
 def test_each_sample_is_paid_once_and_the_majority_chooses(store: StoreSpec) -> None:
     prompts = train_prompts(store, 2)
-    texts = {10: "is 4", 11: "it is 5.0", 12: "5"}
+    texts = {10: "refund", 11: "Repair.", 12: "repair"}
     with StubEndpoint(respond=lambda body: Reply(text=texts[body["seed"]])) as stub:
-        teacher = sampled(stub, 3, {"kind": "majority", "answer": "number"})
+        teacher = sampled(stub, 3, {"kind": "majority"})
         result = run_all(prompts, teacher, store)
         assert sorted((content_of(b), b["seed"]) for b in stub.requests) == [
             (content, seed) for content in ("q0", "q1") for seed in texts
@@ -435,7 +435,7 @@ def test_each_sample_is_paid_once_and_the_majority_chooses(store: StoreSpec) -> 
         run_all(prompts, teacher, store, force=True)
         assert stub.num_requests == 6
     for row in rows_of(result, store):
-        assert (row["response"], row["sample_index"]) == ("it is 5.0", 1)
+        assert (row["response"], row["sample_index"]) == ("Repair.", 1)
         assert row["agreement"] == pytest.approx(2 / 3)
     assert result.manifest.counts == {"ok": 2, "from_ledger": 0, "asked": 6}
 
@@ -447,16 +447,6 @@ def test_more_samples_pay_only_for_those_that_are_new(store: StoreSpec) -> None:
         result = run_all(prompts, sampled(stub, 5, {"kind": "majority"}), store)
         assert stub.num_requests == 10
     assert result.manifest.counts == {"ok": 2, "from_ledger": 4, "asked": 6}
-
-
-def test_verifier_chooses_the_sample_that_its_reference_bears_out(store: StoreSpec) -> None:
-    prompts = write_prompts(store, [("train", "a", "5"), ("train", "b", "7"), ("train", "c", "4")])
-    texts = {10: "4", 11: "5", 12: "6"}
-    with StubEndpoint(respond=lambda body: Reply(text=texts[body["seed"]])) as stub:
-        teacher = sampled(stub, 3, {"kind": "number"})
-        written = rows_of(run_all(prompts, teacher, store), store)
-    chosen = [(row["response"], row["sample_index"], row["agreement"]) for row in written]
-    assert chosen == [("5", 1, pytest.approx(1 / 3)), ("4", 0, 0.0), ("4", 0, pytest.approx(1 / 3))]
 
 
 def test_row_with_a_missing_sample_is_unsealed_and_only_that_sample_asked_again(

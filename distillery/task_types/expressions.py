@@ -1,0 +1,182 @@
+"""The value of a mathematical expression, and when two are equal: math-verify judges."""
+
+import itertools
+import logging
+import math
+import re
+from functools import lru_cache
+from typing import Any
+
+from distillery.task_types.numbers import only_number
+
+# The library bounds its work by signals, which only a main thread has: stages run in others. So
+# what could take long is not given to it: long or deep texts, powers of powers, factorials.
+_MAX_CHARS = 200
+_MAX_DEPTH = 8
+_MAX_POWER = 100
+_COMMAND = (
+    r"frac|sqrt|pi|infty|pm|cdot|times|div|cup|cap|in|leq?|geq?|lt|gt|neq?|emptyset|mathbb|begin|end"
+    r"|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|alpha|beta|gamma|delta|epsilon|theta|lambda|mu"
+    r"|phi|omega|sigma|tau|rho"
+)
+_function = re.compile("(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|sqrt|pi")
+
+_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{\s*([^{}]*?)\s*\}"
+_REWRITTEN = (
+    (re.compile(r"\\\$|\$|\\[()\[\]]|\*\*|`"), ""),
+    (re.compile(rf"{_TEXT}(?=\^)"), r" \1"),
+    (re.compile(_TEXT), r" \1 "),
+    (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![a-zA-Z])\.?"), ""),
+    (re.compile(r"(?<=\d)(?:\{,\}|\\[,!:;]|,\\!)(?=\d{3})"), ","),
+    (re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~"), " "),
+    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))"), "\u00b0"),
+    (re.compile(r"[\u2212\ufe63\uff0d]"), "-"),
+    (re.compile(r"\u00d7"), r"\\times "),
+    (re.compile(r"[\u00b7\u22c5]"), r"\\cdot "),
+    (re.compile(r"\u00f7"), "/"),
+    (re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\w+))"), r"\\sqrt{\1\2}"),
+    (re.compile(r"\u03c0"), r"\\pi "),
+    (re.compile(r"\u221e"), r"\\infty "),
+    (re.compile(r"\u2264"), r"\\le "),
+    (re.compile(r"\u2265"), r"\\ge "),
+    (re.compile(r"\u00b2"), "^2"),
+    (re.compile(r"\u00b3"), "^3"),
+)
+_command = re.compile(r"\\[a-zA-Z]+")
+_known_command = re.compile(rf"\\(?:{_COMMAND})(?![a-zA-Z])|\\[{{}}\\]")
+_word = re.compile(r"[^\W\d_]{2,}")
+_exponent = re.compile(
+    r"\^\s*(\{(?:[^{}^]|\{[^{}^]*\})*\}|\([^()^]*\)|-?\d+|\\?[a-zA-Z]+)(?!\s*\^)"
+)
+_joined = re.compile(r"\s*,?\s+(?:or|and)\s+")
+_relation = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne|in)")
+_name = re.compile(
+    r"\s*(?:[^\W\d]+'*(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?|\\[a-zA-Z]+(?:\s+[A-Z]+)?)\s*"
+)
+
+
+def read_value(text: str) -> str | None:
+    r"""Return the value that ``text`` is as a text, or None when it is no value but words.
+
+    A number as `only_number` has it; else an expression, whose value is a number where that is
+    rational. Of an equation with a name on its left the right side counts.
+
+    >>> [read_value(text) for text in (r"$\$18.00$", r"x = 3 \times 4", r"2\sqrt{3}", "(1, 2]")]
+    ['18', '12', '2\\sqrt{3}', '(1,2]']
+    >>> read_value("no answer"), read_value("9^9^9^9")
+    (None, None)
+    """
+    if len(text) > 4 * _MAX_CHARS:
+        return None
+    text = _plain(text)
+    if number := only_number(text):
+        return number
+    text = _joined.sub(", ", text)
+    if "=" in text and not _relation.search(text) and "," not in text:
+        *left, right = text.split("=")
+        if all(_name.fullmatch(side) or not _letters_left(side) for side in left):
+            return read_value(right)
+    latex = re.sub(r"(\\[a-zA-Z]+)?\s+", lambda m: f"{m[1]} " if m[1] else "", text)
+    value = _expression(latex)
+    if value is None:
+        return None
+    if getattr(value, "is_Rational", False):
+        return str(value)
+    return latex
+
+
+@lru_cache(maxsize=4096)
+def equal_values(value: str, other: str) -> bool:
+    r"""Return whether two values of `read_value` are equal, exactly: 0.333 is not 1/3.
+
+    >>> equal_values(r"\sqrt{12}", r"2\sqrt{3}"), equal_values("(1,2)", "(2,1)")
+    (True, False)
+    >>> equal_values("1/3", "0.333"), equal_values("1,2", r"\{2,1\}")
+    (False, True)
+    """
+    if value == other:
+        return True
+    if _is_plain(value) and _is_plain(other):
+        return False
+    one, two = _expression(value), _expression(other)
+    if one is None or two is None:
+        return False
+    if _shape(one) != _shape(two):
+        return False
+    from math_verify import verify
+
+    return any(verify(a, b, timeout_seconds=None) for a, b in ((one, two), (two, one)))
+
+
+def _shape(value: Any) -> str:
+    """Return what a value has to be like another to be equal to it.
+
+    The library would take a pair (1, 2) for the set {1, 2}, and an equation for its right side.
+    """
+    if getattr(value, "is_Relational", False):
+        return "relation"
+    return "set" if "FiniteSet" in type(value).__name__ else "value"
+
+
+def _is_plain(value: str) -> bool:
+    return re.fullmatch(r"-?\d+(?:[/:]\d+)*", value) is not None
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` without dress: mathematics delimiters, spacing, emphasis, a full stop."""
+    for pattern, plain in _REWRITTEN:
+        text = pattern.sub(plain, text)
+    return text.strip().strip("*_").rstrip(".,;:! ").strip()
+
+
+def _letters_left(side: str) -> bool:
+    """Return whether a side of an equation has letters: a variable, or a word."""
+    return bool(re.search(r"[^\W\d_]", _command.sub("", side)))
+
+
+@lru_cache(maxsize=4096)
+def _expression(latex: str) -> Any:
+    """Return what ``latex`` says as a SymPy object, exactly; None when it is none, or too much."""
+    if not _is_bounded(latex):
+        return None
+    import sympy
+    from math_verify import LatexExtractionConfig, parse
+
+    for name in ("parser", "grader"):  # that time is not bounded: it need not be
+        logging.getLogger(f"math_verify.{name}").setLevel(logging.ERROR)
+    config = [LatexExtractionConfig()]
+    found = parse(f"${latex}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    if not found or isinstance(found[0], str):
+        return None
+    try:
+        value = found[0]
+        exact = {number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)}
+        value = value.xreplace(exact)
+        evaluated = value.doit() if not value.free_symbols else value
+        if evaluated.has(sympy.nan, sympy.zoo):
+            return None
+        return evaluated if evaluated.is_Rational else value
+    except Exception:  # whatever a library does with odd input, it has no value
+        return None
+
+
+def _is_bounded(latex: str) -> bool:
+    """Return whether ``latex`` is an expression, and evaluating it cannot take long.
+
+    >>> [_is_bounded(latex) for latex in ("2^{10}", "x^2+1", "9^9^9", "(9^{99})^{99}", "9!", "ab")]
+    [True, True, False, False, False, False]
+    """
+    if not 0 < len(latex) <= _MAX_CHARS or re.search(r"\d[eE]|!", latex):
+        return False
+    rest = _known_command.sub(" ", latex)
+    if "\\" in rest or any(not _function.fullmatch(word) for word in _word.findall(rest)):
+        return False
+    depths = itertools.accumulate(1 if c in "{([" else -(c in "})]") for c in latex)
+    exponents = _exponent.findall(latex)
+    powers = [int(digits) for exponent in exponents for digits in re.findall(r"\d+", exponent)]
+    return (
+        max(depths) <= _MAX_DEPTH
+        and len(exponents) == latex.count("^")
+        and math.prod(filter(None, powers)) <= _MAX_POWER
+    )

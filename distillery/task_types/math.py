@@ -1,0 +1,162 @@
+"""Mathematics: a worked solution that ends in a value, compared by that value."""
+
+import re
+from collections.abc import Sequence
+
+from distillery.task_types.answer_formats import Answer, Violation
+from distillery.task_types.base import TaskType
+from distillery.task_types.expressions import equal_values, read_value
+from distillery.task_types.numbers import first_number, last_number, says_several
+from schemas.filters import DropReason
+
+_marked_line = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
+_heading = re.compile(r"\s*\d+(?:[.):]\s*|\s+(?=[A-Z]))[^\W\d]")
+_said = re.compile(
+    r"\banswer(?: (?:to|for|of)\b[^.\n:=]{0,80}?)?(?:\*\*)?\s*(?:is\b|=|:)"
+    r"[ \t:*]*(?!not\b)\n*(\S.*)",
+    re.IGNORECASE,
+)
+_sentence_end = re.compile(r"(?<=\S)[.!?](?:\s|$)")
+# As Pandoc tells mathematics from dollars: no space inside the delimiters, no digit after them.
+_formula = re.compile(
+    r"(?<![\\$])\$\$?(?=\S)([^$\n]{1,200}?)(?<=\S)\$\$?(?!\d)|\\\((.{1,200}?)\\\)|\\\[(.{1,200}?)\\\]",
+    re.DOTALL,
+)
+_MAX_BARE_CHARS = 100
+
+
+class Math(TaskType):
+    r"""The student learns the worked solution; what is compared is the value at its end.
+
+    Values are compared exactly: 1/2 is 0.5, but 1/3 is not 0.333. Currency and unit are the
+    question's and are not compared; percent is such a unit, so 50% is 50 and not 0.5.
+
+    >>> from schemas.task import TaskSpec
+    >>> kind = Math(TaskSpec(name="t", type="math"))
+    >>> kind.score("9 + 9 = 18, so \\boxed{\\$18.00}.", ["9+9=<<9+9=18>>18\n#### 18"])
+    {'accuracy': 1.0}
+    >>> kind.read("I do not know.")
+    (<DropReason.NO_VALUE: 'no_value'>, "'I do not know.' ends with no number or expression")
+    """
+
+    fields = ("question",)
+    metrics = ("accuracy",)
+
+    def instructions(self) -> str:
+        """Return the request for a worked solution whose value cannot be mistaken."""
+        return (
+            "Solve the problem step by step. Then give the answer on a last line of its own, as "
+            "#### followed by the number or expression and nothing else."
+        )
+
+    def read(self, response: str) -> Answer | Violation:
+        """Return the worked solution and its value, or why there is none."""
+        found = super().read(response)
+        if not isinstance(found, Answer):
+            return found
+        solution = found.text.strip()
+        value = final_value(solution)
+        if value is None:
+            end = f"...{solution[-60:]}" if len(solution) > 60 else solution
+            return DropReason.NO_VALUE, f"{end!r} ends with no number or expression"
+        return Answer(solution, value)
+
+    def same(self, answer: Answer, other: Answer) -> bool:
+        """Return whether two answers have equal values."""
+        return equal_values(answer.value, other.value)
+
+    def score(
+        self,
+        response: str | None,
+        references: Sequence[str],
+        *,
+        truncated: bool = False,
+        prompt: str = "",
+    ) -> dict[str, float | None]:
+        """Return the accuracy: 1 or 0. A response that was cut is wrong, as a user would have it.
+
+        Unscored where there is no response, or no value in the references.
+        """
+        right = [answer for text in references if (answer := self.parse(text))]
+        if response is None or not right:
+            return {"accuracy": None}
+        answer = None if truncated else self.parse(response)
+        return {"accuracy": float(answer is not None and any(self.same(answer, r) for r in right))}
+
+
+def final_value(solution: str) -> str | None:
+    r"""Return the value that a worked solution ends in, or a bare answer is; None without one.
+
+    The last ``\boxed{}`` counts first, then the last line marked by ``####``, then what follows
+    "the answer is"; else the formula or the number that comes last.
+
+    >>> final_value("#### 72\nThat was step 3."), final_value(r"So $x = 2\sqrt{3}$ cm.")
+    ('72', '2\\sqrt{3}')
+    >>> final_value("The answer is 18, as step 2 shows."), final_value("It is 18 or 20.")
+    ('18', None)
+    """
+    if (boxed := _boxed(solution)) is not None:
+        return read_value(boxed)
+    for line in reversed(_marked_line.findall(solution)):
+        if not _heading.match(line) and (value := read_value(line)):
+            return value
+    for said in reversed(_said.findall(solution)):
+        sentence = _sentence_end.split(said, maxsplit=1)[0]
+        if (value := _first_value(sentence)) or says_several(sentence):
+            return value
+    if len(solution) <= _MAX_BARE_CHARS and (value := read_value(solution)):
+        return value
+    text = _marked_line.sub("", solution)  # what is left of them are headings
+    return _last_formula(text) or _last_term(text) or last_number(text)
+
+
+def _boxed(text: str) -> str | None:
+    r"""Return what stands in the last ``\boxed{}``; None when there is none, or it is not closed.
+
+    >>> _boxed(r"\boxed{7} or \boxed{\frac{1}{2}}")
+    '\\frac{1}{2}'
+    """
+    start = text.rfind(r"\boxed{")
+    if start < 0:
+        return None
+    start += len(r"\boxed{")
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[start : start + brace.start()]
+    return None
+
+
+def _first_value(said: str) -> str | None:
+    """Return the value that a sentence says first."""
+    formula = _formula.match(said)
+    found = _content(formula) if formula else said
+    return read_value(found) or first_number(said)
+
+
+def _last_formula(text: str) -> str | None:
+    """Return the value of the last formula, unless a number follows it."""
+    last = None
+    for formula in _formula.finditer(text):
+        if re.search(r"[\d=]|\\(?:pi|sqrt|infty)", _content(formula)):
+            last = formula
+    if last is None or last_number(text[last.end() :]):
+        return None
+    return read_value(_content(last))
+
+
+def _last_term(text: str) -> str | None:
+    r"""Return the value of the word with the last digit, where it is more than a number.
+
+    >>> _last_term("The side is 2√3."), _last_term("It is 18.")
+    ('2\\sqrt{3}', None)
+    """
+    end = max(text.rfind(digit) for digit in "0123456789")
+    start = max(text.rfind(space, 0, max(end, 0)) for space in " \n\t") + 1
+    word = text[start:].split(maxsplit=1)[:1]
+    return read_value(word[0]) if word and re.search("[\u221a\u03c0^]", word[0]) else None
+
+
+def _content(formula: re.Match[str]) -> str:
+    return next(group for group in formula.groups() if group)
