@@ -87,6 +87,7 @@ def prepare(folder: Path, vocab_size: int) -> None:
             "split": "train",
             "messages": dump_messages([{"role": "user", "content": text(length // 3)}]),
             "response": text(length - length // 3),
+            "reasoning": None,
         }
         for number, length in enumerate(lengths.tolist())
     ]

@@ -78,7 +78,7 @@ def distill_student(
     # A pretrained student is its own baseline, as it comes; a new one first learns the gold rows.
     baseline = None
     if student.kind == "from_scratch":
-        hard = training.with_hard_targets()
+        hard = training.on_gold_rows()
         baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, hard).model("model")
 
     champion = find_champion(student_model, task, gate, store)

@@ -30,7 +30,7 @@ def train_teacher(
     check_teacher_recipe(task, data, training)
     loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
-    hard = training.with_hard_targets()
+    hard = training.on_gold_rows()
     train = dispatch(train_student, training_stage, store, execution)
     trained = train(StageName.TRAIN_TEACHER, rows.gold, rows.prompts, student, hard)
     model = trained.model("model")

@@ -51,13 +51,15 @@ class QuarantineFrame(_Frame):
 class ResponseFrame(_Frame):
     """A teacher's responses, one row per prompt: the chosen one, where several were asked for.
 
-    `agreement` is null where one was asked for, 0 where none of them passed its verifier.
+    `reasoning` is what the teacher thought before it, null where that is not known. `agreement` is
+    null where one response was asked for, 0 where none of them passed its verifier.
     """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
     split: Series[str] = pa.Field(isin=("train", "validation"))
     messages: Series[str] = pa.Field(str_startswith="[")
     response: Series[str]
+    reasoning: Series[str] = pa.Field(nullable=True)
     state: Series[str] = pa.Field(isin=RESPONSE_STATES)
     prompt_tokens: Series[int] = pa.Field(ge=0)
     completion_tokens: Series[int] = pa.Field(ge=0)
@@ -68,12 +70,16 @@ class ResponseFrame(_Frame):
 
 
 class TrainingFrame(_Frame):
-    """Rows to learn from: a prompt and the response to give."""
+    """Rows to learn from: a prompt and the response to give.
+
+    `reasoning` is what the teacher thought before it, null where that is not known.
+    """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
     split: Series[str] = pa.Field(isin=("train", "validation"))
     messages: Series[str] = pa.Field(str_startswith="[")
     response: Series[str] = pa.Field(str_length={"min_value": 1})
+    reasoning: Series[str] = pa.Field(nullable=True)
 
 
 class RejectedFrame(_Frame):
@@ -120,7 +126,7 @@ def arrow_schema(contract: type[pa.DataFrameModel]) -> pyarrow.Schema:
     """Return the Arrow schema in which frames of ``contract`` are stored.
 
     >>> arrow_schema(TrainingFrame).names
-    ['prompt_id', 'split', 'messages', 'response']
+    ['prompt_id', 'split', 'messages', 'response', 'reasoning']
     """
     types = {"int64": pyarrow.int64(), "float64": pyarrow.float64(), "bool": pyarrow.bool_()}
     columns = contract.to_schema().columns

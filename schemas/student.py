@@ -17,12 +17,14 @@ class _Student(Branch):
     is served. None: none; a trained student needs few, and each token costs time."""
 
     chat_template: str | None = runtime_field(None)
-    """File with a Jinja chat template, in place of the tokenizer's own or where it has none (base
-    models). It is saved with the student. Fingerprints hold what is in the file, not its name."""
+    """Chat template in place of the tokenizer's own, or where it has none (base models): a Jinja
+    file, or the name of a built-in one. `plain` goes with every tokenizer, `chatml` with those that
+    have its tokens. It is saved with the student. Fingerprints hold the template, not its name."""
 
     chat_template_kwargs: dict[str, JsonValue] = Field({}, title="Chat template kwargs")
     """Settings of the chat template, such as `{enable_thinking: false}`. Training, scoring and
-    evaluation use them, and they are written into the template that is saved with the student."""
+    evaluation use them, and they are written into the template that is saved with the student.
+    `strftime_now: "2026-01-31"` sets the date that a template which reads the clock writes."""
 
 
 class PretrainedStudent(_Student):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.base import Branch, Spec, runtime_field
 from schemas.objectives import HardTargets, Objective
@@ -49,6 +49,11 @@ class TrainingSpec(Spec):
 
     method: Method = Field(FullMethod(), title="Method")
     """Full fine-tuning or LoRA."""
+
+    learn_reasoning: bool = False
+    """Learn the teacher's thoughts too: they are written before the response, as the student's chat
+    template writes thoughts. Rows get longer (see `max_length`), and so do the student's answers
+    (see `evaluation.max_new_tokens`). Refused where the template has no place for thoughts."""
 
     learning_rate: float = Field(1e-5, gt=0)
     """Peak learning rate. 1e-5 suits full fine-tuning of a pretrained model; take about 2e-4 for
@@ -128,3 +133,17 @@ class TrainingSpec(Spec):
         True
         """
         return self.model_copy(update={"objective": HardTargets()})
+
+    def on_gold_rows(self) -> "TrainingSpec":
+        """Return the same training on gold rows, which have neither probabilities nor thoughts."""
+        return self.with_hard_targets().model_copy(update={"learn_reasoning": False})
+
+    @model_validator(mode="after")
+    def _thoughts_have_no_probabilities(self) -> "TrainingSpec":
+        if self.learn_reasoning and self.objective.kind == "soft_targets":
+            raise ValueError(
+                "training.learn_reasoning is true and training.objective.kind 'soft_targets', but "
+                "a teacher's probabilities are those of its responses without thoughts. Set "
+                "training.objective.kind to 'hard_targets', or learn_reasoning to false."
+            )
+        return self

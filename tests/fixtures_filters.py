@@ -14,6 +14,7 @@ def response_row(response: str = "fine", **columns: Any) -> Row:
         "split": "train",
         "messages": '[{"content":"q","role":"user"}]',
         "response": response,
+        "reasoning": None,
         "state": "ok" if response.strip() else "empty",
         "prompt_tokens": 3,
         "completion_tokens": 2,

@@ -52,7 +52,7 @@ def rows_to_score(num_rows: int = 7) -> list[ScoringRow]:
 
 def put_rows(spec: StoreSpec, asked: list[ScoringRow], name: str = "rows") -> DatasetRef:
     rows = [
-        row._asdict() | {"messages": dump_messages(row.messages), "response": row.response}
+        row._asdict() | {"messages": dump_messages(row.messages), "reasoning": None}
         for row in asked
     ]
     schema = arrow_schema(TrainingFrame)

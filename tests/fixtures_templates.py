@@ -116,12 +116,20 @@ REASONING_KEPT = TemplateShape(
 _TURN = "<|im_start|>{{ m['role'] }}\n"
 _PLAIN_TURN = _TURN + "{{ m['content'] }}<|im_end|>\n"
 _CHATML_TOKENS = ("<|im_start|>",)
+_LAST_THOUGHT = (
+    "{% if m['role'] == 'assistant' and loop.last %}"
+    "<think>\n{{ m['reasoning_content'] or '' }}\n</think>\n\n{% endif %}"
+)
 
 PUBLISHED = {
-    # The last answer stands behind an empty thought, earlier ones do not.
+    # The last answer stands behind a thought, which may be empty; earlier ones do not.
     "qwen 3": TemplateShape(
-        _LOOP + _TURN + "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
-        "{% endif %}{{ m['content'] }}<|im_end|>\n" + _END + "<|im_start|>assistant\n"
+        _LOOP
+        + _TURN
+        + _LAST_THOUGHT
+        + "{{ m['content'] }}<|im_end|>\n"
+        + _END
+        + "<|im_start|>assistant\n"
         "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
         "{% endif %}{% endif %}",
         end="<|im_end|>",
@@ -132,8 +140,12 @@ PUBLISHED = {
     ),
     # The same, but the generation prompt opens the thought.
     "qwen 3.5": TemplateShape(
-        _LOOP + _TURN + "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
-        "{% endif %}{{ m['content'] | trim }}<|im_end|>\n" + _END + "<|im_start|>assistant\n"
+        _LOOP
+        + _TURN
+        + _LAST_THOUGHT
+        + "{{ m['content'] | trim }}<|im_end|>\n"
+        + _END
+        + "<|im_start|>assistant\n"
         "<think>\n{% if enable_thinking is defined and not enable_thinking %}"
         "{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
         end="<|im_end|>",
@@ -183,7 +195,9 @@ PUBLISHED = {
     "gpt-oss": TemplateShape(
         "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
         + _LOOP
-        + "{% if m['role'] == 'assistant' %}<|start|>assistant<|channel|>final<|message|>"
+        + "{% if m['thinking'] %}<|start|>assistant<|channel|>analysis<|message|>"
+        "{{ m['thinking'] }}<|end|>{% endif %}"
+        "{% if m['role'] == 'assistant' %}<|start|>assistant<|channel|>final<|message|>"
         "{{ m['content'] }}{{ '<|return|>' if loop.last else '<|end|>' }}{% else %}"
         "<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}<|end|>{% endif %}"
         + _END
@@ -236,6 +250,46 @@ PUBLISHED = {
         others=("<s>",),
         prompt_end="[/INST]",
         target=" refund</s>",
+    ),
+    # The system turn goes into the user's last, but only while that is the last turn of all.
+    "mistral nemo": TemplateShape(
+        "{{ bos_token }}{% set system = messages[0]['content'] + '\n\n' if "
+        "messages[0]['role'] == 'system' else '' %}{% for m in messages %}"
+        "{% if m['role'] == 'user' %}[INST]{{ system if loop.last else '' }}{{ m['content'] }}"
+        "[/INST]{% elif m['role'] == 'assistant' %}{{ m['content'] | trim }}{{ eos_token }}"
+        "{% endif %}{% endfor %}",
+        end="</s>",
+        pad="</s>",
+        others=("<s>", "[INST]", "[/INST]"),
+        prompt_end="[/INST]",
+        target="refund</s>",
+    ),
+    # Thoughts stand in the text of a turn, between marks of its own.
+    "magistral": TemplateShape(
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "[INST]{{ m['content'] }}[/INST]{% elif m['role'] == 'system' %}"
+        "[SYSTEM_PROMPT]{{ m['content'] }}[/SYSTEM_PROMPT]{% else %}"
+        "{{ m['content'] if loop.last else m['content'].split('[THINK]')[0] }}{{ eos_token }}"
+        "{% endif %}{% endfor %}",
+        end="</s>",
+        pad="<pad>",
+        others=("<s>", "[INST]", "[/INST]", "[THINK]", "[/THINK]"),
+        prompt_end="[/INST]",
+        target="refund</s>",
+    ),
+    # A thought is a channel, whose marks are special tokens; only the last answer has one.
+    "gemma 4": TemplateShape(
+        "{{ bos_token }}"
+        + _LOOP
+        + "<|turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+        "{% if m['reasoning'] and loop.last %}<|channel>thought\n{{ m['reasoning'] }}\n<channel|>"
+        "{% endif %}{{ m['content'] | trim }}<turn|>\n" + _END + "<|turn>model\n{% endif %}",
+        end="<turn|>",
+        pad="<pad>",
+        others=("<bos>", "<|turn>", "<|channel>", "<channel|>"),
+        eos="<eos>",
+        prompt_end="<|turn>model\n",
+        target="refund<turn|>",
     ),
     "granite 3": TemplateShape(
         _LOOP

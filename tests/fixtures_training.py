@@ -66,6 +66,7 @@ def rows_to_learn(
             "split": "train" if n < num_train else "validation",
             "messages": turns(f"question {n % 3}"),
             "response": ANSWERS[(n + (misleading and n >= num_train)) % 3],
+            "reasoning": None,
         }
         for n in range(num_train + num_validation)
     ]

@@ -19,7 +19,7 @@ from schemas.frames import RejectedFrame, ResponseFrame, TrainingFrame, arrow_sc
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 _BATCH_ROWS = 4096
 
 _WITH_DROPS = """

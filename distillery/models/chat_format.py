@@ -5,6 +5,7 @@ what is scored agree.
 """
 
 import copy
+import datetime
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,19 @@ IGNORED = -100
 
 Conversation = Sequence[Mapping[str, Any]]
 """Turns of {role, content}."""
+
+TODAY = "2026-01-15"
+"""The date that templates which read the clock are given, whenever a run takes place (decision
+0020). Another one changes what models read: raise the logic versions of their stages."""
+
+_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where templates look for the thoughts of a turn."""
+
+_CLOCK = "strftime_now"
+_DATE_PARTS = ["%F", "%-d", "%-m", *(f"%{letter}" for letter in "AaBbdejmYyHIMSpUVwTD")]
+_FIXED_DATE = re.compile(
+    rf"\{{% macro {_CLOCK}\(format\) %\}}.*?'%F', '(?P<date>[\d-]+)'.*?\{{% endmacro \+%\}}"
+)
 
 _PROBE = [Message(role="user", content="What is six times seven?")]
 _PROBE_RESPONSE = "Forty-two."
@@ -87,7 +101,15 @@ class ChatFormat:
         """
         return self._ids(self._render(messages, add_generation_prompt=True))
 
-    def row(self, messages: Conversation, response: str) -> TokenizedRow:
+    @property
+    def date(self) -> str | None:
+        """Return the date that the template gives as today's; None where it reads no clock."""
+        found = _FIXED_DATE.search(self.tokenizer.get_chat_template())
+        return found and found["date"]
+
+    def row(
+        self, messages: Conversation, response: str, reasoning: str | None = None
+    ) -> TokenizedRow:
         r"""Return the tokens of a prompt and its response; only the response counts in the loss.
 
         The prompt is what the model reads at inference. The response is what it has to write from
@@ -97,18 +119,23 @@ class ChatFormat:
         that the template leaves out of a finished turn (QwQ, R1), the response closes it first:
         ``\n</think>\n\n``.
 
+        Args:
+            messages: The prompt.
+            response: What is said, without thoughts.
+            reasoning: Thoughts to write before it, as the template writes them.
+
         Raises:
             RecipeError: The chat template refuses the messages.
             TrainingError: The response is empty; or the chat template or the tokenizer changes the
-                prompt or the response, or ends the response without a token at which generation
-                stops.
+                prompt or the response, ends the response without a token at which generation
+                stops, or has no place for thoughts.
         """
         if not response.strip():
             raise TrainingError(
                 f"the response to {messages[-1]['content']!r:.80} is {response!r}, so there is "
                 "nothing to learn from it but to stop. Leave the row out."
             )
-        prompt, target = self._texts(messages, response)
+        prompt, target = self._texts(messages, response, (reasoning or "").strip())
         prompt_ids, target_ids = self._split(prompt, target)
         ends = [at for at, token in enumerate(target_ids, 1) if token in self.end_ids]
         if not ends:
@@ -122,27 +149,37 @@ class ChatFormat:
         end = next((end for end in ends if self._says(target_ids[:end], response)), None)
         if end is None:
             raise self._not_kept(response, target, target_ids[: ends[0]])
+        if odd := next((t for t in self._special.values() if reasoning and t in reasoning), None):
+            raise TrainingError(
+                f"the thoughts before the response {response!r:.80} hold {odd!r}, a special token "
+                "of the student's tokenizer, so the student would end there. Leave the row out."
+            )
         target_ids = target_ids[:end]
         return TokenizedRow(prompt_ids + target_ids, [IGNORED] * len(prompt_ids) + target_ids)
 
     def read(self, new_ids: list[int]) -> str:
-        """Return what generated tokens say as a response, without thoughts and special tokens.
+        """Return what generated tokens say as a response; see :meth:`split`."""
+        return self.split(new_ids)[1]
 
-        "" where the model never came to respond, as all of it is a thought.
+    def split(self, new_ids: list[int]) -> tuple[str, str]:
+        """Return the thoughts in generated tokens, and the response without special tokens.
+
+        The latter is "" where the model never came to respond, as all of it is a thought.
         """
         ids = new_ids[:-1] if new_ids and new_ids[-1] in self.end_ids else new_ids
         written = self._decode(ids)
         prompt, lead, _ = self._probed
         opened = next((found[0] for _, found in _thoughts_at_end(prompt) if not found["shut"]), "")
+        thoughts = ""
         if lead.strip() and written.startswith(lead):
             said = written[len(lead) :]
         else:
-            said = split_thoughts(opened + written)[1]
+            thoughts, said = split_thoughts(opened + written)
             if said == written:
-                return self._decode(ids, skip_special_tokens=True).strip()
+                return "", self._decode(ids, skip_special_tokens=True).strip()
         for token in self._special.values():
             said = said.replace(token, "")
-        return said.strip()
+        return thoughts, said.strip()
 
     def generation_config(self, author: Any) -> Any:
         """Return how a model of this format generates: as its author says, up to any of the ends.
@@ -178,17 +215,29 @@ class ChatFormat:
         lead, _, tail = target.partition(_PROBE_RESPONSE)
         return prompt, lead, tail
 
-    def _texts(self, messages: Conversation, response: str) -> tuple[str, str]:
+    def _texts(self, messages: Conversation, response: str, thoughts: str = "") -> tuple[str, str]:
         """Return the prompt, and what the model has to write after it to give ``response``."""
         prompt = self._render(messages, add_generation_prompt=True)
-        answered = [*messages, Message(role="assistant", content=response)]
-        whole = self._render(answered, add_generation_prompt=False)
+        if thoughts:
+            return prompt, self._thoughtful(prompt, messages, response, thoughts)
+        return prompt, self._target(prompt, messages, response)
+
+    def _target(self, prompt: str, messages: Conversation, response: str, **keys: str) -> str:
+        """Return what follows ``prompt`` in the finished turn; ``keys`` are further ones of it."""
+        turn = {"role": "assistant", "content": response, **keys}
+        whole = self._render([*messages, turn], add_generation_prompt=False)
         if whole.startswith(prompt):
-            return prompt, whole[len(prompt) :]
+            return whole[len(prompt) :]
         for shut, found in _thoughts_at_end(prompt):
             if whole.startswith(prompt[: found.start()]):
                 rest = whole[found.start() :]
-                return prompt, rest if found["shut"] else f"{found['space']}{shut}\n\n{rest}"
+                return rest if found["shut"] else f"{found['space']}{shut}\n\n{rest}"
+        # Earlier turns may change once a response follows: Mistral's system turn goes into the last
+        # user turn if that is the last of all. The model reads them as the prompt has them.
+        asked = messages[-1]["content"].strip()
+        ending = asked + prompt.rpartition(asked)[2] if asked in prompt else ""
+        if ending and (at := whole.rfind(ending)) >= 0:
+            return whole[at + len(ending) :]
         pairs = enumerate(zip(prompt, whole, strict=False))
         border = next((at for at, (a, b) in pairs if a != b), min(len(prompt), len(whole)))
         shown = slice(max(0, border - 20), border + 40)
@@ -200,6 +249,32 @@ class ChatFormat:
             "chat_template_kwargs."
         )
 
+    def _thoughtful(self, prompt: str, messages: Conversation, response: str, thoughts: str) -> str:
+        """Return what follows ``prompt`` when ``thoughts`` are written before ``response``."""
+        ends = _thoughts_at_end(prompt)
+        if any(found["shut"] for _, found in ends):
+            raise TrainingError(
+                f"the chat template of {self._name!r} ends the thoughts before the response begins "
+                f"({prompt[-30:]!r}), so the student cannot learn any. Switch them on in "
+                "student.chat_template_kwargs (often enable_thinking: true), or set "
+                "training.learn_reasoning to false."
+            )
+        template = self.tokenizer.get_chat_template()
+        start = next((mark for mark in THOUGHT_MARKS if mark in template), "<think>")
+        as_text = f"{start}\n{thoughts}\n{THOUGHT_MARKS[start]}\n\n{response}"
+        for content, keys in ((response, dict.fromkeys(_THOUGHT_KEYS, thoughts)), (as_text, {})):
+            target = self._target(prompt, messages, content, **keys)
+            if thoughts in target:
+                return target
+        if ends:  # the finished turn has no thoughts, but the prompt begins them
+            target = self._target(prompt, messages, response)
+            return f"{thoughts}\n{target[target.index(ends[0][0]) :]}"
+        raise TrainingError(
+            f"the chat template of {self._name!r} leaves thoughts out of a response, so the "
+            "student cannot learn them. Set training.learn_reasoning to false, or name a template "
+            "that keeps them in student.chat_template."
+        )
+
     def _render(self, messages: Conversation, *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
@@ -209,9 +284,9 @@ class ChatFormat:
             )
         # A template is a program of its own: a filter may meet a type or a key that it cannot take.
         except (TemplateError, TypeError, ValueError, LookupError) as error:
-            turns = [message["role"] for message in messages]
+            turns, why = [message["role"] for message in messages], str(error).rstrip(".")
             raise RecipeError(
-                f"the chat template of {self._name!r} cannot render turns of {turns}: {error}. "
+                f"the chat template of {self._name!r} cannot render turns of {turns}: {why}. "
                 "Choose a model whose template can, or change the messages of the data (some "
                 "models take no system turn)."
             ) from error
@@ -297,15 +372,25 @@ def _thoughts_at_end(prompt: str) -> list[tuple[str, re.Match[str]]]:
 
 
 def with_template_kwargs(template: str, kwargs: Mapping[str, Any]) -> str:
-    """Return ``template`` with ``kwargs`` written into it.
+    """Return ``template`` with ``kwargs`` written into it, and one date for every run.
 
     So they hold wherever the tokenizer goes: in training, scoring, evaluation, and with whoever
-    serves the saved student.
+    serves the saved student. The function `strftime_now`, by which templates read the clock, is
+    given TODAY, or the date that ``kwargs`` have under its name.
+
+    Raises:
+        RecipeError: That is not a date.
 
     >>> with_template_kwargs("{% if enable_thinking %}...", {"enable_thinking": False})
     '{% set enable_thinking = False +%}{% if enable_thinking %}...'
     """
-    return "".join(f"{{% set {name} = {kwargs[name]!r} +%}}" for name in sorted(kwargs)) + template
+    fixed = _FIXED_DATE.search(template)  # a student's of ours, which is trained further
+    date = kwargs.get(_CLOCK, fixed["date"] if fixed else TODAY)
+    template = _FIXED_DATE.sub("", template)
+    clock = _fixed_clock(date) if _CLOCK in template else ""
+    named = sorted(kwargs.keys() - {_CLOCK})
+    settings = "".join(f"{{% set {name} = {kwargs[name]!r} +%}}" for name in named)
+    return clock + settings + template
 
 
 def with_system_prompt(template: str, text: str) -> str:
@@ -327,3 +412,16 @@ def with_system_prompt(template: str, text: str) -> str:
         f"{{% set messages = [{before}] + messages[1:] | list %}}{{% else %}}"
         f"{{% set messages = [{system % repr(text)}] + messages | list %}}{{% endif +%}}" + template
     )
+
+
+def _fixed_clock(date: Any) -> str:
+    """Return a macro that takes the place of `strftime_now`, whenever it is called."""
+    try:
+        day = datetime.datetime.fromisoformat(date)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"chat_template_kwargs.strftime_now is {date!r}, not a date, so the chat template "
+            "could not write it. Give it as '2026-01-31', in quotes."
+        ) from error
+    parts = "".join(f" | replace('{part}', '{day.strftime(part)}')" for part in _DATE_PARTS)
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}"

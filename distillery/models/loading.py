@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import JsonValue
 
 from distillery.models.chat_format import ChatFormat, with_system_prompt, with_template_kwargs
+from distillery.models.chat_templates import CHAT_TEMPLATES
 from schemas.errors import RecipeError
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.teacher import TransformersTeacher
@@ -28,7 +29,7 @@ class ModelFiles:
     """Run code from the model's repository."""
 
     chat_template: str | None = None
-    """File with the template, in place of the tokenizer's own."""
+    """File with the template, or the name of a built-in one, in place of the tokenizer's own."""
 
     chat_template_kwargs: dict[str, JsonValue] = field(default_factory=dict)
     """Settings of the template."""
@@ -74,17 +75,15 @@ class ModelFiles:
         if not tokenizer.chat_template:
             raise RecipeError(
                 f"the tokenizer of {self.model!r} has no chat template, so messages cannot become "
-                "text. Choose the instruction-tuned variant of the model, or name a file with a "
-                "template in student.chat_template."
+                "text. Choose the instruction-tuned variant of the model, or name a template in "
+                f"student.chat_template: a file, or one of {', '.join(CHAT_TEMPLATES)}."
             )
-        if self.chat_template_kwargs:
-            tokenizer.chat_template = with_template_kwargs(
-                tokenizer.get_chat_template(), self.chat_template_kwargs
-            )
+        template = tokenizer.get_chat_template()
+        settled = with_template_kwargs(template, self.chat_template_kwargs)
         if self.system_prompt is not None:
-            tokenizer.chat_template = with_system_prompt(
-                tokenizer.get_chat_template(), self.system_prompt
-            )
+            settled = with_system_prompt(settled, self.system_prompt)
+        if settled != template:
+            tokenizer.chat_template = settled
         opened = ChatFormat(tokenizer, self._generation_config(), name=self.model)
         if tokenizer.pad_token_id is None and opened.end_ids:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(opened.end_ids))
@@ -151,17 +150,20 @@ class ModelFiles:
             ) from error
 
 
-def read_template(file: str) -> str:
-    """Return the chat template in ``file``.
+def read_template(name: str) -> str:
+    """Return the built-in chat template of that name, or the one in the file ``name``.
 
     Raises:
         RecipeError: It cannot be read.
     """
+    if name in CHAT_TEMPLATES:
+        return CHAT_TEMPLATES[name]
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        return Path(name).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"student.chat_template {file!r} cannot be read: {error}. Name a Jinja file."
+            f"student.chat_template {name!r} cannot be read: {error}. Name a Jinja file, or one of "
+            f"{', '.join(CHAT_TEMPLATES)}."
         ) from error
 
 

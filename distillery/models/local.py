@@ -24,6 +24,9 @@ class LocalResponse:
     text: str
     """What it says: without thoughts and special tokens, stripped."""
 
+    reasoning: str
+    """Its thoughts before that; empty where it wrote none."""
+
     finish_reason: Literal["stop", "length"]
     """stop: it ended by itself. length: it was cut, or its prompt left no room to answer."""
 
@@ -140,7 +143,7 @@ class LocalModel:
         prompts = [self.chat_format.prompt_ids(messages) for messages in conversations]
         for batch, limit in self._batches(prompts, max_new_tokens, batch_size):
             if limit < 1:
-                yield {i: LocalResponse("", "length", len(prompts[i]), 0) for i in batch}
+                yield {i: LocalResponse("", "", "length", len(prompts[i]), 0) for i in batch}
                 continue
             sampler = (sampling_temperature, top_p, seed) if sampling_temperature > 0 else None
             generated = self._generate([prompts[i] for i in batch], limit, sampler)
@@ -197,8 +200,9 @@ class LocalModel:
 
     def _response(self, prompt_tokens: int, new_ids: list[int]) -> LocalResponse:
         stopped = bool(new_ids) and new_ids[-1] in self.chat_format.end_ids
-        text = self.chat_format.read(new_ids)
-        return LocalResponse(text, "stop" if stopped else "length", prompt_tokens, len(new_ids))
+        reasoning, text = self.chat_format.split(new_ids)
+        reason: Literal["stop", "length"] = "stop" if stopped else "length"
+        return LocalResponse(text, reasoning, reason, prompt_tokens, len(new_ids))
 
 
 class _GumbelSampler:

@@ -91,7 +91,10 @@ def choose_objective(
             + ("" if "hard_targets" in obstacle else way_out)
         )
     soft: SoftTargets = wanted.as_soft_targets()
-    obstacle = SoftTargetObjective.obstacle(soft, teacher, student)
+    if training.learn_reasoning:
+        obstacle = "thoughts are learnt (training.learn_reasoning), which nobody scores"
+    else:
+        obstacle = SoftTargetObjective.obstacle(soft, teacher, student)
     if obstacle is None:
         chosen = ChosenObjective(
             training.model_copy(update={"objective": soft}),

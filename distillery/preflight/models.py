@@ -24,7 +24,7 @@ from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from schemas.training import TrainingSpec
 
 _QUESTION = Message(role="user", content="What is six times seven?")
-_RESPONSE = "Forty-two."
+_RESPONSE, _THOUGHTS = "Forty-two.", "Six sevens are asked for."
 _ROWS_PER_SHAPE = 20
 
 
@@ -39,6 +39,9 @@ class _Reader(NamedTuple):
     prompt_of: TeacherSpec | None
     """Whose instructions and examples stand around a row. None: nobody's."""
 
+    learns_thoughts: bool = False
+    """Whether thoughts are learnt with them."""
+
 
 def _readers(
     student: StudentSpec | None,
@@ -48,7 +51,8 @@ def _readers(
 ) -> Iterator[_Reader]:
     """Yield the models whose files are here; a new student with a new tokenizer has none yet."""
     if isinstance(student, PretrainedStudent) or (student and student.tokenizer is not None):
-        yield _Reader("student", student, renders_responses=True, prompt_of=None)
+        thinks = training is not None and training.learn_reasoning
+        yield _Reader("student", student, True, prompt_of=None, learns_thoughts=thinks)
     if teacher is not None and not isinstance(teacher, OpenAITeacher):
         scores = training is not None and reads_with_teacher(training)
         yield _Reader("teacher", teacher, renders_responses=scores, prompt_of=teacher)
@@ -71,9 +75,10 @@ def check_models(
 
     That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
     the recipe makes them or leaves instructions out, responses that do not end or do not come
-    back, a vocabulary larger than the embedding, a device that is not there (looked for only where
-    stages run in this process). ``training`` decides whether the teacher renders responses too, to
-    score them, ``evaluation`` whether the student reads the teacher's prompt.
+    back, thoughts that are to be learnt but have no place, a vocabulary larger than the embedding,
+    a device that is not there (looked for only where stages run in this process). ``training``
+    decides whether the teacher renders responses too, to score them, ``evaluation`` whether the
+    student reads the teacher's prompt.
     """
     problems: list[str] = []
     for reader in _readers(student, teacher, training, evaluation):
@@ -123,6 +128,7 @@ def check_prompts(
                 try:
                     told = prompt.around([messages])[0] if prompt and reader.prompt_of else messages
                     _render(reader, chat_format, told)
+                    _refuse_lost_system_turn(chat_format, told)
                 except DistilleryError as error:
                     raise RecipeError(
                         f"the {reader.role} cannot read row {row['prompt_id']!r} (split "
@@ -178,3 +184,17 @@ def _render(reader: _Reader, chat_format: ChatFormat, messages: list[Message]) -
         chat_format.row(messages, _RESPONSE)
     else:
         chat_format.prompt_ids(messages)
+    if reader.learns_thoughts:
+        chat_format.row(messages, _RESPONSE, _THOUGHTS)
+
+
+def _refuse_lost_system_turn(chat_format: ChatFormat, messages: list[Message]) -> None:
+    """Refuse a template that passes over the system turn of a row, unless it is the usual one."""
+    first, prompt_ids = messages[0], chat_format.prompt_ids(messages)
+    if first["role"] != "system" or chat_format.prompt_ids(messages[1:]) != prompt_ids:
+        return
+    if first["content"].strip() not in chat_format.tokenizer.decode(prompt_ids):
+        raise RecipeError(
+            "the chat template leaves the system turn out, so it would never be read. Put its "
+            "text into the user's turn, or choose a model whose template has system turns."
+        )

@@ -30,7 +30,7 @@ from schemas.teacher import TeacherSpec
 if TYPE_CHECKING:
     from distillery.ledger import Ledger, LedgerRow
 
-LOGIC_VERSION = 3
+LOGIC_VERSION = 4
 ANSWERED_SPLITS = ("train", "validation")
 
 _NAMED_PROMPTS = 5
@@ -286,6 +286,7 @@ class _Collection:
         return {
             **{name: row[name] for name in ("prompt_id", "split", "messages")},
             "response": response.text,
+            "reasoning": response.reasoning or None,
             "state": response.state,
             "prompt_tokens": response.prompt_tokens or 0,
             "completion_tokens": response.completion_tokens or 0,

@@ -179,6 +179,7 @@ def _outcome(
         request,
         said.text,
         said.finish_reason,
+        reasoning=said.reasoning or None,
         prompt_tokens=said.prompt_tokens,
         completion_tokens=said.completion_tokens,
         latency_s=latency_s,

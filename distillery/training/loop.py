@@ -64,6 +64,8 @@ class _Training:
         with self._timed("open"):
             model, chat_format = self._open_model(held_dtype(training))
             tokenizer = chat_format.tokenizer
+            if chat_format.date is not None:
+                self._facts["template_date"] = chat_format.date
             self._teacher = self._open_teacher()
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
         inputs = Inputs(
@@ -135,12 +137,14 @@ class _Training:
         return TeacherPrompt(job.teacher, job.task, job.prompts, job.store)
 
     def _corpus(self) -> Iterator[str]:
-        """Yield what a new tokenizer is trained on: training and gold prompts, and responses."""
+        """Yield what a new tokenizer is trained on: training and gold prompts, what is learnt."""
         for batch in self._store.batches(self._job.prompts, splits=("train", "gold")):
             for messages in batch.column("messages").to_pylist():
                 yield from (message["content"] for message in load_messages(messages))
         for batch in self._store.batches(self._job.rows, splits=("train",)):
             yield from batch.column("response").to_pylist()
+            if self._training.learn_reasoning:
+                yield from filter(None, batch.column("reasoning").to_pylist())
 
     def _check(self, model: Any, arguments: TrainingArguments) -> dict[str, Any]:
         """Return what was found before training; raise when it cannot work."""

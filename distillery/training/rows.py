@@ -43,6 +43,7 @@ class TokenRows:
         self._job, self._chat_format, self._objective = job, chat_format, objective
         self._store = Store(job.store.root)
         self.too_long: list[str] = []
+        self._num_thoughtful = 0
         self.splits: dict[str, Any] = {split: self._written(split, folder) for split in SPLITS}
         self._check()
 
@@ -50,7 +51,10 @@ class TokenRows:
     def counts(self) -> dict[str, int]:
         """Return the rows of each split and those left out, for the manifest."""
         rows = {f"{split}_rows": len(self.splits[split]) for split in SPLITS}
-        return rows | {"left_out_too_long": len(self.too_long)}
+        rows["left_out_too_long"] = len(self.too_long)
+        if self._job.training.learn_reasoning:
+            rows["rows_with_thoughts"] = self._num_thoughtful
+        return rows
 
     def _check(self) -> None:
         most = self._job.training.max_length
@@ -92,7 +96,11 @@ class TokenRows:
         columns, number = self._objective.columns(split), 0
         for batch in self._store.batches(self._job.rows, splits=(split,)):
             for row in batch.to_pylist():
-                tokens = self._chat_format.row(load_messages(row["messages"]), row["response"])
+                reasoning = row["reasoning"] if self._job.training.learn_reasoning else None
+                self._num_thoughtful += reasoning is not None
+                tokens = self._chat_format.row(
+                    load_messages(row["messages"]), row["response"], reasoning
+                )
                 if len(tokens.input_ids) > self._job.training.max_length:
                     self.too_long.append(row["prompt_id"])
                     continue
@@ -105,6 +113,12 @@ class TokenRows:
                     "response_length": tokens.num_response_tokens,
                 } | columns(row, tokens)
                 number += 1
+        if self._job.training.learn_reasoning and not self._num_thoughtful:
+            raise TrainingError(
+                f"training.learn_reasoning is true, but no row of the split {split!r} has thoughts "
+                "of the teacher, which has none or hides them. Set it to false, or choose a "
+                "teacher that shows its thoughts."
+            )
 
 
 def lengths(rows: Any) -> list[int]:

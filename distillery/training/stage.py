@@ -20,7 +20,7 @@ from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 _READ_OF_PRETRAINED = {"dtype", "chat_template_kwargs", "system_prompt"}
 
 

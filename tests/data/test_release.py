@@ -30,6 +30,7 @@ def _rows(num_train: int = 6, num_validation: int = 2, **columns: Any) -> list[R
             "split": split,
             "messages": '[{"content":"q","role":"user"}]',
             "response": "yes",
+            "reasoning": None,
         }
         | columns
         for n, split in enumerate(splits)

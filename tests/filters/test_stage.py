@@ -87,6 +87,17 @@ def test_labels_in_dress_are_kept_as_the_recipe_has_them_and_counted(tmp_path: P
     assert result.manifest.facts["rewrites"] == {"canonical_label": 6}
 
 
+def test_thoughts_stay_with_their_response_however_it_is_rewritten(tmp_path: Path) -> None:
+    thoughtful = response_row("Yes.", messages="[1]", reasoning="Was it asked for? I am sorry.")
+    plain = response_row("no", messages="[2]")
+    kept, rejected = _filtered(tmp_path, thoughtful, plain, task=YES_NO)
+    assert [(row["response"], row["reasoning"]) for row in kept] == [
+        ("yes", "Was it asked for? I am sorry."),
+        ("no", None),
+    ]
+    assert rejected == []
+
+
 def test_rows_that_are_equal_once_rewritten_are_duplicates(tmp_path: Path) -> None:
     kept, rejected = _filtered(tmp_path, response_row("Yes."), response_row("yes"), task=YES_NO)
     assert [row["response"] for row in kept] == ["yes"]
@@ -223,7 +234,8 @@ def test_messages_come_through_as_they_were(tmp_path: Path) -> None:
 def test_a_training_frame_refuses_a_bad_row_with_its_column(change: Row) -> None:
     import pandera.errors
 
-    row = {"prompt_id": "p", "split": "train", "messages": "[]", "response": "a"} | change
+    row = {"prompt_id": "p", "split": "train", "messages": "[]", "response": "a"}
+    row |= {"reasoning": "b"} | change
     with pytest.raises(pandera.errors.SchemaErrors) as caught:
         check_frame(pd.DataFrame([row]), TrainingFrame)
     assert list(change) == caught.value.failure_cases["column"].unique().tolist()

@@ -1,5 +1,6 @@
 """Whatever the chat template: the last response and its end are learnt, and read back as is."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,104 @@ def test_instructions_in_a_template_without_system_turns_are_refused() -> None:
     shape = SHAPES["model turns"]
     with pytest.raises(RecipeError, match="System role not supported"):
         _format(shape, with_system_prompt(shape.template, "Be brief.")).prompt_ids(USER)
+
+
+# -- thoughts that are learnt ---------------------------------------------------------------------
+
+LEARNT = {
+    "qwq": "Money back?\n</think>\n\nrefund<|im_end|>",
+    "r1 distill": "Money back?\n</think>\n\nrefund<|end_of_sentence|>",
+    "olmo 3 think": "\nMoney back?\n</think>\n\nrefund<|endoftext|>",
+    "gpt-oss": "<|channel|>analysis<|message|>Money back?<|end|><|start|>assistant"
+    "<|channel|>final<|message|>refund<|return|>",
+    "phi 4 mini": "<think>\nMoney back?\n</think>\n\nrefund<|end|>",
+    "mistral 0.3": " <think>\nMoney back?\n</think>\n\nrefund</s>",
+    "mistral nemo": "<think>\nMoney back?\n</think>\n\nrefund</s>",
+    "qwen 3": "<think>\nMoney back?\n</think>\n\nrefund<|im_end|>",
+    "qwen 3.5": "Money back?\n</think>\n\nrefund<|im_end|>",
+    "gemma 4": "<|channel>thought\nMoney back?\n<channel|>refund<turn|>",
+    "magistral": "[THINK]\nMoney back?\n[/THINK]\n\nrefund</s>",
+}
+
+
+@pytest.mark.parametrize(("name", "target"), LEARNT.items(), ids=LEARNT)
+def test_thoughts_are_learnt_as_the_template_writes_them(name: str, target: str) -> None:
+    tokenizer = make_tokenizer(PUBLISHED[name])
+    chat_format = ChatFormat(tokenizer)
+    row = chat_format.row(TURNS, "refund", "Money back?\n")
+    assert tokenizer.decode(row.response_ids) == target
+    assert chat_format.split(row.response_ids) == ("Money back?", "refund")
+    assert row.input_ids[: row.labels.count(IGNORED)] == chat_format.prompt_ids(TURNS)
+
+
+@every_published
+@pytest.mark.parametrize("nothing", ["", " \n", None])
+def test_a_row_without_thoughts_is_a_plain_one(shape: TemplateShape, nothing: str | None) -> None:
+    chat_format = ChatFormat(make_tokenizer(shape))
+    assert chat_format.row(USER, "refund", nothing) == chat_format.row(USER, "refund")
+
+
+@pytest.mark.parametrize("name", ["qwen 3", "qwen 3.5"])
+def test_thoughts_are_refused_where_thinking_is_switched_off(name: str) -> None:
+    template = with_template_kwargs(PUBLISHED[name].template, {"enable_thinking": False})
+    with pytest.raises(TrainingError) as caught:
+        _format(PUBLISHED[name], template).row(USER, "refund", "Money back?")
+    assert "ends the thoughts before the response begins ('" in str(caught.value)
+    assert "(often enable_thinking: true)" in str(caught.value)
+
+
+def test_thoughts_are_refused_where_the_template_takes_them_out() -> None:
+    chat_format = ChatFormat(make_tokenizer(SHAPES["reasoning stripped"]), name="mild")
+    with pytest.raises(TrainingError) as caught:
+        chat_format.row(USER, "refund", "Money back?")
+    assert str(caught.value) == (
+        "the chat template of 'mild' leaves thoughts out of a response, so the student cannot "
+        "learn them. Set training.learn_reasoning to false, or name a template that keeps them in "
+        "student.chat_template."
+    )
+
+
+@pytest.mark.parametrize("name", ["phi 4 mini", "qwq"])
+def test_a_special_token_within_thoughts_is_refused(name: str) -> None:
+    shape = PUBLISHED[name]
+    with pytest.raises(TrainingError, match=r"hold '.*', a special token of the student's tokeniz"):
+        ChatFormat(make_tokenizer(shape)).row(USER, "refund", f"Then {shape.end} it ends.")
+
+
+# -- a beginning of sequence that comes twice ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma 3", "mistral 0.3", "qwq"])
+def test_a_beginning_that_the_tokenizer_adds_too_stands_once_or_as_the_template_has_it(
+    name: str,
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    shape = PUBLISHED[name]
+    plain, adding = make_tokenizer(shape), copy.deepcopy(make_tokenizer(shape))
+    bos = adding.bos_token
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, adding.bos_token_id)]
+    )
+    assert adding(bos)["input_ids"] == [adding.bos_token_id] * 2
+    row = ChatFormat(adding).row(USER, "refund")
+    assert row == ChatFormat(plain).row(USER, "refund")
+    assert ChatFormat(adding).prompt_ids(USER) == ChatFormat(plain).prompt_ids(USER)
+    if "bos_token" in shape.template:
+        assert row.input_ids.count(adding.bos_token_id) == 1
+
+
+# -- a system turn that moves ----------------------------------------------------------------------
+
+
+def test_a_system_turn_that_moves_once_a_response_follows_is_learnt_where_it_is_read() -> None:
+    tokenizer = make_tokenizer(PUBLISHED["mistral nemo"])
+    chat_format = ChatFormat(tokenizer)
+    row = chat_format.row(SYSTEM_TURNS, f" {RESPONSE}\n")
+    border = row.labels.count(IGNORED)
+    prompt = "<s>[INST]Hi.[/INST]Yes?</s>[INST]Be brief.\n\nBye.[/INST]"
+    assert tokenizer.decode(row.input_ids[:border]) == prompt
+    assert tokenizer.decode(row.input_ids[border:]) == f"{RESPONSE}</s>"
 
 
 # -- tokens and texts at the borders -------------------------------------------------------------

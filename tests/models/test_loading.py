@@ -1,18 +1,22 @@
 """A model is read whole and as its files say, or not at all."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
+from distillery.models.chat_format import TODAY, ChatFormat
 from distillery.models.loading import ModelFiles
 from distillery.models.students import train_tokenizer
-from schemas.errors import RecipeError
+from schemas.errors import RecipeError, TrainingError
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.teacher import TransformersTeacher
 from tests.fixtures_models import CHAT_TEMPLATE, make_tiny_model
+from tests.fixtures_templates import TemplateShape, make_tokenizer
 
 SCRATCH = FromScratchStudent(
     num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2, vocab_size=320
@@ -40,8 +44,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
         ModelFiles(folder).chat_format()
     assert str(caught.value) == (
         f"the tokenizer of {folder!r} has no chat template, so messages cannot become text. Choose "
-        "the instruction-tuned variant of the model, or name a file with a template in "
-        "student.chat_template."
+        "the instruction-tuned variant of the model, or name a template in student.chat_template: "
+        "a file, or one of chatml, plain."
     )
 
 
@@ -56,6 +60,116 @@ def test_a_file_gives_a_base_model_its_chat_template(tmp_path: Path) -> None:
     missing = spec.model_copy(update={"chat_template": str(tmp_path / "none.jinja")})
     with pytest.raises(RecipeError, match=r"student\.chat_template '.*none\.jinja' cannot be read"):
         ModelFiles.of(missing).chat_format()
+
+
+BASE = TemplateShape("", end="<eos>", pad="<pad>", others=("<bos>",))
+BASE_OF_A_CHAT_MODEL = TemplateShape(
+    "", end="<|endoftext|>", pad="<|pad|>", others=("<|im_start|>", "<|im_end|>")
+)
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi."},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Bye."},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "bos", "prompt", "target"),
+    [
+        (
+            "plain",
+            BASE,
+            "<bos>",
+            "<bos>Be brief.\n\nUser: Hi.\n\nAssistant: Yes?<eos>User: Bye.\n\nAssistant:",
+            " See you.<eos>",
+        ),
+        (
+            "plain",
+            BASE_OF_A_CHAT_MODEL,
+            None,
+            "Be brief.\n\nUser: Hi.\n\nAssistant: Yes?<|endoftext|>User: Bye.\n\nAssistant:",
+            " See you.<|endoftext|>",
+        ),
+        (
+            "chatml",
+            BASE_OF_A_CHAT_MODEL,
+            None,
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n"
+            "<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nBye.<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            "See you.<|im_end|>",
+        ),
+    ],
+    ids=["plain", "plain without a first token", "chatml"],
+)
+def test_a_base_model_gets_a_built_in_template(
+    tmp_path: Path, name: str, shape: TemplateShape, bos: str | None, prompt: str, target: str
+) -> None:
+    tokenizer = copy.deepcopy(make_tokenizer(shape))
+    tokenizer.chat_template, tokenizer.bos_token = None, bos
+    tokenizer.save_pretrained(tmp_path)
+    student = PretrainedStudent(model=str(tmp_path), chat_template=name)
+    chat_format = ModelFiles.of(student).chat_format()
+    row = chat_format.row(TURNS, "See you.")
+    assert chat_format.tokenizer.decode(chat_format.prompt_ids(TURNS)) == prompt
+    assert chat_format.tokenizer.decode(row.response_ids) == target
+    assert chat_format.read(row.response_ids) == "See you."
+    assert row.response_ids[-1] in chat_format.end_ids
+
+
+def test_a_built_in_template_is_refused_where_the_tokenizer_lacks_its_tokens(
+    tmp_path: Path,
+) -> None:
+    tokenizer = copy.deepcopy(make_tokenizer(BASE))
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    student = PretrainedStudent(model=str(tmp_path), chat_template="chatml")
+    with pytest.raises(TrainingError, match="ends a response without any of '<eos>', at which"):
+        ModelFiles.of(student).chat_format().row(TURNS, "See you.")
+
+
+CLOCK = "{{ strftime_now('%d %b %Y') }}|" + CHAT_TEMPLATE
+
+
+def _written_date(chat_format: ChatFormat) -> str:
+    prompt: str = chat_format.tokenizer.decode(chat_format.prompt_ids(TURNS))
+    return prompt.partition("|")[0]
+
+
+def test_a_template_that_reads_the_clock_writes_one_date_wherever_the_model_goes(
+    tmp_path: Path,
+) -> None:
+    folder = _saved(tmp_path / "came", chat_template=CLOCK)
+    came = ModelFiles(folder).chat_format()
+    assert (came.date, _written_date(came)) == (TODAY, "15 Jan 2026")
+    came.tokenizer.save_pretrained(tmp_path / "saved")
+    again = ModelFiles(str(tmp_path / "saved")).chat_format()
+    assert again.tokenizer.chat_template == came.tokenizer.chat_template
+    named: dict[str, JsonValue] = {"strftime_now": "2026-11-26", "style": None}
+    for place in (folder, str(tmp_path / "saved")):
+        later = ModelFiles(place, chat_template_kwargs=named).chat_format()
+        assert (later.date, _written_date(later)) == ("2026-11-26", "26 Nov 2026")
+        later.tokenizer.save_pretrained(tmp_path / "later")
+        kept = ModelFiles(str(tmp_path / "later")).chat_format()
+        assert (kept.date, _written_date(kept)) == ("2026-11-26", "26 Nov 2026")
+
+
+def test_a_template_that_reads_no_clock_stays_as_its_author_wrote_it(tmp_path: Path) -> None:
+    came = ModelFiles(_saved(tmp_path, chat_template=CHAT_TEMPLATE)).chat_format()
+    assert (came.date, came.tokenizer.chat_template) == (None, CHAT_TEMPLATE)
+
+
+@pytest.mark.parametrize("date", ["today", "26 Nov 2026", 20261126, None])
+def test_what_is_not_a_date_is_refused(tmp_path: Path, date: Any) -> None:
+    folder = _saved(tmp_path, chat_template=CLOCK)
+    files = ModelFiles(folder, chat_template_kwargs={"strftime_now": date})
+    with pytest.raises(RecipeError) as caught:
+        files.chat_format()
+    assert str(caught.value) == (
+        f"chat_template_kwargs.strftime_now is {date!r}, not a date, so the chat template could "
+        "not write it. Give it as '2026-01-31', in quotes."
+    )
 
 
 def test_settings_of_the_template_stay_with_the_tokenizer(tmp_path: Path) -> None:

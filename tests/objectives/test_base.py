@@ -63,7 +63,8 @@ def test_an_objective_of_ones_own_is_learnt_and_told_of_in_the_log(
             "split": "train" if n < 8 else "validation",
             "messages": messages,
             "response": "on its way",
-            "reference": None,
+            "reasoning": None,
+            "references": None,
             "content_hash": content_hash(json.loads(messages)),
             "source_row": n + 1,
         }

@@ -59,6 +59,21 @@ def test_auto_is_soft_where_teacher_and_student_share_a_vocabulary(
         assert choose_objective(teacher, student, SOFT).because.endswith("as the recipe says")
 
 
+def test_auto_is_hard_where_thoughts_are_learnt(models: dict[str, str]) -> None:
+    thoughtful = AUTO.model_copy(update={"learn_reasoning": True})
+    teacher = TransformersTeacher(model=models["teacher"])
+    chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), thoughtful)
+    assert chosen.training == TrainingSpec(learn_reasoning=True)
+    assert chosen.because == (
+        "hard_targets: thoughts are learnt (training.learn_reasoning), which nobody scores"
+    )
+
+
+def test_soft_targets_of_thoughts_are_refused() -> None:
+    with pytest.raises(ValueError, match="probabilities are those of its responses without thoug"):
+        TrainingSpec.model_validate({**SOFT.model_dump(), "learn_reasoning": True})
+
+
 def test_auto_is_hard_for_a_student_with_another_vocabulary_and_the_log_says_why(
     models: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,8 @@ from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
-from tests.fixtures_models import make_tiny_model
+from schemas.training import TrainingSpec
+from tests.fixtures_models import CHAT_TEMPLATE, make_tiny_model
 
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -80,6 +81,19 @@ def test_a_system_prompt_that_a_template_refuses_is_told(folder: Path) -> None:
     problems = check_models(*models, TASK, WITH_SYSTEM, HERE)
     told = "cannot render turns of ['system', 'user']: roles must alternate."
     assert [told in problem for problem in problems] == [True, True]
+
+
+def test_thoughts_that_the_students_template_has_no_place_for_are_told(folder: Path) -> None:
+    student, teacher = _both(folder)
+    thoughtful = TrainingSpec(learn_reasoning=True)
+    assert check_models(student, teacher, TASK, DATA, HERE, thoughtful) == []
+    (folder / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]")
+    )
+    problems = check_models(student, teacher, TASK, DATA, HERE, thoughtful)
+    assert len(problems) == 1  # the teacher learns nothing
+    assert "leaves thoughts out of a response, so the student cannot learn them" in problems[0]
+    assert check_models(student, teacher, TASK, DATA, HERE, TrainingSpec()) == []
 
 
 def test_a_response_without_an_end_is_told_of_who_renders_responses(folder: Path) -> None:
@@ -157,3 +171,23 @@ def test_the_first_row_that_a_model_cannot_read_is_named(folder: Path, tmp_path:
     )
     with pytest.raises(RecipeError, match=r"^the teacher cannot read row 'row-60'"):
         check_prompts(prompts, None, teacher, TASK, store)
+
+
+def test_a_row_whose_system_turn_a_template_leaves_out_is_named(
+    folder: Path, tmp_path: Path
+) -> None:
+    student, _ = _both(folder)
+    prompts, store = _prompts(tmp_path, [*ROWS, ODD])
+    check_prompts(prompts, student, None, TASK, store)
+    deaf = CHAT_TEMPLATE.replace("messages %}", "messages if message['role'] != 'system' %}")
+    (folder / "chat_template.jinja").write_text(deaf)
+    with pytest.raises(RecipeError) as caught:
+        check_prompts(prompts, student, None, TASK, store)
+    assert str(caught.value) == (
+        "the student cannot read row 'row-2' (split 'train'): the chat template leaves the system "
+        "turn out, so it would never be read. Put its text into the user's turn, or choose a model "
+        "whose template has system turns."
+    )
+    own = "{% if messages[0]['role'] != 'system' %}<|system|>Be brief.<|end|>{% endif %}"
+    (folder / "chat_template.jinja").write_text(own + CHAT_TEMPLATE)
+    check_prompts(prompts, student, None, TASK, store)

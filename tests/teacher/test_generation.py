@@ -93,6 +93,17 @@ def test_output_has_one_row_per_prompt_in_order_with_its_own_response(store: Sto
     assert facts["seconds"] > 0 and facts["rows_per_s"] == pytest.approx(3 / facts["seconds"])
 
 
+def test_thoughts_of_the_teacher_stand_beside_its_responses(store: StoreSpec) -> None:
+    texts = {"a": "<think>\nMoney?\n</think>\n\nrefund", "b": "refund"}
+    prompts = write_prompts(store, [("train", "a"), ("train", "b")])
+    with StubEndpoint(respond=lambda body: Reply(text=texts[content_of(body)])) as stub:
+        written = rows_of(run_all(prompts, endpoint(stub), store), store)
+    assert [(row["response"], row["reasoning"]) for row in written] == [
+        ("refund", "Money?"),
+        ("refund", None),
+    ]
+
+
 def test_second_run_asks_nothing_even_when_the_stage_is_forced(store: StoreSpec) -> None:
     prompts = train_prompts(store, 7)
     with StubEndpoint() as stub:

@@ -199,6 +199,12 @@ def test_odd_characters_are_answered(teacher: LocalTeacher, content: str) -> Non
     assert response.completion_tokens == 8
 
 
+def test_thoughts_are_kept_apart_from_the_response(roomy: LocalTeacher) -> None:
+    _Scripted(roomy, lambda *_: "<think>\nMoney?\n</think>\n\nrefund")
+    (response,) = _ask(roomy, _request("a", Sampling(64, 0.0, 1.0, 0)))
+    assert (response.state, response.text, response.reasoning) == ("ok", "refund", "Money?")
+
+
 def test_samples_of_one_prompt_differ_and_are_reproduced(teacher: LocalTeacher) -> None:
     requests = [_request("where is it", SAMPLED, sample_index=index) for index in range(4)]
     texts = [response.text for response in _ask(teacher, *requests)]

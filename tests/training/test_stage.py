@@ -17,7 +17,7 @@ from schemas.execution import StageName
 from schemas.objectives import AutoObjective, SoftTargets
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.training import TrainingSpec
-from tests.fixtures_models import make_tiny_model
+from tests.fixtures_models import CHAT_TEMPLATE, make_tiny_model
 from tests.fixtures_training import (
     FAST,
     LORA,
@@ -388,6 +388,39 @@ def test_without_validation_rows_all_steps_are_taken(tmp_path: Path) -> None:
     result = bench.train(training=LONG.model_copy(update={"epochs": 1, "learning_rate": 1e-3}))
     assert result.manifest.counts["steps"] == 3
     assert result.manifest.facts["best_validation_loss"] is None
+
+
+FAST_ONCE = FAST.model_copy(update={"epochs": 1.0})
+THOUGHTFUL = FAST.model_copy(update={"learn_reasoning": True, "epochs": 1.0})
+
+
+def test_thoughts_are_learnt_before_the_response(tmp_path: Path) -> None:
+    rows = [
+        row | {"reasoning": "Was it sent?" if n % 2 else None}
+        for n, row in enumerate(rows_to_learn())
+    ]
+    bench = Bench(tmp_path, rows)
+    plain, thoughtful = (bench.train(training=t) for t in (FAST_ONCE, THOUGHTFUL))
+    assert thoughtful.manifest.counts["rows_with_thoughts"] == 15
+    assert "rows_with_thoughts" not in plain.manifest.counts
+    assert thoughtful.manifest.fingerprint != plain.manifest.fingerprint
+
+
+def test_thoughts_that_nobody_had_are_refused(bench: Bench) -> None:
+    with pytest.raises(TrainingError) as caught:
+        bench.train(training=THOUGHTFUL)
+    assert "no row of the split 'train' has thoughts of the teacher" in str(caught.value)
+
+
+def test_the_date_that_the_template_writes_is_in_the_manifest(bench: Bench, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "tiny")
+    clock = "{{ strftime_now('%d %b %Y') }}"
+    (folder / "chat_template.jinja").write_text(clock + CHAT_TEMPLATE)
+    result = bench.train(PretrainedStudent(model=str(folder), dtype="float32"), FAST_ONCE)
+    assert result.manifest.facts["template_date"] == "2026-01-15"
+    tokenizer = bench.load(result)[1]
+    written = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert written == "15 Jan 2026<|user|>Hi<|end|>"
 
 
 def test_rows_that_are_too_long_are_left_out_counted_and_named(
