@@ -63,6 +63,13 @@ class TruncatedFilter(_Filter):
     """Drop truncated responses."""
 
 
+_I_AM = r"(i['\u2019]?m|i am|we['\u2019]?re|we are)"
+_I_CANNOT = r"(i|we) (can ?not|can['\u2019]?t|won['\u2019]?t)"
+_DO = (
+    r" (help|assist|answer|comply|do|provide|fulfil+|discuss|continue|write|create|generate)"
+)
+
+
 class RefusalFilter(_Filter):
     """Drops responses in which the teacher declines."""
 
@@ -70,13 +77,14 @@ class RefusalFilter(_Filter):
     """Drop refusals."""
 
     patterns: tuple[RegularExpression, ...] = (
-        r"^(i'?m|i am) (sorry|unable|not able)\b",
-        r"^(sorry|unfortunately|my apologies),? (but )?i (can ?not|can'?t|am unable|won'?t)\b",
-        r"^i (can ?not|can'?t|won'?t|am not able to|am unable to) (help|assist|answer|comply|do)\b",
+        rf"^{_I_AM} (very |so )?sorry[.!]?$",
+        rf"^(({_I_AM} (very |so )?(sorry|afraid)|sorry|unfortunately|my apologies|i apologi[sz]e)"
+        rf"[,.]? )?(but )?(that )?({_I_CANNOT}|{_I_AM} (unable|not able) to)({_DO}\b|[.!]?$)",
         r"^as an ai\b",
     )
     """Case-insensitive regular expressions searched in the stripped response. Anchored at its
-    start, where refusals stand; a customer's quoted apology further on is not a refusal."""
+    start, where refusals stand; a customer's quoted apology further on is not a refusal, nor is an
+    agent's that goes on otherwise ("I am sorry to hear that")."""
 
 
 class LengthFilter(_Filter):

@@ -316,16 +316,23 @@ class ChatFormat:
 
     def _decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
         text: str = self.tokenizer.decode(
-            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            [token for token in ids if not (skip_special_tokens and token in self._special)],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
         )
         return text
 
     @functools.cached_property
     def _special(self) -> dict[int, str]:
-        """Return the special tokens by their ids."""
+        """Return the special tokens by their ids.
+
+        Runs of white space are text, whatever a tokenizer's files say: some converters mark all
+        added tokens as special, Gemma's line breaks and indents among them.
+        """
         added = self.tokenizer.added_tokens_decoder.items()
         named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        return {number: str(token) for number, token in added if token.special} | dict(named)
+        found = {number: str(token) for number, token in added if token.special} | dict(named)
+        return {number: token for number, token in found.items() if token.strip()}
 
     def _says(self, target_ids: list[int], response: str) -> bool:
         """Return whether ``target_ids`` hold the response, and read as it does.

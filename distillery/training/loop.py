@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class _Training:
             model, _ = self._open_model(held_dtype(training))
         if self._rows.too_long:
             self._facts["left_out_first_ids"] = self._rows.too_long[:20]
+        if self._rows.not_written:
+            self._facts["not_written"] = dict(islice(self._rows.not_written.items(), 20))
         set_seeds(training.seed)
         with self._timed("train"):
             trainer = self._run_trainer(model, tokenizer)

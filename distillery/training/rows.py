@@ -10,16 +10,19 @@ from distillery.models.chat_format import ChatFormat
 from distillery.objectives.base import Objective
 from distillery.storage.store import Store
 from distillery.training.job import TrainingJob
-from schemas.errors import TrainingError
+from schemas.errors import DistilleryError, TrainingError
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 _ROWS_IN_MEMORY = 50
+_MOST_NOT_WRITTEN = 0.01
+"""Share of the rows, 1 at least, that may be left out because the student's chat format cannot
+write them: one with a special token in it is dirt, more are the wrong model or template."""
 
 
 class TokenRows:
-    """The rows of both splits as data sets in a scratch folder, and how many did not fit.
+    """The rows of both splits as data sets in a scratch folder, and which were left out.
 
     Columns: row (position among the rows of the split), prompt_id, input_ids, labels (IGNORED at
     prompt tokens), length, response_length, and those of the objective.
@@ -37,12 +40,13 @@ class TokenRows:
             folder: Scratch of all processes.
 
         Raises:
-            TrainingError: A row cannot be rendered, the objective cannot learn from it, or no row
-                is left.
+            TrainingError: More than a few rows cannot be written in the student's chat format, the
+                objective cannot learn from one, or no row is left.
         """
         self._job, self._chat_format, self._objective = job, chat_format, objective
         self._store = Store(job.store.root)
         self.too_long: list[str] = []
+        self.not_written: dict[str, str] = {}
         self._num_thoughtful = 0
         self.splits: dict[str, Any] = {split: self._written(split, folder) for split in SPLITS}
         self._check()
@@ -52,6 +56,7 @@ class TokenRows:
         """Return the rows of each split and those left out, for the manifest."""
         rows = {f"{split}_rows": len(self.splits[split]) for split in SPLITS}
         rows["left_out_too_long"] = len(self.too_long)
+        rows["left_out_not_written"] = len(self.not_written)
         if self._job.training.learn_reasoning:
             rows["rows_with_thoughts"] = self._num_thoughtful
         return rows
@@ -62,6 +67,17 @@ class TokenRows:
             logger.warning(
                 "%d rows are longer than training.max_length=%d tokens and left out, first %s",
                 len(self.too_long), most, self.too_long[0],
+            )  # fmt: skip
+        if self.not_written:
+            first, why = next(iter(self.not_written.items()))
+            if len(self.not_written) > max(1, _MOST_NOT_WRITTEN * self._job.rows.num_rows):
+                raise TrainingError(
+                    f"{len(self.not_written)} of {self._job.rows.num_rows} rows cannot be learnt, "
+                    f"first {first!r}: {why}"
+                )
+            logger.warning(
+                "%d rows cannot be learnt and are left out, first %s: %s",
+                len(self.not_written), first, why,
             )  # fmt: skip
         if not len(self.splits["train"]):
             raise TrainingError(
@@ -98,9 +114,13 @@ class TokenRows:
             for row in batch.to_pylist():
                 reasoning = row["reasoning"] if self._job.training.learn_reasoning else None
                 self._num_thoughtful += reasoning is not None
-                tokens = self._chat_format.row(
-                    load_messages(row["messages"]), row["response"], reasoning
-                )
+                try:
+                    tokens = self._chat_format.row(
+                        load_messages(row["messages"]), row["response"], reasoning
+                    )
+                except DistilleryError as error:
+                    self.not_written[row["prompt_id"]] = str(error)
+                    continue
                 if len(tokens.input_ids) > self._job.training.max_length:
                     self.too_long.append(row["prompt_id"])
                     continue

@@ -158,10 +158,34 @@ def test_what_is_in_order_is_kept_as_it_is(
 
 @pytest.mark.parametrize(
     "response",
-    ["I'm sorry, but I can't", "Sorry, I cannot", "I won't help with that", "As an AI, I"],
+    [
+        "I'm sorry, but I can't",
+        "Sorry, I cannot",
+        "I won't help with that",
+        "As an AI, I",
+        "I\u2019m sorry, but I can\u2019t assist with that request.",
+        "I'm unable to provide legal advice.",
+        "I am sorry.",
+        "Unfortunately, I cannot comply.",
+        "I apologize, but I can't discuss that.",
+    ],
 )
 def test_usual_refusals_are_found(response: str) -> None:
     assert isinstance(_judge(RefusalFilter(), response_row(response)), Drop)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "I'm sorry to hear that. Let me check your order.",
+        "I am sorry, I don't quite understand what you mean.",
+        "Unfortunately, I can't find a flight at 5 pm.",
+        "Sorry, the Hilton is full. Is there another hotel you like?",
+        "I'm not able to see a booking under that name. Could you spell it?",
+    ],
+)
+def test_what_an_agent_regrets_is_no_refusal(response: str) -> None:
+    assert _judge(RefusalFilter(), response_row(response)) is None
 
 
 @pytest.mark.parametrize(("agreement", "is_kept"), [(0.5, True), (0.49, False), (1.0, True)])

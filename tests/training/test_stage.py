@@ -50,6 +50,7 @@ def test_training_lowers_both_losses_and_keeps_the_best_weights(bench: Bench) ->
         "train_rows": 24,
         "validation_rows": 7,
         "left_out_too_long": 0,
+        "left_out_not_written": 0,
         "steps": 15,
         "planned_steps": 15,
     }
@@ -421,6 +422,22 @@ def test_the_date_that_the_template_writes_is_in_the_manifest(bench: Bench, tmp_
     tokenizer = bench.load(result)[1]
     written = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert written == "15 Jan 2026<|user|>Hi<|end|>"
+
+
+def test_a_row_that_the_student_cannot_write_is_left_out_and_more_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = rows_to_learn()
+    rows[3]["response"] = "stop at <|end|> here"
+    result = Bench(tmp_path / "one", rows).train(training=FAST.model_copy(update={"epochs": 1}))
+    assert result.manifest.counts["left_out_not_written"] == 1
+    assert result.manifest.counts["train_rows"] == 23
+    facts: Any = result.manifest.facts["not_written"]
+    assert list(facts) == ["3"] and "'<|end|>', a special token" in facts["3"]
+    assert "1 rows cannot be learnt and are left out, first 3: the response" in caplog.text
+    rows[5]["response"] = "or at <|end|>"
+    with pytest.raises(TrainingError, match=r"2 of 31 rows cannot be learnt, first '3': the resp"):
+        Bench(tmp_path / "two", rows).train()
 
 
 def test_rows_that_are_too_long_are_left_out_counted_and_named(
