@@ -27,7 +27,7 @@ from schemas.training import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
-_LOGIC_VERSION = 3
+_LOGIC_VERSION = 4
 # Together as far as their scores fit into some 100 MB: a character is at most about a token, of k
 # numbers.
 _CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25
