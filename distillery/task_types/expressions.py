@@ -4,14 +4,19 @@ import itertools
 import logging
 import math
 import re
+import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from distillery.task_types.numbers import only_number
+from distillery.task_types.numbers import equal_numbers, only_number
 
 # The library bounds its work by signals, which only a main thread has: stages run in others. So
-# what could take long is not given to it: long or deep texts, powers of powers, factorials.
-_MAX_CHARS = 200
+# its calls are counted, and what could take long in one call is not given to it.
+_MAX_CALLS = 5_000_000
+"""About two seconds. Answers as textbooks have them need a tenth."""
+
+_MAX_CHARS = 120
 _MAX_DEPTH = 8
 _MAX_POWER = 100
 _COMMAND = (
@@ -23,7 +28,6 @@ _function = re.compile("(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|sqrt|pi")
 
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{\s*([^{}]*?)\s*\}"
 _REWRITTEN = (
-    (re.compile(r"\\\$|\$|\\[()\[\]]|\*\*|`"), ""),
     (re.compile(rf"{_TEXT}(?=\^)"), r" \1"),
     (re.compile(_TEXT), r" \1 "),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![a-zA-Z])\.?"), ""),
@@ -49,8 +53,10 @@ _word = re.compile(r"[^\W\d_]{2,}")
 _exponent = re.compile(
     r"\^\s*(\{(?:[^{}^]|\{[^{}^]*\})*\}|\([^()^]*\)|-?\d+|\\?[a-zA-Z]+)(?!\s*\^)"
 )
+_unit_after = re.compile(rf"{_TEXT}(?:\^\{{?[23]\}}?)?$")
+_words_after = re.compile(r"(?<=[\d)}\]])(?:\s+[^\W\d_]{2,}(?:\^[23])?)+$")
 _joined = re.compile(r"\s*,?\s+(?:or|and)\s+")
-_relation = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne|in)")
+_relation = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)")
 _name = re.compile(
     r"\s*(?:[^\W\d]+'*(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?|\\[a-zA-Z]+(?:\s+[A-Z]+)?)\s*"
 )
@@ -69,21 +75,19 @@ def read_value(text: str) -> str | None:
     """
     if len(text) > 4 * _MAX_CHARS:
         return None
-    text = _plain(text)
-    if number := only_number(text):
+    text = _undressed(text)
+    if number := only_number(_plain(text)):
         return number
-    text = _joined.sub(", ", text)
-    if "=" in text and not _relation.search(text) and "," not in text:
-        *left, right = text.split("=")
-        if all(_name.fullmatch(side) or not _letters_left(side) for side in left):
-            return read_value(right)
+    text = _words_after.sub("", _plain(_unit_after.sub("", text)))
+    text = _joined.sub(", ", text).replace(r"\in ", "=")
+    *names, right = text.split("=")
+    if names and not _relation.search(text) and all(map(_is_name_or_number, names)):
+        return read_value(right)
     latex = re.sub(r"(\\[a-zA-Z]+)?\s+", lambda m: f"{m[1]} " if m[1] else "", text)
     value = _expression(latex)
     if value is None:
         return None
-    if getattr(value, "is_Rational", False):
-        return str(value)
-    return latex
+    return str(value) if getattr(value, "is_Rational", False) else latex
 
 
 @lru_cache(maxsize=4096)
@@ -97,16 +101,14 @@ def equal_values(value: str, other: str) -> bool:
     """
     if value == other:
         return True
-    if _is_plain(value) and _is_plain(other):
-        return False
+    if (equal := equal_numbers(value, other)) is not None:
+        return equal
     one, two = _expression(value), _expression(other)
     if one is None or two is None:
         return False
     if _shape(one) != _shape(two):
         return False
-    from math_verify import verify
-
-    return any(verify(a, b, timeout_seconds=None) for a, b in ((one, two), (two, one)))
+    return bool(_within_bounds(_verified, one, two))
 
 
 def _shape(value: Any) -> str:
@@ -119,46 +121,88 @@ def _shape(value: Any) -> str:
     return "set" if "FiniteSet" in type(value).__name__ else "value"
 
 
-def _is_plain(value: str) -> bool:
-    return re.fullmatch(r"-?\d+(?:[/:]\d+)*", value) is not None
+def _undressed(text: str) -> str:
+    """Return ``text`` without delimiters of formulas, emphasis and a full stop around it."""
+    return (
+        re.sub(r"\\\$|\$|\\[()\[\]]|\*\*|`", "", text).strip().strip("*_").rstrip(".,;:! ").strip()
+    )
 
 
 def _plain(text: str) -> str:
-    """Return ``text`` without dress: mathematics delimiters, spacing, emphasis, a full stop."""
+    """Return ``text`` with one way of writing for each thing that has several."""
     for pattern, plain in _REWRITTEN:
         text = pattern.sub(plain, text)
-    return text.strip().strip("*_").rstrip(".,;:! ").strip()
+    return text.strip()
 
 
-def _letters_left(side: str) -> bool:
-    """Return whether a side of an equation has letters: a variable, or a word."""
-    return bool(re.search(r"[^\W\d_]", _command.sub("", side)))
+def _is_name_or_number(side: str) -> bool:
+    r"""Return whether what stands left of "=" is no part of the answer: "x" or "3 + 4", not "2x".
+
+    >>> [_is_name_or_number(side) for side in ("x ", "f(x)", r"\angle ABC", "3 + 4", "2x", "3, y")]
+    [True, True, True, True, False, False]
+    """
+    return bool(_name.fullmatch(side) or not re.search(r"[^\W\d_]|,", _command.sub("", side)))
 
 
 @lru_cache(maxsize=4096)
 def _expression(latex: str) -> Any:
     """Return what ``latex`` says as a SymPy object, exactly; None when it is none, or too much."""
-    if not _is_bounded(latex):
-        return None
+    return _within_bounds(_parsed, latex) if _is_bounded(latex) else None
+
+
+def _parsed(latex: str) -> Any:
     import sympy
     from math_verify import LatexExtractionConfig, parse
 
-    for name in ("parser", "grader"):  # that time is not bounded: it need not be
-        logging.getLogger(f"math_verify.{name}").setLevel(logging.ERROR)
     config = [LatexExtractionConfig()]
     found = parse(f"${latex}$", config, fallback_mode="no_fallback", parsing_timeout=None)
-    if not found or isinstance(found[0], str):
+    if not found:
         return None
+    value = found[0]
+    functions = value.atoms(sympy.Function)
+    if any(inner.atoms(sympy.Function) != {inner} for inner in functions):
+        return None  # numbers with more digits than memory has room for: tan(exp(10^9))
+    value = value.xreplace({x: sympy.Rational(str(x)) for x in value.atoms(sympy.Float)})
+    if not value.free_symbols and value.doit().is_Rational:
+        value = value.doit()
+    return None if value.has(sympy.nan, sympy.zoo) else value
+
+
+def _verified(one: Any, two: Any) -> bool:
+    from math_verify import verify
+
+    return any(verify(a, b, timeout_seconds=None) for a, b in ((one, two), (two, one)))
+
+
+class _TooMuch(BaseException):
+    """More work than an answer is worth. Not an Exception: the libraries would go on from one."""
+
+
+def _within_bounds(work: Callable[..., Any], *given: Any) -> Any:
+    """Return what ``work`` returns; None when it fails, or takes more than `_MAX_CALLS` calls.
+
+    They are counted, not seconds, so that a busy machine judges as an idle one does.
+    """
+    num_calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > _MAX_CALLS:
+            raise _TooMuch
+
+    import math_verify.parser  # noqa: F401  # takes half a second, which is no work
+
+    for name in ("parser", "grader"):  # they warn that time is not bounded by them
+        logging.getLogger(f"math_verify.{name}").setLevel(logging.ERROR)
+    before = sys.getprofile()
+    sys.setprofile(count)
     try:
-        value = found[0]
-        exact = {number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)}
-        value = value.xreplace(exact)
-        evaluated = value.doit() if not value.free_symbols else value
-        if evaluated.has(sympy.nan, sympy.zoo):
-            return None
-        return evaluated if evaluated.is_Rational else value
-    except Exception:  # whatever a library does with odd input, it has no value
+        return work(*given)
+    except (_TooMuch, Exception):  # whatever a library makes of odd input, it has no value
         return None
+    finally:
+        sys.setprofile(before)
 
 
 def _is_bounded(latex: str) -> bool:

@@ -19,7 +19,8 @@ _said = re.compile(
 _sentence_end = re.compile(r"(?<=\S)[.!?](?:\s|$)")
 # As Pandoc tells mathematics from dollars: no space inside the delimiters, no digit after them.
 _formula = re.compile(
-    r"(?<![\\$])\$\$?(?=\S)([^$\n]{1,200}?)(?<=\S)\$\$?(?!\d)|\\\((.{1,200}?)\\\)|\\\[(.{1,200}?)\\\]",
+    r"(?<!\\)(?:\$\$([^$]{1,200}?)\$\$|\$(?=\S)([^$\n]{1,200}?)(?<=\S)\$(?!\d))"
+    r"|\\\((.{1,200}?)\\\)|\\\[(.{1,200}?)\\\]",
     re.DOTALL,
 )
 _MAX_BARE_CHARS = 100
@@ -28,8 +29,9 @@ _MAX_BARE_CHARS = 100
 class Math(TaskType):
     r"""The student learns the worked solution; what is compared is the value at its end.
 
-    Values are compared exactly: 1/2 is 0.5, but 1/3 is not 0.333. Currency and unit are the
-    question's and are not compared; percent is such a unit, so 50% is 50 and not 0.5.
+    Values are compared exactly: 1/2 is 0.5, but 1/3 is not 0.333. The unit is the question's: an
+    answer without it is right, one with another symbol (m for km) is wrong. Percent is such a
+    unit, so 50% is 50 and not 0.5. Names of units and currencies are not compared.
 
     >>> from schemas.task import TaskSpec
     >>> kind = Math(TaskSpec(name="t", type="math"))

@@ -34,6 +34,14 @@ _REWRITTEN = (
     # Exponents and indices of a letter are part of a unit or a name: "25 m^2", "x_{1}".
     (re.compile(r"(?<=[^\W\d_])(?:[_^]\{[^{}]*\}|\^[-+]?\d+)"), " "),
 )
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_scale = re.compile(rf"[ -]?({'|'.join(_SCALES)})\b", re.IGNORECASE)
+# Symbols that say the same nowhere else. "percent" is "%".
+_unit = re.compile(
+    r"\s*(%|percent|km/h|m/s|[cdmk]?m|kg|m?g|[cm]?l|min|h|s|am|pm)(?![^\W\d])", re.IGNORECASE
+)
+_plain_value = re.compile(r"(-?\d+(?:[/:]\d+)*)(?: (\S+))?")
+
 _vulgar = re.compile(f"[{_VULGAR}]")
 
 # What may stand around a number without making an expression of it.
@@ -58,13 +66,14 @@ _term = re.compile(r"\s*[-+*/^=\u00d7\u00f7\\]")
 def last_number(text: str) -> str | None:
     r"""Return the last number of ``text``, or None when there is none, or a choice of two.
 
-    Signs, currencies, percent (50% is 50), exponents, fractions, mixed numbers and ratios are
-    read. A comma with three digits behind it separates thousands, with more or fewer it is a
-    decimal comma; a point with three digits behind it is a decimal point. Equal numbers are equal
-    texts: an integer, or a fraction in lowest terms. A ratio is none: 3:4 is neither 3/4 nor 6:8.
+    Signs, currencies, exponents, fractions, mixed numbers, ratios and "million" are read. A comma
+    with three digits behind it separates thousands, with more or fewer it is a decimal comma; a
+    point with three digits behind it is a decimal point. The number is an integer or a fraction in
+    lowest terms, then a percent sign, or the symbol of a unit. A ratio is no fraction: 3:4 is
+    neither 3/4 nor 6:8.
 
     >>> [last_number(text) for text in ("It costs -$1,234.50, not 7.5 %.", "none", "18 or 20")]
-    ['15/2', None, None]
+    ['15/2 %', None, None]
     >>> [last_number(text) for text in ("2 1/2 cups", "3 : 4", "1 234,5", "1e3", "\u2212.25")]
     ['5/2', '3:4', '2469/2', '1000', '-1/4']
     """
@@ -103,8 +112,8 @@ def says_several(text: str) -> bool:
 def only_number(text: str) -> str | None:
     r"""Return the number that ``text`` is, units, currency and words aside; None for anything else.
 
-    >>> [only_number(text) for text in ("$18.00", "about 5 km", "25 m^2", "90\u00b0")]
-    ['18', '5', '25', '90']
+    >>> [only_number(text) for text in ("$18.00", "about 5 km", "1.5 million people", "90\u00b0")]
+    ['18', '5 km', '1500000', '90']
     >>> [only_number(text) for text in ("2x", "x = 5", "18 or 20", "3\\pi", "f(5)", "5 x", "n/2")]
     [None, None, None, None, None, None, None]
     """
@@ -119,6 +128,20 @@ def only_number(text: str) -> str | None:
         return None
     single = [word for word in _letters.findall(f"{before} {after}") if len(word) == 1]
     return _value(found[0]) if _ONE_LETTER.issuperset(single) else None
+
+
+def equal_numbers(value: str, other: str) -> bool | None:
+    """Return whether two numbers as read here are equal; None when one is no number.
+
+    Units are compared where both have one: the question names it, so most answers do without.
+
+    >>> equal_numbers("5 km", "5"), equal_numbers("5 km", "5 m"), equal_numbers("50 %", "1/2")
+    (True, False, False)
+    """
+    one, two = _plain_value.fullmatch(value), _plain_value.fullmatch(other)
+    if one is None or two is None:
+        return None
+    return one[1] == two[1] and (one[2] == two[2] or not (one[2] and two[2]))
 
 
 def _rewritten(text: str) -> str:
@@ -143,7 +166,8 @@ def _spelt_out(fraction: re.Match[str]) -> str:
 def _value(match: re.Match[str]) -> str | None:
     """Return the value of a match of ``_number``; None for one too long to be an answer."""
     if match["ratio"]:
-        return ":".join(str(int(part)) for part in match["ratio"].split(":"))
+        ratio = ":".join(str(int(part)) for part in match["ratio"].split(":"))
+        return ratio + _spelt(_unit.match(match.string, match.end()))
     if match["whole"]:
         top, bottom = match["top"], match["bottom"]
         parts: tuple[str, str, str] = (match["whole"], top, bottom)
@@ -156,7 +180,15 @@ def _value(match: re.Match[str]) -> str | None:
     if not int(bottom):
         return None
     value = int(whole) + Fraction(Decimal(top)) / int(bottom)
-    return str(-value if match["sign"] == "-" else value)
+    scale = _scale.match(match.string, match.end())
+    if scale:
+        value *= 10 ** _SCALES[scale[1].lower()]
+    unit = _unit.match(match.string, scale.end() if scale else match.end())
+    return f"{-value if match['sign'] == '-' else value}{_spelt(unit)}"
+
+
+def _spelt(unit: re.Match[str] | None) -> str:
+    return "" if unit is None else " " + unit[1].lower().replace("percent", "%")
 
 
 def _plain(digits: str) -> str:

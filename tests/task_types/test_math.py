@@ -78,6 +78,15 @@ def _accuracy(response: str | None, reference: str, truncated: bool = False) -> 
         (r"25\text{ m}^2", "25 m\u00b2"),
         (r"90^\circ", "90"),
         ("3 : 4", "3:4"),
+        ("5 km", "5"),
+        ("5 km", "5 kilometers"),
+        ("1.5 million", "1,500,000"),
+        (r"\boxed{2\sqrt{3}\text{ cm}}", r"2\sqrt{3}"),
+        ("The answer is:\n\n$$\nx = 2\\sqrt{3}\n$$", r"2\sqrt{3}"),
+        (r"x = \pm 2", "2, -2"),
+        (r"x = 2 \text{ or } x = 3", "x=3, x=2"),
+        (r"x \in [0, 1)", "[0,1)"),
+        (r"4\pi\text{ cm}^2", r"4\pi"),
         (r"2\sqrt{3}", r"\sqrt{12}"),
         ("2\u221a3", r"$2\sqrt{3}$"),
         (r"The side is $x = 2\sqrt{3}$ cm.", r"2\sqrt{3}"),
@@ -131,6 +140,9 @@ def test_the_same_value_is_right_however_it_is_written(response: str, reference:
         ("2/1", "1/2"),
         ("2 1/2", "1/2"),
         ("5/0", "0"),
+        ("5 km", "5 m"),
+        ("3:00 am", "3:00 pm"),
+        ("1.5 million", "1.5"),
         ("3:4", "4"),
         ("3:4", "0.75"),
         ("3:4", "4:3"),
@@ -251,8 +263,8 @@ def test_a_hostile_response_is_read_in_a_thread_without_hanging_or_raising(text:
 def test_every_gold_solution_of_gsm8k_equals_itself_and_its_marked_number() -> None:
     if not GSM8K.is_dir():
         pytest.skip(f"{GSM8K} is not there; DISTILLERY_DATA names the folder of data sets")
-    lines = [line for name in ("train", "test") for line in (GSM8K / f"{name}.jsonl").open()]
-    solutions = [json.loads(line)["answer"] for line in lines]
+    texts = [(GSM8K / f"{name}.jsonl").read_text() for name in ("train", "test")]
+    solutions = [json.loads(line)["answer"] for text in texts for line in text.splitlines()]
     assert len(solutions) == 8792
     for solution in solutions:
         marked = solution.rsplit("####", 1)[1].strip().replace(",", "")
