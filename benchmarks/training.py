@@ -1,6 +1,6 @@
-"""Measure what training costs: the loss kernel, steps on CPU and GPU, soft targets in the store.
+"""Measure what training costs: loss kernel, steps, LoRA, steps on a GPU, soft targets in the store.
 
-    python -m benchmarks.training [--parts kernel,steps,gpu,storage] [--repeats 5] [--quick]
+    python -m benchmarks.training [--parts kernel,steps,lora,gpu,storage] [--repeats 5] [--quick]
 
 Prints ratios with their goals and, when all parts ran, writes a dated result beside this file.
 """
@@ -35,6 +35,14 @@ def _steps(folder: Path, repeats: int, threads: int) -> tuple[list[Line], list[s
     return measure_steps(folder, repeats=repeats, threads=threads), []
 
 
+def _lora(folder: Path, repeats: int, threads: int) -> tuple[list[Line], list[str]]:
+    from benchmarks.lora import MOST_REPEATS, measure_lora, obstacle
+
+    if reason := obstacle():
+        return [], [reason]
+    return measure_lora(folder, repeats=min(repeats, MOST_REPEATS), threads=threads), []
+
+
 def _gpu(folder: Path, repeats: int, threads: int) -> tuple[list[Line], list[str]]:
     from benchmarks.gpu import measure_gpu, obstacle
 
@@ -49,7 +57,13 @@ def _storage(folder: Path, repeats: int, threads: int) -> tuple[list[Line], list
     return measure_storage(folder, repeats=repeats), []
 
 
-PARTS: dict[str, Part] = {"kernel": _kernel, "steps": _steps, "gpu": _gpu, "storage": _storage}
+PARTS: dict[str, Part] = {
+    "kernel": _kernel,
+    "steps": _steps,
+    "lora": _lora,
+    "gpu": _gpu,
+    "storage": _storage,
+}
 
 
 def run_parts(

@@ -151,6 +151,18 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         # Ours divides by all response tokens of a step, whatever the model's own loss would do.
         self.model_accepts_loss_kwargs = True
 
+    def train(self, *args: Any, **named: Any) -> Any:
+        """Train as transformers does.
+
+        PEFT copies the input of every adapter to float32, the precision of its weights; autocast,
+        which is on with bfloat16, casts it back. Left out: the same bits, a tenth less time and
+        activations (Gemma 3 270M on a CPU).
+        """
+        from peft.helpers import disable_input_dtype_casting
+
+        with disable_input_dtype_casting(self.model, active=self.args.bf16):
+            return super().train(*args, **named)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         return RowOrder(
             lengths(self._rows["train"]),

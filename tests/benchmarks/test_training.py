@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu, quality, report, results, synthetic, training
+from benchmarks import gpu, lora, quality, report, results, synthetic, training
 from benchmarks.processes import REPO, ProcessError
 from benchmarks.quality import HARD, OBJECTIVES, SETTINGS, table
 from benchmarks.report import Metric
 from benchmarks.results import Line, goal_table
 from benchmarks.school import Learnt
-from benchmarks.steps import VARIANTS, prepare, require_same_losses, run_variant
+from benchmarks.steps import VARIANTS, prepare, run_variant
 from benchmarks.storage import bytes_per_token
+from benchmarks.trainers import TRAINERS, require_same_losses, run
+from distillery.data.chat import load_messages
+from distillery.models.loading import ModelFiles
+from distillery.storage.store import Store
+from distillery.training.batches import RowOrder
 from schemas.objectives import HardTargets
 from schemas.recipe import Recipe, load_recipe
+from tests.fixtures_models import make_tiny_model
 
 TINY = gpu.Size(
     {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128}
@@ -117,6 +123,7 @@ def test_stored_bytes_follow_k_and_the_spread_of_ids(tmp_path: Path) -> None:
 
 def test_other_losses_are_other_work() -> None:
     require_same_losses([2.0, 1.0], [2.0, 1.00001])
+    require_same_losses([2.0, 1.0], [2.0, 1.001], within=0.01)
     for theirs in ([2.0, 1.001], [2.0]):
         with pytest.raises(ProcessError, match="not do the same work"):
             require_same_losses([2.0, 1.0], theirs)
@@ -125,11 +132,53 @@ def test_other_losses_are_other_work() -> None:
 @pytest.mark.slow
 def test_all_variants_take_steps_and_trl_learns_the_same_as_ours(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    prepare(tmp_path, 2000)
-    found = {variant: run_variant(tmp_path, variant, threads=1) for variant in VARIANTS}
+    works = prepare(tmp_path, 2000)
+    found = {variant: run_variant(works, variant, tmp_path, threads=1) for variant in VARIANTS}
     assert all(one.step_s > 0 for one in found.values())
     require_same_losses(found["hard"].losses, found["trl"].losses)
     assert found["soft"].losses[0] != pytest.approx(found["hard"].losses[0], rel=1e-3)
+
+
+# -- A pretrained model -----------------------------------------------------------------------
+
+SHORT = lora.Case("short", 14, 4, 8, 4, num_steps=3, num_dropped=1)
+
+
+def test_rows_are_as_long_as_those_of_the_task_and_the_first_steps_do_not_count(
+    tmp_path: Path,
+) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    work, num_tokens = lora.prepare(tmp_path, SHORT, model)
+    rows = Store(work.store.root).dataset(work.rows).to_table().to_pylist()
+    prompts = [load_messages(row["messages"])[0]["content"] for row in rows]
+    assert sorted(len(prompt.split()) for prompt in prompts)[len(rows) // 2] in range(11, 18)
+    assert all(" " not in row["response"] for row in rows)
+    chat_format = ModelFiles(str(model)).chat_format()
+    lengths = [
+        len(chat_format.row(load_messages(row["messages"]), row["response"]).input_ids)
+        for row in rows
+    ]
+    assert work.num_steps == 3
+    order = list(RowOrder(lengths, batch_size=8, steps=3, seed=work.training.seed))
+    assert num_tokens == sum(lengths[row] for row in order[8:]) < sum(lengths)
+
+
+def test_a_model_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILLERY_GEMMA", str(tmp_path))
+    assert str(tmp_path / "config.json") in (lora.obstacle() or "")
+    (tmp_path / "config.json").touch()
+    assert lora.obstacle() is None
+
+
+@pytest.mark.slow
+def test_a_lora_in_half_precision_learns_the_same_from_trl(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    work, _ = lora.prepare(tmp_path, SHORT, make_tiny_model(tmp_path / "model"))
+    ours, theirs = (run(work, who, tmp_path, threads=1, dropped=1) for who in TRAINERS)
+    require_same_losses(ours.losses, theirs.losses, within=0.01)
+    assert min(ours.peak_bytes, theirs.peak_bytes) > 100 * 2**20
 
 
 def test_the_operations_of_a_step_are_those_that_torch_counts() -> None:

@@ -1,11 +1,13 @@
 """What is frozen is held in half precision, what is trained is not; merging rounds once."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from distillery.models.hardware import available_memory
@@ -76,6 +78,33 @@ def test_only_frozen_weights_are_held_in_half_precision(
     monkeypatch.setattr(StudentTrainer, "compute_loss", spy)
     bench.train(student, training)
     assert seen == {False: frozen, True: trained}
+
+
+def test_adapters_learn_the_same_bits_without_float32_copies_of_their_inputs(
+    bench: Bench, student: PretrainedStudent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+    cast = BaseTunerLayer._cast_input_dtype
+
+    def spy(self: Any, x: Any, dtype: torch.dtype) -> Any:
+        given = cast(self, x, dtype)
+        if torch.is_autocast_enabled("cpu"):  # in training, not in the checks before it
+            seen.add(given.dtype)
+        return given
+
+    monkeypatch.setattr(BaseTunerLayer, "_cast_input_dtype", spy)
+    without = bench.train(student, SHORT)
+    assert seen == {torch.bfloat16}
+
+    seen.clear()
+    monkeypatch.setattr(
+        "peft.helpers.disable_input_dtype_casting", lambda *_, **__: contextlib.nullcontext()
+    )
+    other = Bench(tmp_path / "other", bench.rows)
+    copied = other.train(student, SHORT)
+    assert seen == {torch.float32}
+    assert without.manifest.facts["curve"] == copied.manifest.facts["curve"]
+    assert same_weights(bench.weights(without), other.weights(copied))
 
 
 def test_a_killed_lora_in_half_precision_goes_on_with_the_very_same_losses(
