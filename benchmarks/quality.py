@@ -82,14 +82,14 @@ SETTINGS = (
     Setting(
         "banking77-few",
         "Banking77: 2,000 training queries",
-        "recipes/classification.yaml",
+        "recipes/banking77.yaml",
         ("data.train.max_rows=2000",),
         "recipes/teachers/banking77.yaml",
     ),
     Setting(
         "banking77",
         "Banking77: all 10,003 training queries",
-        "recipes/classification.yaml",
+        "recipes/banking77.yaml",
         (),
         "recipes/teachers/banking77.yaml",
     ),

@@ -9,6 +9,7 @@ it learnt of the data set. It knows every labelled row of `data.train` and `data
 import json
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -43,11 +44,26 @@ def read_references(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def find_response(turns: Sequence[Message], references: Mapping[str, str]) -> str | None:
+    """Return the right response to a request; None when it ends in no known prompt.
+
+    What stands before the prompt, such as a teacher's examples, does not matter.
+
+    >>> asked = [Message(role="user", content="6 * 7?")]
+    >>> shown = [Message(role="user", content="1 + 1?"), Message(role="assistant", content="2")]
+    >>> find_response(shown + asked, {content_hash(asked): "42"})
+    '42'
+    """
+    keys = (content_hash(list(turns[start:])) for start in range(len(turns)))
+    return next((references[key] for key in keys if key in references), None)
+
+
 def serve(references: dict[str, str]) -> ThreadingHTTPServer:
     """Return a server on a free port of this machine; it answers once `serve_forever` runs."""
 
     class Endpoint(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one packet: sent apart, the body waits 40 ms for an ACK
 
         def do_GET(self) -> None:
             self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
@@ -55,7 +71,7 @@ def serve(references: dict[str, str]) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             turns = [Message(role=m["role"], content=m["content"]) for m in body["messages"]]
-            text = references.get(content_hash(turns))
+            text = find_response(turns, references)
             if text is None:
                 told = f"there is no reference for {turns[-1]['content']!r:.200}"
                 self._send(404, {"error": {"message": told}})
@@ -80,7 +96,10 @@ def serve(references: dict[str, str]) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    return ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 512  # of 5, the system's retries make 64 at once wait for seconds
+
+    return Server(("127.0.0.1", 0), Endpoint)
 
 
 if __name__ == "__main__":

@@ -65,9 +65,7 @@ class TruncatedFilter(_Filter):
 
 _I_AM = r"(i['\u2019]?m|i am|we['\u2019]?re|we are)"
 _I_CANNOT = r"(i|we) (can ?not|can['\u2019]?t|won['\u2019]?t)"
-_DO = (
-    r" (help|assist|answer|comply|do|provide|fulfil+|discuss|continue|write|create|generate)"
-)
+_DO = r" (help|assist|answer|comply|do|provide|fulfil+|discuss|continue|write|create|generate)"
 
 
 class RefusalFilter(_Filter):

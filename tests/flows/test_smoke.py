@@ -3,23 +3,39 @@
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.references import read_references, serve
+from schemas.recipe import Recipe, load_recipe
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+TWINS = {
+    "classification": ("intents", "accuracy"),
+    "nli": ("entailment", "accuracy"),
+    "qa": ("reading", "F1"),
+    "math": ("word-problems", "accuracy"),
+    "conversation": ("technical-support", "ROUGE-L"),
+    "summarization": ("highlights", "ROUGE-L"),
+}
+"""Task and primary metric of the twins whose teacher is an endpoint, by recipe."""
 
 
 class Smoke:
-    """Runs the recipes on tickets in one folder, in which they leave what they make."""
+    """Runs the recipes on rows in one folder, in which they leave what they make."""
 
     def __init__(self, folder: Path, api: str) -> None:
         self.folder = folder
         self._environment = os.environ | {"PREFECT_API_URL": api, "SMOKE_DIR": str(folder)}
-        script = str(ROOT / "recipes" / "demo" / "generate_tickets.py")
-        subprocess.run([sys.executable, script, "--intents", "--out", str(folder)], check=True)
+        for script in ("demo/generate_tickets.py --intents", "smoke/generate_rows.py"):
+            name, *options = script.split()
+            command = [sys.executable, str(ROOT / "recipes" / name), *options, "--out", str(folder)]
+            subprocess.run(command, check=True)
 
     def run(self, verb: str, recipe: str, *overrides: str) -> str:
         command = [sys.executable, "-m", "cli", verb, f"recipes/smoke/{recipe}.yaml"]
@@ -50,17 +66,47 @@ def teacher(smoke: Smoke) -> str:
     return folder
 
 
+@pytest.fixture(scope="module")
+def endpoint(smoke: Smoke) -> Iterator[str]:
+    """The address of a teacher that knows the right answers of the twins."""
+    known: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMOKE_DIR", str(smoke.folder))
+        for name in TWINS:
+            known |= read_references(load_recipe(ROOT / f"recipes/smoke/{name}.yaml", [], Recipe))
+    with serve(known) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
 def test_the_demo_in_small_ends_with_a_verdict(smoke: Smoke) -> None:
     assert "romoted to support-triage/champion" in smoke.run("run", "demo")
 
 
-def test_classification_in_small_learns_from_the_teacher_of_another_recipe(
+def test_banking77_in_small_learns_from_the_teacher_of_another_recipe(
     smoke: Smoke, teacher: str
 ) -> None:
     overrides = (f"teacher.model={teacher}", f"student.tokenizer={teacher}")
-    assert "romoted to intents/champion" in smoke.run("run", "classification", *overrides)
+    assert "romoted to intents/champion" in smoke.run("run", "banking77", *overrides)
+
+
+@pytest.mark.parametrize("recipe", TWINS)
+def test_a_task_type_in_small_is_judged_by_its_primary_metric(
+    smoke: Smoke, teacher: str, endpoint: str, recipe: str
+) -> None:
+    task, metric = TWINS[recipe]
+    overrides = (f"student.model={teacher}", f"teacher.base_url={endpoint}")
+    printed = smoke.run("run", recipe, *overrides)
+    assert f"romoted to {task}/champion" in printed
+    lines = {line.split("  ")[0].strip(): line for line in printed.splitlines()}
+    assert f" {metric} " in lines["model"]
+    assert " 100.0 % [100.0, 100.0] " in lines["teacher"]
+    assert {"baseline", "student", "in-context student"} <= lines.keys()
 
 
 def test_every_recipe_of_the_folder_is_run_here() -> None:
     names = {path.stem for path in ROOT.glob("recipes/smoke/*.yaml")}
-    assert names == {"demo", "classification", "teacher"}
+    assert names == {"demo", "banking77", "teacher", *TWINS}

@@ -16,6 +16,7 @@ from schemas.recipe import (
     load_recipe,
     validate_recipe,
 )
+from schemas.task import TaskKind
 from schemas.teacher import OpenAITeacher
 from schemas.training import LoraMethod, TrainingSpec
 from tests.fixtures_recipe import SHORTEST, changed
@@ -305,6 +306,17 @@ def test_every_recipe_of_the_project_parses(path: Path) -> None:
     raw = yaml.safe_load(path.read_text())
     whole = Recipe if "student" in raw else GenerationRecipe
     load_recipe(path, [], TeacherTrainingRecipe if "output" in raw else whole)
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+def test_every_task_type_has_a_recipe_and_a_smoke_twin_of_the_same_sections(kind: TaskKind) -> None:
+    recipe, twin = (
+        yaml.safe_load((ROOT / folder / f"{kind}.yaml").read_text())
+        for folder in ("recipes", "recipes/smoke")
+    )
+    assert recipe["task"]["type"] == twin["task"]["type"] == kind
+    assert list(recipe) == list(twin)
+    assert recipe["data"].keys() == twin["data"].keys()
 
 
 def test_a_recipe_of_the_spine_is_one_of_generation_and_keeps_its_order_of_sections() -> None:
