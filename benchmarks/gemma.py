@@ -39,6 +39,8 @@ def main(name: str, *overrides: str) -> int:
     command = [sys.executable, "-m", "cli", "run", str(recipe), *settings]
     began = time.monotonic()
     status = subprocess.run([*command, f"teacher.base_url={base_url}"], cwd=REPO).returncode
+    if status < 0:
+        print(f"{name} was killed by signal {-status}: often for want of memory")
     print(f"{name}: {time.monotonic() - began:,.0f} s; {len(references):,} references known")
     return status
 
