@@ -91,7 +91,7 @@ def answer_test_prompts(
                 ]
                 writer.write(check_frame(_score_frame(rows, answers, metrics), ScoreFrame))
                 counts["rows"] += len(rows)
-                counts["unscored"] += sum(None in values.values() for values in metrics)
+                counts["unscored"] += sum(values[kind.primary] is None for values in metrics)
                 counts["truncated"] += sum(answered.truncated for answered in answers)
                 if on_progress is not None:
                     on_progress(counts["rows"], num_rows)

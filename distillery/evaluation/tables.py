@@ -55,11 +55,21 @@ def relative_rows(comparison: Comparison) -> list[Row]:
 
 def fidelity_rows(comparison: Comparison) -> list[Row]:
     """Return how well each contestant reproduces the teacher's answers."""
+    names = _fidelity_metrics(comparison)
     return [
-        {"model": row.name} | {name: interval_text(found) for name, found in row.fidelity.items()}
+        {"model": row.name} | {name: interval_text(row.fidelity[name]) for name in names}
         for row in comparison.contestants
-        if row.fidelity
+        if names and row.fidelity
     ]
+
+
+def _fidelity_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics that somebody's answers have beside the teacher's.
+
+    One that looks at the prompt instead of the references says nothing there.
+    """
+    rows = comparison.contestants
+    return [name for name in rows[-1].fidelity if any(row.fidelity.get(name) for row in rows)]
 
 
 def confusion_rows(comparison: Comparison) -> list[Row]:
@@ -90,7 +100,7 @@ def table_rows(comparison: Comparison) -> list[Row]:
     triples = zip(
         measured_rows(comparison), relative_rows(comparison), comparison.contestants, strict=True
     )
-    names = comparison.contestants[-1].fidelity
+    names = _fidelity_metrics(comparison)
     return [
         measured
         | relative

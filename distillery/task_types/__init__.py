@@ -6,6 +6,7 @@ from distillery.task_types.classification import Classification
 from distillery.task_types.conversation import Conversation
 from distillery.task_types.math import Math
 from distillery.task_types.nli import Nli
+from distillery.task_types.qa import Qa
 from distillery.task_types.summarization import Summarization
 from schemas.task import TaskKind, TaskSpec
 
@@ -14,6 +15,7 @@ TASK_TYPES: dict[TaskKind, type[TaskType]] = {
     TaskKind.CONVERSATION: Conversation,
     TaskKind.MATH: Math,
     TaskKind.NLI: Nli,
+    TaskKind.QA: Qa,
     TaskKind.SUMMARIZATION: Summarization,
 }
 

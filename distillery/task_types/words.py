@@ -17,7 +17,7 @@ _character = regex.compile(r"\S\p{M}*")
 _letter = regex.compile(r"\p{L}")
 _kana = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _han = regex.compile(r"\p{Han}")
-_unspaced = regex.compile(_UNSPACED, regex.V1)
+_unspaced = regex.compile(rf"{_UNSPACED}\p{{M}}*", regex.V1)
 
 
 class Writing(Enum):
@@ -46,6 +46,15 @@ def words(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKC", text.translate(INVISIBLE)).casefold()
     found: list[str] = _word.findall(plain) or _character.findall(text)
     return found
+
+
+def with_spaces(text: str) -> str:
+    """Return a text with spaces around every letter of a script that has none between words.
+
+    >>> with_spaces("\u6771\u4eacTokyo 3")
+    ' 東  京 Tokyo 3'
+    """
+    return str(_unspaced.sub(r" \g<0> ", text))
 
 
 def writing(text: str) -> Writing:

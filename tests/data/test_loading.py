@@ -283,3 +283,71 @@ def test_a_last_turn_that_is_no_reference_is_put_aside(bench: Bench) -> None:
     (aside,) = bench.rows(result, "quarantined")
     assert aside["detail"] == "the reference is '-1': the pair has no gold label"
     assert bench.rows(result)[-1]["references"] == '["entailment"]'
+
+
+QUESTIONS = TaskSpec(name="t", type=TaskKind.QA)
+
+
+def _answers(bench: Bench, rows: list[Row], **named: Any) -> dict[int, tuple[str, Any]]:
+    """Return prompt and references by row of test questions."""
+    test = bench.source("test", rows, question="q", reference="a", **named)
+    early = bench.source("validation", [{"question": "early?"}])
+    data = bench.data([{"question": "?"}], test, validation=early)
+    return {
+        row["source_row"]: (load_messages(row["messages"])[0]["content"], row["references"])
+        for row in bench.rows(bench.run(data, QUESTIONS))
+        if row["split"] == "test"
+    }
+
+
+def test_questions_come_with_a_context_or_without_and_may_have_no_answer(bench: Bench) -> None:
+    rows: list[Row] = [
+        {"q": "Who?", "c": "Denver won.", "a": {"text": ["Denver", "denver"], "answer_start": [0]}},
+        {"q": "When?", "c": None, "a": ["1998", "98"]},
+        {"q": "Where?", "c": "Denver won.", "a": {"text": [], "answer_start": []}},
+        {"q": "Why?", "c": "", "a": None},
+        {"q": "How?", "c": "", "a": "There is no answer."},
+    ]
+    assert _answers(bench, rows, context="c") == {
+        1: ("Context: Denver won.\n\nQuestion: Who?", '["Denver","denver"]'),
+        2: ("When?", '["1998","98"]'),
+        3: ("Context: Denver won.\n\nQuestion: Where?", '["unanswerable"]'),
+        4: ("Why?", '["unanswerable"]'),
+        5: ("How?", '["unanswerable"]'),
+    }
+    assert _answers(bench, rows)[1][0] == "Who?"  # the column c is not named
+
+
+def test_the_answers_of_a_csv_file_may_be_json_text(bench: Bench) -> None:
+    path = bench.folder / "test.csv"
+    cells = ['"{""text"": [""308""], ""answer_start"": [34]}"', "308", "", "\"{'text': ['308']}\""]
+    path.write_text("question,a\n" + "".join(f"{n}?,{cell}\n" for n, cell in enumerate(cells)))
+    test = FileSource(path=str(path), columns=ColumnMap(reference="a"))
+    early = bench.source("validation", [{"question": "early?"}])
+    result = bench.run(bench.data([{"question": "?"}], test, validation=early), QUESTIONS)
+    found = [row["references"] for row in bench.rows(result) if row["split"] == "test"]
+    assert found == ['["308"]', '["308"]', '["unanswerable"]']
+    (aside,) = bench.rows(result, "quarantined")
+    assert aside["detail"] == (
+        "\"{'text': ['308']}\" is not JSON: write the column as JSON text or as Parquet"
+    )
+
+
+def test_references_that_are_no_texts_are_put_aside_with_the_reason(bench: Bench) -> None:
+    rows: list[Row] = [{"question": "Who?", "a": a} for a in ("he", ["he", 7], 7, {"x": "he"})]
+    test = bench.source("test", rows, reference="a")
+    early = bench.source("validation", [{"question": "early?"}])
+    result = bench.run(bench.data([{"question": "?"}], test, validation=early), QUESTIONS)
+    aside = bench.rows(result, "quarantined")
+    assert {row["reason"] for row in aside} == {"reference_not_in_format"}
+    assert [row["detail"] for row in aside] == [
+        "text 1 of the list is 7, not a text",
+        "7 is int, not a text or a list of texts",
+        """'{"x": "he"}' is an object without 'text'""",
+    ]
+
+
+def test_an_optional_field_is_required_once_its_column_is_named(bench: Bench) -> None:
+    train = bench.source("train", [{"question": "?"}], context="passage")
+    with pytest.raises(InputDataError, match="has no column 'passage'; it has 'question'"):
+        bench.run(bench.data(train, validation=None), QUESTIONS)

@@ -23,7 +23,7 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
-from schemas.task import TaskSpec
+from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from tests.fixtures_comparison import TASK, prompt_frame, seal_prompts
 from tests.fixtures_models import make_tiny_model
@@ -292,6 +292,26 @@ def test_refused_prompt_is_unscored_not_wrong(store: StoreSpec) -> None:
     assert frame.index[frame["accuracy"].isna()].tolist() == ["test-003"]
     assert frame.index[frame["response"].isna()].tolist() == ["test-003"]
     assert done.manifest.counts["unscored"] == 1
+
+
+def test_a_row_is_scored_when_its_primary_metric_is(store: StoreSpec) -> None:
+    prompts = prompt_frame(3).assign(references=['["yes"]', '["unanswerable"]', '["ok"]'])
+    prompts["references"] = prompts["references"].astype("str")
+
+    def respond(body: dict[str, Any]) -> Reply:
+        asked = body["messages"][-1]["content"]
+        return Reply(text="No answer." if "alert(1)" in asked else "ok")
+
+    with StubEndpoint(respond=respond) as stub:
+        run = replace(
+            run_of(store, hosted(stub)),
+            prompts=seal_prompts(store, prompts),
+            task=TaskSpec(name="t", type=TaskKind.QA),
+        )
+        done, frame = run.answer("teacher"), run.frame("teacher")
+    assert frame["F1"].tolist() == [0.0, 1.0, 1.0]
+    assert frame["in context"].tolist() == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
+    assert done.manifest.counts["unscored"] == 0
 
 
 def test_truncated_answer_is_wrong(store: StoreSpec) -> None:

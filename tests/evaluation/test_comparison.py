@@ -11,13 +11,14 @@ from distillery.evaluation.comparison import (
     read_comparison,
 )
 from distillery.evaluation.findings import findings, verdict
-from distillery.evaluation.tables import markdown, table_rows
+from distillery.evaluation.tables import fidelity_rows, markdown, table_rows
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
+from distillery.task_types.qa import UNANSWERABLE
 from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Interval
 from schemas.errors import StoreError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.task import TaskSpec
+from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import DeclaredModel
 from tests.fixtures_comparison import (
     EVALUATION,
@@ -47,11 +48,11 @@ def difference(found: Comparison, name: str, against: str) -> Interval:
     return pair.difference
 
 
-def compared(answers: dict[str, pd.DataFrame]) -> Comparison:
+def compared(answers: dict[str, pd.DataFrame], task: TaskSpec = TASK) -> Comparison:
     return build_comparison(
         answers,
         measurements(),
-        task=TASK,
+        task=task,
         evaluation=EVALUATION,
         declared=None,
         fingerprints={},
@@ -150,6 +151,23 @@ def test_fidelity_compares_a_model_with_the_teacher_and_not_with_the_references(
     assert list(row(found, "student").fidelity) == ["accuracy", "macro F1"]
     assert row(found, "teacher").fidelity == {}
     assert "Fidelity: the teacher's answers as references" in markdown(found)
+
+
+def test_a_metric_that_some_rows_do_not_have_counts_where_they_do() -> None:
+    task = TaskSpec(name="t", type=TaskKind.QA)
+    frame = answer_frame([1.0] * 4, ["Rome", "Oslo", "Bonn", UNANSWERABLE])
+    frame = frame.rename(columns={"accuracy": "F1"})
+    frame["exact match"] = frame["F1"]
+    frame["in context"] = [1.0, 1.0, 0.0, NAN]
+    found = compared({"teacher": frame, "student": frame}, task)
+    in_context = row(found, "student").metrics["in context"]
+    assert in_context and (in_context.estimate, in_context.num_rows) == pytest.approx((2 / 3, 3))
+    assert row(found, "student").num_unscored == 0
+    # What looks at the prompt says nothing of the teacher's answers.
+    assert list(fidelity_rows(found)[0]) == ["model", "F1", "exact match"]
+    assert table_rows(found)[1]["F1 on teacher's answers"].startswith("100.0 %")
+    assert "in context on teacher's answers" not in table_rows(found)[1]
+    assert "| in context " in markdown(found)
 
 
 def test_what_the_student_takes_for_what_is_counted_most_frequent_first() -> None:

@@ -154,6 +154,18 @@ def test_an_answer_format_that_the_type_cannot_use_is_refused() -> None:
     assert line.startswith("task.answer_format.labels ['yes', 'no'] are not those of")
 
 
+@pytest.mark.parametrize("kind", ["qa", "summarization", "conversation"])
+def test_a_type_that_knows_its_answers_takes_no_answer_format(kind: str) -> None:
+    task = {"type": kind, "answer_format": {"kind": "labels", "labels": ["yes", "no"]}}
+    messages = _train(messages="chat") if kind == "conversation" else _train()
+    test = {"kind": "file", "path": "b.jsonl", "columns": {"messages": "chat"}}
+    (line,) = _refused(task=task, data=messages | {"test": test})
+    assert line == (
+        f"task.answer_format has kind='labels', which task.type {kind!r} cannot use: it says "
+        "itself what an answer is. Remove it, or choose task.type 'classification'."
+    )
+
+
 def test_a_label_map_that_leads_to_no_label_is_refused() -> None:
     test = {"kind": "file", "path": "b.jsonl", "columns": {"reference": "y"}}
     test |= {"label_map": {"0": "entails", "1": "maybe"}}
