@@ -108,9 +108,9 @@ class LengthFilter(_Filter):
 
 
 class FormatFilter(_Filter):
-    """Drops responses that are not in `task.answer_format`; of the others the bare answer is kept.
+    """Drops responses without an answer as the task wants it; of the others the answer is kept.
 
-    A label as the recipe has it, JSON without its fence.
+    A label as the recipe has it, JSON without its fence, a solution that ends in a value.
     """
 
     kind: Literal["format"] = "format"

@@ -13,16 +13,16 @@ from distillery.task_types.numbers import equal_numbers, only_number
 
 # The library bounds its work by signals, which only a main thread has: stages run in others. So
 # its calls are counted, and what could take long in one call is not given to it.
-_MAX_CALLS = 5_000_000
-"""About two seconds. Answers as textbooks have them need a tenth."""
+_MAX_CALLS = 3_000_000
+"""About two seconds. Answers as textbooks have them need a few tenths."""
 
 _MAX_CHARS = 120
 _MAX_DEPTH = 8
 _MAX_POWER = 100
 _COMMAND = (
-    r"frac|sqrt|pi|infty|pm|cdot|times|div|cup|cap|in|leq?|geq?|lt|gt|neq?|emptyset|mathbb|begin|end"
+    r"frac|sqrt|pi|infty|pm|cdot|times|div|cup|cap|in|leq?|geq?|lt|gt|neq?|emptyset|mathbb"
     r"|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|alpha|beta|gamma|delta|epsilon|theta|lambda|mu"
-    r"|phi|omega|sigma|tau|rho"
+    r"|phi|omega|sigma|tau|rho|(?:begin|end)\{[pb]?matrix\}"
 )
 _function = re.compile("(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|sqrt|pi")
 
@@ -32,7 +32,7 @@ _REWRITTEN = (
     (re.compile(_TEXT), r" \1 "),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr|Bigl?|Bigr)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"(?<=\d)(?:\{,\}|\\[,!:;]|,\\!)(?=\d{3})"), ","),
-    (re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~"), " "),
+    (re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-zA-Z])|~"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))"), "\u00b0"),
     (re.compile(r"[\u2212\ufe63\uff0d]"), "-"),
@@ -53,12 +53,12 @@ _word = re.compile(r"[^\W\d_]{2,}")
 _exponent = re.compile(
     r"\^\s*(\{(?:[^{}^]|\{[^{}^]*\})*\}|\([^()^]*\)|-?\d+|\\?[a-zA-Z]+)(?!\s*\^)"
 )
-_unit_after = re.compile(rf"{_TEXT}(?:\^\{{?[23]\}}?)?$")
+_unit_after = re.compile(rf"(?<=\S)\s*{_TEXT}(?:\^\{{?[23]\}}?)?$")
 _words_after = re.compile(r"(?<=[\d)}\]])(?:\s+[^\W\d_]{2,}(?:\^[23])?)+$")
 _joined = re.compile(r"\s*,?\s+(?:or|and)\s+")
 _relation = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)")
 _name = re.compile(
-    r"\s*(?:[^\W\d]+'*(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?|\\[a-zA-Z]+(?:\s+[A-Z]+)?)\s*"
+    r"\s*(?:[^\W\d]+'*(?:_\{?\w+\}?)?(?:\([\w, ]{1,9}\))?|\\[a-zA-Z]+(?:\s+[A-Z]+)?)\s*"
 )
 
 
@@ -163,7 +163,7 @@ def _parsed(latex: str) -> Any:
     if any(inner.atoms(sympy.Function) != {inner} for inner in functions):
         return None  # numbers with more digits than memory has room for: tan(exp(10^9))
     value = value.xreplace({x: sympy.Rational(str(x)) for x in value.atoms(sympy.Float)})
-    if not value.free_symbols and value.doit().is_Rational:
+    if isinstance(value, sympy.Expr) and value.doit().is_Rational:
         value = value.doit()
     return None if value.has(sympy.nan, sympy.zoo) else value
 

@@ -23,6 +23,7 @@ _formula = re.compile(
     r"|\\\((.{1,200}?)\\\)|\\\[(.{1,200}?)\\\]",
     re.DOTALL,
 )
+_in_expression = re.compile(r"[\u221a\u03c0^]|\\(?!text|mathrm|mbox)[a-z]")
 _MAX_BARE_CHARS = 100
 
 
@@ -109,7 +110,7 @@ def final_value(solution: str) -> str | None:
     if len(solution) <= _MAX_BARE_CHARS and (value := read_value(solution)):
         return value
     text = _marked_line.sub("", solution)  # what is left of them are headings
-    return _last_formula(text) or _last_term(text) or last_number(text)
+    return _last_formula(text) or _last_term(text)
 
 
 def _boxed(text: str) -> str | None:
@@ -149,15 +150,15 @@ def _last_formula(text: str) -> str | None:
 
 
 def _last_term(text: str) -> str | None:
-    r"""Return the value of the word with the last digit, where it is more than a number.
+    r"""Return the value of the last number, or of the expression in whose midst it stands.
 
-    >>> _last_term("The side is 2√3."), _last_term("It is 18.")
-    ('2\\sqrt{3}', None)
+    >>> _last_term("The side is 2√3."), _last_term(r"So 0.\overline{3}."), _last_term("So 18.")
+    ('2\\sqrt{3}', None, '18')
     """
     end = max(text.rfind(digit) for digit in "0123456789")
     start = max(text.rfind(space, 0, max(end, 0)) for space in " \n\t") + 1
-    word = text[start:].split(maxsplit=1)[:1]
-    return read_value(word[0]) if word and re.search("[\u221a\u03c0^]", word[0]) else None
+    word = (text[start:].split(maxsplit=1) or [""])[0]
+    return read_value(word) if _in_expression.search(word) else last_number(text)
 
 
 def _content(formula: re.Match[str]) -> str:

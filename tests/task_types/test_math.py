@@ -101,6 +101,9 @@ def _accuracy(response: str | None, reference: str, truncated: bool = False) -> 
         ("5 > x", "x < 5"),
         ("(x+1)^2", "x^2 + 2x + 1"),
         ("y = 2x + 3", "2x+3"),
+        ("f(2) = 9", "9"),
+        (r"\boxed{\text{(B)}}", "B"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
         ("1 + 2i", "2i + 1"),
     ],
 )
@@ -166,6 +169,8 @@ def test_the_same_value_is_right_however_it_is_written(response: str, reference:
         ("10^{-3}", "1000"),
         ("The 3 of them do not know.", "18"),
         ("GPT4", "4"),
+        (r"The share is 0.\overline{3}.", "3"),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
     ],
 )
 def test_another_value_or_none_is_wrong(response: str, reference: str) -> None:
