@@ -44,7 +44,7 @@ schema: $(LOCK) ## write the recipe's JSON schema and the deployments' parameter
 bench-generation: $(LOCK) ## measure teacher generation against a stub and a bare client (6 minutes)
 	@$(BIN)/python -m benchmarks.generation
 
-bench-training: bench-extra ## measure the loss kernel, training steps and stored soft targets (15 minutes)
+bench-training: bench-extra ## measure the loss kernel, training steps, LoRA and stored soft targets (25 minutes)
 	@$(BIN)/python -m benchmarks.training
 
 bench-quality: bench-extra ## measure what students learn by each objective (an hour)
