@@ -175,6 +175,7 @@ def test_the_same_value_is_right_however_it_is_written(response: str, reference:
 )
 def test_another_value_or_none_is_wrong(response: str, reference: str) -> None:
     assert _accuracy(response, reference) == 0.0
+    assert _accuracy(reference, response) != 1.0
 
 
 @pytest.mark.parametrize(
