@@ -20,6 +20,7 @@ from distillery.teacher.protocol import (
     read_response,
     teacher_identity,
 )
+from distillery.teacher.thinking import ThoughtsOnly
 from schemas.errors import TeacherError
 from schemas.teacher import TransformersTeacher
 
@@ -54,6 +55,10 @@ class LocalTeacher:
         self._spec = spec
         self._in_flight = 0
         self._retries = 0
+        self._thoughts = ThoughtsOnly(
+            f"teacher {spec.model!r}",
+            "switch thoughts off in teacher.chat_template_kwargs (often enable_thinking: false)",
+        )
 
     @property
     def activity(self) -> Activity:
@@ -71,7 +76,7 @@ class LocalTeacher:
 
         Raises:
             RecipeError: The model cannot be loaded, or its chat template refuses the messages.
-            TeacherError: A batch does not fit into memory.
+            TeacherError: A batch does not fit into memory, or the model thinks and never responds.
         """
         if not requests:
             return
@@ -109,6 +114,8 @@ class LocalTeacher:
                     left.append(attempts)
                 else:
                     final.append(response)
+            for response in sorted(final, key=lambda response: not response.text):
+                self._thoughts.check(response)
             _hand_over(final, on_response)
         return left
 

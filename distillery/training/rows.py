@@ -113,7 +113,6 @@ class TokenRows:
         for batch in self._store.batches(self._job.rows, splits=(split,)):
             for row in batch.to_pylist():
                 reasoning = row["reasoning"] if self._job.training.learn_reasoning else None
-                self._num_thoughtful += reasoning is not None
                 try:
                     tokens = self._chat_format.row(
                         load_messages(row["messages"]), row["response"], reasoning
@@ -124,6 +123,7 @@ class TokenRows:
                 if len(tokens.input_ids) > self._job.training.max_length:
                     self.too_long.append(row["prompt_id"])
                     continue
+                self._num_thoughtful += reasoning is not None
                 yield {
                     "row": number,
                     "prompt_id": row["prompt_id"],

@@ -11,6 +11,7 @@ import pytest
 from distillery.teacher import open_teacher
 from distillery.teacher.local import LocalTeacher, _loaded, release_models
 from distillery.teacher.protocol import Request, Response, ResponseSchema, Sampling, make_request
+from schemas.errors import TeacherError
 from schemas.teacher import TransformersTeacher
 from tests.fixtures_models import make_tiny_model
 
@@ -203,6 +204,28 @@ def test_thoughts_are_kept_apart_from_the_response(roomy: LocalTeacher) -> None:
     _Scripted(roomy, lambda *_: "<think>\nMoney?\n</think>\n\nrefund")
     (response,) = _ask(roomy, _request("a", Sampling(64, 0.0, 1.0, 0)))
     assert (response.state, response.text, response.reasoning) == ("ok", "refund", "Money?")
+
+
+def test_a_model_that_only_thinks_is_found_out_by_its_first_batch(roomy: LocalTeacher) -> None:
+    scripted = _Scripted(roomy, lambda *_: "<think>Money? Or not? Or money? Or")
+    with pytest.raises(TeacherError) as caught:
+        _ask(roomy, *(_request("a" * n) for n in range(1, 20)))
+    assert scripted.batch_sizes == [3]
+    assert "spent the first 3 responses on reasoning and wrote no text (the last has 8" in str(
+        caught.value
+    )
+    assert "or switch thoughts off in teacher.chat_template_kwargs" in str(caught.value)
+
+
+def test_a_model_that_comes_to_respond_may_think_in_vain_elsewhere(roomy: LocalTeacher) -> None:
+    def script(prompt: str, time: int) -> str:
+        return "refund" if prompt.startswith("<|user|>a<") else "<think>Money? Or not? Or"
+
+    _Scripted(roomy, script)
+    first = _ask(roomy, *(_request("a" * n) for n in range(1, 4)))
+    second = _ask(roomy, *(_request("a" * n) for n in range(4, 10)))
+    assert [response.text for response in first] == ["refund", "", ""]
+    assert {response.state for response in second} == {"truncated"}
 
 
 def test_samples_of_one_prompt_differ_and_are_reproduced(teacher: LocalTeacher) -> None:

@@ -4,13 +4,12 @@ import logging
 
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.protocol import Response
-from schemas.errors import TeacherError
+from distillery.teacher.thinking import ThoughtsOnly
 
 logger = logging.getLogger(__name__)
 
 # Endpoints that never say why a response ends are found out by so many.
 _MOST_UNEXPLAINED = 3
-_MOST_THOUGHTS_ONLY = 3
 
 
 class Oddities:
@@ -22,14 +21,14 @@ class Oddities:
         self._explains = False
         self._never_explains = False
         self._warned_of_ends = False
-        self._has_text = False
-        self._thinkers: set[str] = set()
-        """Requests so far that were answered with thoughts and no text, unless any had text."""
+        self._thoughts = ThoughtsOnly(
+            f"endpoint '{endpoint}'", "turn the reasoning down in teacher.extra_body"
+        )
 
     @property
     def thoughts_only(self) -> int:
         """Return how many requests brought thoughts and no text."""
-        return len(self._thinkers)
+        return self._thoughts.num_requests
 
     def check(self, response: Response) -> None:
         """Return when there is nothing to say of ``response``, or it is said.
@@ -38,7 +37,7 @@ class Oddities:
             TeacherError: The endpoint thinks, and never comes to a response.
         """
         self._check_model(response.model_reported)
-        self._check_thoughts(response)
+        self._thoughts.check(response)
 
     def may_be_cut(self, response: Response, num_unexplained: int) -> bool:
         """Return whether ``response`` has to be asked for again, as nothing says that it is whole.
@@ -77,21 +76,4 @@ class Oddities:
                 self._endpoint,
                 model,
                 asked,
-            )
-
-    def _check_thoughts(self, response: Response) -> None:
-        self._has_text |= bool(response.text) or response.state == "refused"
-        if self._has_text or response.reasoning is None:
-            self._thinkers.clear()
-            return
-        self._thinkers.add(response.request.request_hash)
-        if self.thoughts_only >= _MOST_THOUGHTS_ONLY:
-            limit = response.request.sampling.max_new_tokens
-            raise TeacherError(
-                f"endpoint '{self._endpoint}' spent the first {self.thoughts_only} responses on "
-                "reasoning and wrote no text (the last has "
-                f"{response.completion_tokens or 'unknown'} tokens, finish_reason "
-                f"{response.finish_reason!r}), so every row would be paid for in vain. Nothing was "
-                f"kept. Raise teacher.max_new_tokens (now {limit}), or turn the reasoning down in "
-                "teacher.extra_body."
             )
