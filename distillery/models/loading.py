@@ -63,7 +63,7 @@ class ModelFiles:
         """Return the chat format; its tokenizer has a pad token.
 
         Raises:
-            RecipeError: The tokenizer cannot be loaded, or has no chat template.
+            RecipeError: The tokenizer cannot be loaded, or has no chat template by default.
         """
         from transformers import AutoTokenizer
 
@@ -77,6 +77,11 @@ class ModelFiles:
                 f"the tokenizer of {self.model!r} has no chat template, so messages cannot become "
                 "text. Choose the instruction-tuned variant of the model, or name a template in "
                 f"student.chat_template: a file, or one of {', '.join(CHAT_TEMPLATES)}."
+            )
+        if isinstance(several := tokenizer.chat_template, dict) and "default" not in several:
+            raise RecipeError(
+                f"the tokenizer of {self.model!r} has the chat templates {sorted(several)} but no "
+                "default one. Name a file with one of them in student.chat_template."
             )
         template = tokenizer.get_chat_template()
         settled = with_template_kwargs(template, self.chat_template_kwargs)

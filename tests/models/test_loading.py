@@ -49,6 +49,21 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_of_several_chat_templates_the_default_one_counts(tmp_path: Path) -> None:
+    several = {"tool_use": "{{ 'tools' }}", "default": CHAT_TEMPLATE}
+    chat_format = ModelFiles(_saved(tmp_path / "some", chat_template=several)).chat_format()
+    ids = chat_format.prompt_ids([{"role": "user", "content": "Hi"}])
+    assert chat_format.tokenizer.decode(ids) == "<|user|>Hi<|end|><|assistant|>"
+    del several["default"]
+    folder = _saved(tmp_path / "others", chat_template=several)
+    with pytest.raises(RecipeError) as caught:
+        ModelFiles(folder).chat_format()
+    assert str(caught.value) == (
+        f"the tokenizer of {folder!r} has the chat templates ['tool_use'] but no default one. "
+        "Name a file with one of them in student.chat_template."
+    )
+
+
 def test_a_file_gives_a_base_model_its_chat_template(tmp_path: Path) -> None:
     folder, file = _saved(tmp_path / "plain", chat_template=None), tmp_path / "own.jinja"
     file.write_text(CHAT_TEMPLATE)
