@@ -124,7 +124,7 @@ def _shape(value: Any) -> str:
 def _undressed(text: str) -> str:
     """Return ``text`` without delimiters of formulas, emphasis and a full stop around it."""
     return (
-        re.sub(r"\\\$|\$|\\[()\[\]]|\*\*|`", "", text).strip().strip("*_").rstrip(".,;:! ").strip()
+        re.sub(r"\\\$|\$|\\[()\[\]]|\*\*|`", "", text).strip().strip("*_").rstrip(".,;: ").strip()
     )
 
 

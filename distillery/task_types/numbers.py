@@ -45,7 +45,7 @@ _plain_value = re.compile(r"(-?\d+(?:[/:]\d+)*)(?: (\S+))?")
 _vulgar = re.compile(f"[{_VULGAR}]")
 
 # What may stand around a number without making an expression of it.
-_no_dress = re.compile(r"[\\^_{}=<>|+*\[\]\u221a\u03c0]|[^\W\d_]\(|[-/]\s*$")
+_no_dress = re.compile(r"[\\^_{}=<>|+*!\[\]\u221a\u03c0]|[^\W\d_]\(|[-/]\s*$")
 _letters = re.compile(r"[^\W\d_]+")
 _glued = re.compile(
     r"(?:st|nd|rd|th|[cdmk]m|m?g|kg|[cm]l|lbs?|oz|ft|in|hrs?|min|sec|mph|kWh?|[GM]B|am|pm)(?![^\W\d_])"
