@@ -63,7 +63,8 @@ class _Source(Branch):
 
     label_map: dict[str, str] = Field({}, title="Label map")
     """What a reference of this source means as a label, such as `{"0": entailment}`. Empty: they
-    are labels already. A value that it does not cover is no reference."""
+    are labels already, or for nli the numbers of SNLI, MNLI, RTE and QNLI; WNLI and CB count
+    otherwise. A value that it does not cover is no reference."""
 
     max_rows: int | None = Field(None, ge=1)
     """Keep a seeded random sample of so many rows. None: all."""

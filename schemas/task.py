@@ -91,4 +91,6 @@ class TaskSpec(Spec):
 
     answer_format: AnswerFormat | None = Field(None, title="Answer format")
     """What a well-formed answer is. References are checked against it before the teacher is
-    asked, responses by the filter `format`. None: any text."""
+    asked, responses by the filter `format`. None: as the type has it; classification takes any
+    text, nli entailment, neutral and contradiction. Classification takes all kinds, nli `labels`
+    for two-way sets or another spelling, the other types none."""

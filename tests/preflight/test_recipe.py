@@ -154,7 +154,7 @@ def test_an_answer_format_that_the_type_cannot_use_is_refused() -> None:
     assert line.startswith("task.answer_format.labels ['yes', 'no'] are not those of")
 
 
-@pytest.mark.parametrize("kind", ["qa", "summarization", "conversation"])
+@pytest.mark.parametrize("kind", ["qa", "math", "summarization", "conversation"])
 def test_a_type_that_knows_its_answers_takes_no_answer_format(kind: str) -> None:
     task = {"type": kind, "answer_format": {"kind": "labels", "labels": ["yes", "no"]}}
     messages = _train(messages="chat") if kind == "conversation" else _train()
