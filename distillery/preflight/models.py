@@ -151,11 +151,8 @@ def _check_files(reader: _Reader, task: TaskSpec, data: DataSpec) -> None:
     try:
         _render(reader, chat_format, told)
     except DistilleryError as error:
-        if fields:
-            raise RecipeError(
-                f"{error} Its system turn comes from {' and '.join(fields)}."
-            ) from error
-        raise
+        source = f" The system turn comes from {' and '.join(fields)}." if fields else ""
+        raise RecipeError(f"{error}{source}") from error
     if fields:
         _check_system_turn(reader, chat_format, files, (asked, told), fields)
     if not isinstance(reader.spec, FromScratchStudent):
@@ -171,7 +168,8 @@ def _check_system_turn(
 ) -> None:
     """Refuse a template that passes over system turns, as some do without an error."""
     untold = dataclasses.replace(files, system_prompt=None).chat_format()
-    if untold.prompt_ids(turns[0]) == chat_format.prompt_ids(turns[1]):
+    text = files.system_prompt or turns[1][0]["content"]
+    if _is_lost(text, chat_format, untold.prompt_ids(turns[0]), chat_format.prompt_ids(turns[1])):
         raise RecipeError(
             f"the {reader.role}'s chat template ({files.model!r}) leaves system turns out, so "
             f"{' and '.join(fields)} would never be read. Put the instructions into "
@@ -189,12 +187,18 @@ def _render(reader: _Reader, chat_format: ChatFormat, messages: list[Message]) -
 
 
 def _refuse_lost_system_turn(chat_format: ChatFormat, messages: list[Message]) -> None:
-    """Refuse a template that passes over the system turn of a row, unless it is the usual one."""
-    first, prompt_ids = messages[0], chat_format.prompt_ids(messages)
-    if first["role"] != "system" or chat_format.prompt_ids(messages[1:]) != prompt_ids:
+    """Refuse a template that passes over the system turn of a row."""
+    first = messages[0]
+    if first["role"] != "system":
         return
-    if first["content"].strip() not in chat_format.tokenizer.decode(prompt_ids):
+    untold, told = chat_format.prompt_ids(messages[1:]), chat_format.prompt_ids(messages)
+    if _is_lost(first["content"], chat_format, untold, told):
         raise RecipeError(
             "the chat template leaves the system turn out, so it would never be read. Put its "
             "text into the user's turn, or choose a model whose template has system turns."
         )
+
+
+def _is_lost(text: str, chat_format: ChatFormat, untold: list[int], told: list[int]) -> bool:
+    """Return whether a system turn changes nothing, and not because it is the usual one."""
+    return untold == told and text.strip() not in chat_format.tokenizer.decode(told)

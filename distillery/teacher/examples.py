@@ -6,7 +6,7 @@ has. scipy's sparse matrices hold them; an embedding model would be one more to 
 
 import functools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,13 @@ class GoldRow:
     """The right answers."""
 
     content_hash: str
-    """By it a prompt is recognised that is this row."""
+    """Of what is asked, as prompts have it."""
+
+    @property
+    def answers(self) -> set[str]:
+        """Return the hashes of all prompts whose answer it shows: of earlier turns, too."""
+        ends = [at for at, turn in enumerate(self.asked, 1) if turn["role"] == "user"]
+        return {self.content_hash} | {content_hash(self.asked[:end]) for end in ends}
 
 
 class GoldRows:
@@ -50,6 +56,12 @@ class GoldRows:
         for row in rows:
             first.setdefault(row.content_hash, row)
         self._rows = list(first.values())
+        self._answering: defaultdict[str, set[int]] = defaultdict(set)
+        for at, row in enumerate(self._rows):
+            for answered in row.answers:
+                self._answering[answered].add(at)
+        self._orders: dict[int, list[int]] = {}
+        self._most_answering = max(map(len, self._answering.values()), default=0)
 
     @classmethod
     def of(cls, prompts: DatasetRef, root: str) -> "GoldRows":
@@ -64,8 +76,8 @@ class GoldRows:
     ) -> list[list[GoldRow]]:
         """Return the examples before each of ``conversations``, as many as ``spec`` says.
 
-        A conversation that is a gold row itself gets another one in its place, where there is one.
-        What it gets depends on itself and on the gold rows, not on its neighbours.
+        A conversation that is a gold row, or the beginning of one, gets another in its place, where
+        there is one. What it gets depends on itself and on the gold rows, not on its neighbours.
 
         Raises:
             RecipeError: There are fewer gold rows than examples.
@@ -76,23 +88,24 @@ class GoldRows:
                 f"teacher.examples.num_examples is {num}, but there are {len(self._rows)} "
                 "different gold rows to show. Lower it, or add rows to data.gold."
             )
-        found: list[list[int]]
+        enough = num + self._most_answering
         if isinstance(spec, FixedExamples):
-            found = [self._drawn(spec.seed, num + 1)] * len(conversations)
+            found = [self._drawn(spec.seed)[:enough]] * len(conversations)
         else:
-            nearest = self._likeness.nearest([asked_text(c) for c in conversations], num + 1)
-            found = [places[::-1] for places in nearest]
+            found = self._likeness.nearest([asked_text(c) for c in conversations], enough)
         shown = []
         for messages, places in zip(conversations, found, strict=True):
-            own = content_hash(messages)
-            others = [self._rows[at] for at in places if self._rows[at].content_hash != own]
-            shown.append(others[:num] if isinstance(spec, FixedExamples) else others[-num:])
+            own = self._answering.get(content_hash(messages), set())
+            others = [self._rows[at] for at in places if at not in own][:num]
+            shown.append(others if isinstance(spec, FixedExamples) else others[::-1])
         return shown
 
-    def _drawn(self, seed: int, num: int) -> list[int]:
-        """Return rows drawn by their content: few change places when others come or go."""
-        draws = [(sha256([seed, row.content_hash]), at) for at, row in enumerate(self._rows)]
-        return [at for _, at in sorted(draws)[:num]]
+    def _drawn(self, seed: int) -> list[int]:
+        """Return all rows in a random order: by their content, so that it stays as others come."""
+        if seed not in self._orders:
+            draws = [(sha256([seed, row.content_hash]), at) for at, row in enumerate(self._rows)]
+            self._orders[seed] = [at for _, at in sorted(draws)]
+        return self._orders[seed]
 
     @functools.cached_property
     def _likeness(self) -> "_Likeness":

@@ -14,12 +14,14 @@ from distillery.evaluation.performance import (
     performance_stage,
     read_figures,
 )
+from distillery.models.local import LocalModel
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Measurements
 from schemas.contestants import ContestantSpec
 from schemas.errors import StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
+from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
@@ -380,6 +382,8 @@ def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_e
     assert answers(asked(batch_size=1, seed=1, max_new_tokens=1)) == answers()
     assert answers(asked(dtype="bfloat16")) != answers()
     assert answers(asked(sampling_temperature=0.5)) != answers()
+    assert answers(asked(system_prompt="auto")) != answers()
+    assert answers(asked(examples=FixedExamples())) != answers()
     assert answers(student.model_copy(update={"name": "champion", "device": "cuda"})) == answers(
         student
     )
@@ -394,3 +398,90 @@ def test_no_test_rows_is_an_error_not_an_empty_table(store: StoreSpec) -> None:
         with pytest.raises(StageError, match="have no test rows"):
             run.answer("teacher")
     assert stub.num_requests == 0
+
+
+# -- the teacher's prompt is not the student's ---------------------------------------------------
+
+TOLD: dict[str, Any] = {
+    "system_prompt": "Say yes or no.",
+    "examples": FixedExamples(num_examples=1),
+}
+
+
+def instructed(store: StoreSpec, teacher: TeacherSpec, **options: Any) -> Run:
+    """Return a run whose prompts have a gold row to show."""
+    gold = {
+        **{"prompt_id": "gold-0", "split": "gold", "source_row": 1, "references": '["no"]'},
+        "messages": '[{"content":"is it late?","role":"user"}]',
+        "content_hash": "1" * 64,
+    }
+    frame = pd.DataFrame([*prompt_frame(NUM_ROWS).to_dict("records"), gold])
+    return replace(run_of(store, teacher, **options), prompts=seal_prompts(store, frame))
+
+
+def test_a_served_teacher_is_scored_and_timed_with_its_own_prompt(store: StoreSpec) -> None:
+    with StubEndpoint() as stub:
+        run = instructed(store, hosted(stub, **TOLD))
+        run.answer("teacher")
+        num_scored = stub.num_requests
+        measured = run.measurements()
+        sent = [body["messages"] for body in stub.requests]
+    assert num_scored == NUM_ROWS and len(sent) > 2 * NUM_ROWS
+    for messages in sent:
+        assert [turn["content"] for turn in messages[:3]] == ["Say yes or no.", "is it late?", "no"]
+        assert messages[3]["content"].endswith(" ok?") and len(messages) == 4
+    read = {name: one.performance.prompt_tokens for name, one in measured.contestants.items()}
+    assert read["teacher"] == 7  # as the endpoint says
+    assert read["student"] == read["baseline"] and read["student"] is not None
+
+
+def test_prompt_tokens_that_an_endpoint_does_not_count_are_unknown(store: StoreSpec) -> None:
+    with StubEndpoint(default=Reply(usage=None)) as stub:
+        measured = run_of(store, hosted(stub)).measurements()
+    assert measured.contestants["teacher"].performance.prompt_tokens is None
+
+
+def test_the_untrained_student_reads_the_teachers_prompt_in_place_of_its_own(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    student = PretrainedStudent(
+        model=str(teacher_folder), dtype="float32", system_prompt="Be brief."
+    )
+    teacher = local(teacher_folder, **TOLD)
+    run = instructed(store, teacher, student=student, has_baseline=False, in_context=True)
+    names = ["teacher", "baseline", "in-context student", "student"]
+    assert [one.name for one in run.contestants] == names
+    # It is the teacher's model, so it says what the teacher says; the baseline is told less.
+    assert list(run.frame("in-context student")["response"]) == list(
+        run.frame("teacher")["response"]
+    )
+    assert list(run.frame("baseline")["response"]) != list(run.frame("teacher")["response"])
+    measured = run.measurements().contestants
+    read = {name: one.performance.prompt_tokens for name, one in measured.items()}
+    assert read["in-context student"] == read["teacher"]
+    one = LocalModel.load(teacher_folder, device="cpu").chat_format
+    told = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<script>alert(0)</script> ok?"},
+    ]
+    assert read["baseline"] == len(one.prompt_ids(told))
+    assert read["teacher"] is not None and read["teacher"] > len(one.prompt_ids(told))
+    assert measured["baseline"].performance.prompt_tokens != read["student"]
+
+
+def test_a_students_instructions_are_part_of_the_baselines_answers(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    def fingerprint(**fields: Any) -> str:
+        student = PretrainedStudent(model=str(teacher_folder), **fields)
+        run = run_of(store, local(teacher_folder), student=student, has_baseline=False)
+        return answers_stage(run.contestants[1], run.prompts, TASK, EVALUATION).fingerprint
+
+    assert fingerprint() != fingerprint(system_prompt="Be brief.")
+
+
+def test_a_student_from_scratch_has_nothing_to_say_untrained(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    run = run_of(store, local(teacher_folder), in_context=True)
+    assert [one.name for one in run.contestants] == ["teacher", "baseline", "student"]

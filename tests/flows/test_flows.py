@@ -66,9 +66,15 @@ def artifact(key: str) -> Any:
 def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
     tmp_path: Path, teacher: StubEndpoint
 ) -> None:
-    raw = make_recipe(tmp_path, teacher.base_url)
+    raw = make_recipe(
+        tmp_path,
+        teacher.base_url,
+        teacher={"system_prompt": "auto", "examples": {"kind": "nearest", "num_examples": 2}},
+    )
     first = distil(raw)
     outcome = first.result()
+    assert {len(body["messages"]) for body in teacher.requests} == {1 + 2 * 2 + 1}
+    assert {body["messages"][0]["content"][-10:] for body in teacher.requests} == {"\nwarm\ncold"}
     assert outcome.comparison.contestant("teacher").metrics["accuracy"].estimate == 1.0
     assert outcome.comparison.contestant("student").metrics["accuracy"].estimate > 0.9
     assert Store(raw["store"]["root"]).holds(outcome.report)

@@ -13,6 +13,8 @@ from distillery.preflight.models import check_models, check_prompts
 from distillery.storage.store import Store
 from schemas.data import DataSpec
 from schemas.errors import RecipeError
+from schemas.evaluation import EvaluationSpec
+from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.frames import PromptFrame, arrow_schema
 from schemas.refs import DatasetRef
@@ -20,6 +22,7 @@ from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import TrainingSpec
+from tests.fixtures_generation import write_prompts
 from tests.fixtures_models import CHAT_TEMPLATE, make_tiny_model
 
 ALTERNATING = (
@@ -28,8 +31,9 @@ ALTERNATING = (
     "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+LEAVES_OUT = "{% for message in messages if message['role'] != 'system' %}"
 DATA, WITH_SYSTEM = DataSpec(), DataSpec(system_prompt="Be brief.")
-TASK = TaskSpec(name="t", type="qa")
+TASK = TaskSpec(name="t", type="classification")
 HERE, ELSEWHERE = ExecutionSpec(), ExecutionSpec(mode="deployment")
 
 
@@ -81,6 +85,52 @@ def test_a_system_prompt_that_a_template_refuses_is_told(folder: Path) -> None:
     problems = check_models(*models, TASK, WITH_SYSTEM, HERE)
     told = "cannot render turns of ['system', 'user']: roles must alternate."
     assert [told in problem for problem in problems] == [True, True]
+    source = "The system turn comes from data.system_prompt."
+    assert [problem.endswith(source) for problem in problems] == [True, True]
+
+
+def test_instructions_that_a_template_refuses_are_told_of_whom_they_are_for(folder: Path) -> None:
+    student, teacher = _both(_alternating(folder))
+    told = student.model_copy(update={"system_prompt": "Be brief."})
+    assert check_models(student, teacher, TASK, DATA, HERE) == []
+    [problem] = check_models(told, teacher, TASK, DATA, HERE)
+    assert problem.endswith("The system turn comes from student.system_prompt.")
+    told_teacher = teacher.model_copy(update={"system_prompt": "auto"})
+    [problem] = check_models(student, told_teacher, TASK, DATA, HERE)
+    assert problem.endswith("The system turn comes from teacher.system_prompt.")
+    both = check_models(told, told_teacher, TASK, WITH_SYSTEM, HERE)
+    assert [problem.rpartition("comes from ")[2] for problem in both] == [
+        "student.system_prompt and data.system_prompt.",
+        "teacher.system_prompt and data.system_prompt.",
+    ]
+
+
+def test_a_template_that_passes_over_system_turns_is_told(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE.replace("{% for message in messages %}", LEAVES_OUT)
+    )
+    student, teacher = _both(folder)
+    assert check_models(student, teacher, TASK, DATA, HERE) == []
+    told = student.model_copy(update={"system_prompt": "Be brief."})
+    told_teacher = teacher.model_copy(update={"system_prompt": "Be brief."})
+    problems = check_models(told, told_teacher, TASK, DATA, HERE)
+    assert [problem.partition(",")[0] for problem in problems] == [
+        f"the {role}'s chat template ({str(folder)!r}) leaves system turns out"
+        for role in ("student", "teacher")
+    ]
+    assert "so teacher.system_prompt would never be read" in problems[1]
+
+
+def test_the_student_has_to_take_the_prompt_that_it_is_asked_with(folder: Path) -> None:
+    """Its own instructions are not in that prompt, and neither is its need to learn from it."""
+    student, _ = _both(_alternating(folder))
+    served = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1", system_prompt="auto")
+    untrained = EvaluationSpec(in_context_student=True)
+    assert check_models(student, served, TASK, DATA, HERE) == []
+    [problem] = check_models(student, served, TASK, DATA, HERE, None, untrained)
+    assert problem.endswith("The system turn comes from teacher.system_prompt.")
+    shown = served.model_copy(update={"system_prompt": None, "examples": FixedExamples()})
+    assert check_models(student, shown, TASK, DATA, HERE, None, untrained) == []
 
 
 def test_thoughts_that_the_students_template_has_no_place_for_are_told(folder: Path) -> None:
@@ -191,3 +241,22 @@ def test_a_row_whose_system_turn_a_template_leaves_out_is_named(
     own = "{% if messages[0]['role'] != 'system' %}<|system|>Be brief.<|end|>{% endif %}"
     (folder / "chat_template.jinja").write_text(own + CHAT_TEMPLATE)
     check_prompts(prompts, student, None, TASK, store)
+
+
+def test_rows_are_read_as_the_teachers_prompt_lays_them(folder: Path, tmp_path: Path) -> None:
+    _, teacher = _both(_alternating(folder))
+    store = StoreSpec(root=str(tmp_path / "store"))
+    prompts = write_prompts(store, [("train", "Hi"), ("gold", "Who?", "me")])
+    shown = teacher.model_copy(update={"examples": FixedExamples(num_examples=1)})
+    check_prompts(prompts, None, shown, TASK, store)
+    told = shown.model_copy(update={"system_prompt": "Be brief."})
+    with pytest.raises(RecipeError, match=r"^the teacher cannot read row 'p0' \(split 'train'\): "):
+        check_prompts(prompts, None, told, TASK, store)
+
+
+def test_too_few_gold_rows_are_told_of_a_served_teacher_too(tmp_path: Path) -> None:
+    store = StoreSpec(root=str(tmp_path / "store"))
+    prompts = write_prompts(store, [("train", "Hi"), ("gold", "Who?", "me")])
+    served = OpenAITeacher(model="m", base_url="http://127.0.0.1:1/v1", examples=FixedExamples())
+    with pytest.raises(RecipeError, match=r"num_examples is 4, but there are 1 different gold"):
+        check_prompts(prompts, None, served, TASK, store)

@@ -14,7 +14,7 @@ from tests.stub_endpoint import StubEndpoint, listing
 
 def check(recipe: Recipe) -> None:
     spine = (recipe.student, recipe.training, recipe.store, recipe.execution)
-    check_recipe(recipe.task, recipe.data, recipe.teacher, *spine)
+    check_recipe(recipe.task, recipe.data, recipe.teacher, *spine, recipe.evaluation)
 
 
 def check_alone(recipe: GenerationRecipe) -> None:
@@ -173,3 +173,22 @@ def test_a_label_map_that_leads_to_no_label_is_refused() -> None:
         "data.test.label_map makes '1' 'maybe', which is none of the labels 'entailment', "
         "'neutral', 'contradiction'. Correct it."
     ]
+
+
+def test_what_the_teachers_prompt_lacks_is_told_before_anything_is_read() -> None:
+    raw = changed("teacher.system_prompt", "One of: {labels}")
+    raw["teacher"] |= {"base_url": "http://127.0.0.1:1/v1", "examples": {"kind": "nearest"}}
+    raw["student"] = {
+        **{"kind": "from_scratch", "num_layers": 1, "hidden_size": 16, "intermediate_size": 32},
+        **{"num_heads": 2},
+    }
+    raw["evaluation"] = {"in_context_student": True}
+    with pytest.raises(RecipeError) as caught:
+        check(validate_recipe(raw, Recipe, source="r.yaml"))
+    told = str(caught.value)
+    for problem in (
+        "teacher.system_prompt holds '{labels}', but the task has none.",
+        "data.gold is missing, so teacher.examples has no rows to show.",
+        "evaluation.in_context_student is set, but a student from scratch knows nothing",
+    ):
+        assert problem in told

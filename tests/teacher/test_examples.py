@@ -73,6 +73,21 @@ def test_where_there_is_no_other_row_one_less_is_shown(
     assert (len(own), len(new)) == (6, 7)
 
 
+@pytest.mark.parametrize("spec", [FixedExamples(num_examples=2), NearestExamples(num_examples=2)])
+def test_a_longer_conversation_does_not_give_away_the_answer_to_its_beginning(
+    spec: FixedExamples | NearestExamples,
+) -> None:
+    first, reply, second = (
+        Message(role=role, content=text)
+        for role, text in (("user", "Hi, my card?"), ("assistant", "On its way."), ("user", "Oh!"))
+    )
+    parts: list[list[Message]] = [[first], [first, reply, second], *map(asking, TEXTS[:3])]
+    rows = [GoldRow(tuple(part), ("x",), content_hash(part)) for part in parts]
+    [begun, whole] = GoldRows(rows).before([[first], [first, reply, second]], spec)
+    assert {row.asked[0]["content"] for row in begun} <= set(TEXTS)
+    assert rows[1] not in whole and len(begun) == len(whole) == 2
+
+
 def test_more_examples_than_gold_rows_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"num_examples is 8, but there are 7 different gold"):
         shown(FixedExamples(num_examples=8), "one")
