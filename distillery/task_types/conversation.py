@@ -6,9 +6,10 @@ from distillery.task_types.overlap import TextOverlap
 class Conversation(TextOverlap):
     """A turn is compared with what the agent wrote, by ROUGE-L.
 
-    The metric that decides is paired row by row. BLEU of one short turn means nothing. chrF gives
-    unrelated turns in one language 10 to 20 %, which would flatter every share of the teacher's;
-    ROUGE-L gives them next to nothing, and takes off for what is said beyond the reference.
+    The metric that decides is compared row by row, and BLEU of one short turn means nothing. Of
+    the other two ROUGE-L gives less for nothing: 751 turns of a service desk have 9 % of it in
+    common with one another at random, but 13 % of chrF, so a share of the teacher's score says
+    more.
 
     >>> from schemas.task import TaskSpec
     >>> kind = Conversation(TaskSpec(name="t", type="conversation"))

@@ -45,13 +45,14 @@ class TextOverlap(TaskType):
         if response is None or not references:
             return dict.fromkeys(self.metrics)
         answer = self.parse(response)
-        return {**rouge(answer.text if answer else "", references, self.metrics)}
+        return rouge(answer.text if answer else "", references, self.metrics)
 
 
-def rouge(text: str, references: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
+def rouge(text: str, references: Sequence[str], metrics: Sequence[str]) -> dict[str, float | None]:
     """Return F-measures between a text and the best of the references, by the name of the metric.
 
-    Those of `rouge_score`, over the words of any script; no stemmer.
+    Those of `rouge_score`, over the words of any script; no stemmer. None is *unscored*: where no
+    reference has two words, nothing can have their pairs.
 
     Source: Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries.
 
@@ -59,7 +60,10 @@ def rouge(text: str, references: Sequence[str], metrics: Sequence[str]) -> dict[
     {'ROUGE-2': 0.8, 'ROUGE-L': 0.8571428571428571}
     """
     found = _rouge_scorer(tuple(metrics)).score_multi(references, text)
-    return {name: float(found[_ROUGE_TYPES[name]].fmeasure) for name in metrics}
+    scores = {name: float(found[_ROUGE_TYPES[name]].fmeasure) for name in metrics}
+    if scores.get("ROUGE-2") == 0 and all(len(words(one)) < 2 for one in references):
+        return scores | {"ROUGE-2": None}
+    return {**scores}
 
 
 @cache
