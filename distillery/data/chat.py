@@ -1,7 +1,7 @@
 """Chat messages: how a row becomes them, and how they are kept and compared."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from distillery.storage.fingerprint import canonical_json, sha256
@@ -44,6 +44,13 @@ def parse_messages(value: Any) -> list[Message]:
         raise MessageError("the last turn is the system's, so nothing is asked")
     _check_order(messages)
     return messages
+
+
+def refuse_tools(row: Mapping[str, Any]) -> None:
+    """Raise MessageError when tools are offered beside a row's messages, under OpenAI's names."""
+    for name in ("tools", "functions"):
+        if row.get(name) not in (None, "", [], {}, "[]", "{}", "null"):
+            raise MessageError(f"the row has {name!r}, and prompts are text alone")
 
 
 def _check_order(messages: list[Message]) -> None:

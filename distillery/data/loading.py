@@ -12,6 +12,7 @@ from distillery.data.chat import (
     content_hash,
     dump_messages,
     parse_messages,
+    refuse_tools,
 )
 from distillery.data.sources import SourceRow, check_source, read_source, source_identity
 from distillery.storage.fingerprint import canonical_json, sha256
@@ -143,6 +144,7 @@ def _load_rows(
         yield loaded | _asked(messages, split, content_hash(messages), data)
         return
     try:
+        refuse_tools(values)
         conversation = parse_messages(values.get(columns.messages))
     except MessageError as error:
         yield loaded | {"reason": DropReason.MALFORMED_MESSAGES.value, "detail": str(error)}

@@ -192,3 +192,26 @@ def test_what_the_teachers_prompt_lacks_is_told_before_anything_is_read() -> Non
         "evaluation.in_context_student is set, but a student from scratch knows nothing",
     ):
         assert problem in told
+
+
+def test_a_conversation_needs_messages_in_every_split() -> None:
+    raw = changed("task.type", "conversation")
+    raw["data"]["prompt_template"] = "{question}"
+    raw["data"]["gold"] = {"kind": "file", "path": "c.jsonl", "columns": {"messages": "turns"}}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError) as caught:
+        check(recipe)
+    for split in ("train", "test"):
+        assert (
+            f"data.{split}.columns.messages is missing, and task.type 'conversation' reads "
+            "nothing else. Name the column with the conversations."
+        ) in str(caught.value)
+    assert "data.gold" not in str(caught.value)
+
+
+def test_one_reference_for_every_turn_of_a_conversation_is_refused() -> None:
+    raw = changed("data.turns", "every")
+    raw["data"]["test"]["columns"] = {"messages": "turns", "reference": "answer"}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError, match=r"data\.test\.columns\.reference names one answer"):
+        check(recipe)

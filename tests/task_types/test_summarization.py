@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """A summary is scored by what it has in common with the best of its references."""
 
 from typing import Any
