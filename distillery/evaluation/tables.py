@@ -18,11 +18,11 @@ Row = dict[str, str]
 
 
 def measured_rows(comparison: Comparison) -> list[Row]:
-    """Return each contestant's own figures."""
-    return [_measured(row) for row in comparison.contestants]
+    """Return each contestant's own figures; of its metrics the primary one."""
+    return [_measured(row, comparison.metric) for row in comparison.contestants]
 
 
-def _measured(row: ContestantFigures) -> Row:
+def _measured(row: ContestantFigures, metric: str) -> Row:
     speed, declared = row.performance, " (declared)" if row.declared_source else ""
     return {
         "model": row.name,
@@ -30,7 +30,7 @@ def _measured(row: ContestantFigures) -> Row:
         "memory usage": bytes_text(row.memory_bytes) + declared,
         "inference time (p50)": seconds_text(speed.latency_p50_s),
         "inference time (p95)": seconds_text(speed.latency_p95_s),
-        **{name: interval_text(interval) for name, interval in row.metrics.items()},
+        metric: interval_text(row.metrics[metric]),
         "throughput (queries/h)": rate_text(speed.queries_per_hour),
         "tokens/s": rate_text(speed.tokens_per_s),
         "prompt tokens": _tokens_text(speed.prompt_tokens),
@@ -51,6 +51,15 @@ def relative_rows(comparison: Comparison) -> list[Row]:
         }
         rows.append({"model": name} | {f"{key} vs {TEACHER}": text for key, text in cells.items()})
     return rows
+
+
+def quality_rows(comparison: Comparison) -> list[Row]:
+    """Return every metric of each contestant; nothing where the primary one is all there is."""
+    return [
+        {"model": row.name} | {name: interval_text(found) for name, found in row.metrics.items()}
+        for row in comparison.contestants
+        if len(row.metrics) > 1
+    ]
 
 
 def fidelity_rows(comparison: Comparison) -> list[Row]:
@@ -103,6 +112,7 @@ def table_rows(comparison: Comparison) -> list[Row]:
     names = _fidelity_metrics(comparison)
     return [
         measured
+        | {name: interval_text(found) for name, found in row.metrics.items()}
         | relative
         | {
             f"{name} on {TEACHER}'s answers": interval_text(row.fidelity.get(name))
@@ -136,6 +146,7 @@ def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
     num_labels = len(comparison.labels)
     some = f", the student's lowest {_MOST_LABELS} of {num_labels:,}"
     tables = {
+        "Every metric": quality_rows(comparison),
         "Fidelity: the teacher's answers as references": fidelity_rows(comparison),
         "Recall by label" + (some if num_labels > _MOST_LABELS else ""): label_rows(comparison),
         "The student's most frequent confusions": confusion_rows(comparison),

@@ -30,8 +30,8 @@ def test_table_has_the_models_as_rows_and_the_figures_with_units() -> None:
 
 def test_markdown_table_is_aligned() -> None:
     lines = [line for line in markdown(comparison()).splitlines() if line.startswith("|")]
-    assert len(lines) == 22
-    for table in (lines[:5], lines[5:10], lines[10:14], lines[14:19], lines[19:]):
+    assert len(lines) == 27
+    for table in (lines[:5], lines[5:10], lines[10:15], lines[15:19], lines[19:24], lines[24:]):
         assert len({len(line) for line in table}) == 1
 
 
