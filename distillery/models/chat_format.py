@@ -5,7 +5,6 @@ what is scored agree.
 """
 
 import copy
-import datetime
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from unicodedata import normalize
 
-from distillery.data.chat import SYSTEM_SEPARATOR, Message
+from distillery.data.chat import Message
+from distillery.models.chat_templates import written_date
 from distillery.task_types.thoughts import THOUGHT_MARKS, split_thoughts
 from schemas.errors import DistilleryError, RecipeError, TrainingError
 
@@ -23,18 +23,8 @@ IGNORED = -100
 Conversation = Sequence[Mapping[str, Any]]
 """Turns of {role, content}."""
 
-TODAY = "2026-01-15"
-"""The date that templates which read the clock are given, whenever a run takes place (decision
-0020). Another one changes what models read: raise the logic versions of their stages."""
-
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for the thoughts of a turn."""
-
-_CLOCK = "strftime_now"
-_DATE_PARTS = ["%F", "%-d", "%-m", *(f"%{letter}" for letter in "AaBbdejmYyHIMSpUVwTD")]
-_FIXED_DATE = re.compile(
-    rf"\{{% macro {_CLOCK}\(format\) %\}}.*?'%F', '(?P<date>[\d-]+)'.*?\{{% endmacro \+%\}}"
-)
 
 _PROBE = [Message(role="user", content="What is six times seven?")]
 _PROBE_RESPONSE = "Forty-two."
@@ -104,8 +94,7 @@ class ChatFormat:
     @property
     def date(self) -> str | None:
         """Return the date that the template gives as today's; None where it reads no clock."""
-        found = _FIXED_DATE.search(self.tokenizer.get_chat_template())
-        return found and found["date"]
+        return written_date(self.tokenizer.get_chat_template())
 
     def row(
         self, messages: Conversation, response: str, reasoning: str | None = None
@@ -376,59 +365,3 @@ def _thoughts_at_end(prompt: str) -> list[tuple[str, re.Match[str]]]:
         for start, shut in THOUGHT_MARKS.items()
     )
     return [(shut, found) for shut, pattern in patterns if (found := re.search(pattern, prompt))]
-
-
-def with_template_kwargs(template: str, kwargs: Mapping[str, Any]) -> str:
-    """Return ``template`` with ``kwargs`` written into it, and one date for every run.
-
-    So they hold wherever the tokenizer goes: in training, scoring, evaluation, and with whoever
-    serves the saved student. The function `strftime_now`, by which templates read the clock, is
-    given TODAY, or the date that ``kwargs`` have under its name.
-
-    Raises:
-        RecipeError: That is not a date.
-
-    >>> with_template_kwargs("{% if enable_thinking %}...", {"enable_thinking": False})
-    '{% set enable_thinking = False +%}{% if enable_thinking %}...'
-    """
-    fixed = _FIXED_DATE.search(template)  # a student's of ours, which is trained further
-    date = kwargs.get(_CLOCK, fixed["date"] if fixed else TODAY)
-    template = _FIXED_DATE.sub("", template)
-    clock = _fixed_clock(date) if _CLOCK in template else ""
-    named = sorted(kwargs.keys() - {_CLOCK})
-    settings = "".join(f"{{% set {name} = {kwargs[name]!r} +%}}" for name in named)
-    return clock + settings + template
-
-
-def with_system_prompt(template: str, text: str) -> str:
-    r"""Return ``template`` with ``text`` before the system turn, or as one where there is none.
-
-    Like settings of the template, it goes wherever the tokenizer goes. What it writes is what
-    :func:`distillery.data.chat.with_system_turn` makes of messages.
-
-    >>> from jinja2 import Template
-    >>> turns = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
-    >>> brief = Template(with_system_prompt(turns, "Be brief."))
-    >>> brief.render(messages=[{"role": "user", "content": "Hi"}])
-    '[system] Be brief. [user] Hi '
-    """
-    system = "{'role': 'system', 'content': %s}"
-    before = system % f"{text + SYSTEM_SEPARATOR!r} + messages[0]['content']"
-    return (
-        "{% if messages and messages[0]['role'] == 'system' %}"
-        f"{{% set messages = [{before}] + messages[1:] | list %}}{{% else %}}"
-        f"{{% set messages = [{system % repr(text)}] + messages | list %}}{{% endif +%}}" + template
-    )
-
-
-def _fixed_clock(date: Any) -> str:
-    """Return a macro that takes the place of `strftime_now`, whenever it is called."""
-    try:
-        day = datetime.datetime.fromisoformat(date)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"chat_template_kwargs.strftime_now is {date!r}, not a date, so the chat template "
-            "could not write it. Give it as '2026-01-31', in quotes."
-        ) from error
-    parts = "".join(f" | replace('{part}', '{day.strftime(part)}')" for part in _DATE_PARTS)
-    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}"

@@ -8,8 +8,12 @@ from typing import Any, Self
 
 from pydantic import JsonValue
 
-from distillery.models.chat_format import ChatFormat, with_system_prompt, with_template_kwargs
-from distillery.models.chat_templates import CHAT_TEMPLATES
+from distillery.models.chat_format import ChatFormat
+from distillery.models.chat_templates import (
+    CHAT_TEMPLATES,
+    with_system_prompt,
+    with_template_kwargs,
+)
 from schemas.errors import RecipeError
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.teacher import TransformersTeacher

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from distillery.models.chat_format import ChatFormat, with_system_prompt
+from distillery.models.chat_format import ChatFormat
+from distillery.models.chat_templates import with_system_prompt
 from distillery.models.loading import ModelFiles, quiet_transformers
 from distillery.models.vocabulary import vocabulary_size
 from schemas.errors import TrainingError

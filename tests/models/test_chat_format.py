@@ -10,12 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillery.data.chat import with_system_turn
-from distillery.models.chat_format import (
-    IGNORED,
-    ChatFormat,
-    with_system_prompt,
-    with_template_kwargs,
-)
+from distillery.models.chat_format import IGNORED, ChatFormat
+from distillery.models.chat_templates import with_system_prompt, with_template_kwargs
 from distillery.training.batches import PadRight
 from schemas.errors import RecipeError, TrainingError
 from tests.fixtures_templates import (

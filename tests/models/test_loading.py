@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from distillery.models.chat_format import TODAY, ChatFormat
+from distillery.models.chat_format import ChatFormat
+from distillery.models.chat_templates import TODAY
 from distillery.models.loading import ModelFiles
 from distillery.models.students import train_tokenizer
 from schemas.errors import RecipeError, TrainingError
