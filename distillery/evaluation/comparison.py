@@ -272,7 +272,7 @@ def _majority(references: Iterable[str], kind: TaskType) -> tuple[str | None, Sc
         return None, np.full(len(values), np.nan)
     answer = right[values.index(value)][0]
     scores = [kind.score(answer, texts)[kind.primary] for texts in right]
-    return answer, np.array(scores, dtype="float64")
+    return min(answer, value, key=len), np.array(scores, dtype="float64")
 
 
 def _value(text: str, kind: TaskType) -> str:

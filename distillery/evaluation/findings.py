@@ -166,6 +166,9 @@ def _in_context_sentence(comparison: Comparison) -> str | None:
         return f"{text}; too few rows for an interval."
     if lead.low > 0:
         return f"{text}: the interval is above 0, so the training is worth more than the prompt."
+    quality = asked.metrics[comparison.metric]
+    if not quality or quality.estimate == 0:
+        return f"{text}: the interval is not above 0, and neither scores at all."
     many, few = asked.performance.prompt_tokens, student.performance.prompt_tokens
     counted = many is not None and few is not None
     cost = f" at {many:,.0f} prompt tokens instead of {few:,.0f}" if counted else ""

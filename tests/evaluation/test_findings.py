@@ -34,4 +34,9 @@ def test_a_prompt_that_does_as_well_as_the_training_is_told() -> None:
     assert said([1.0] * 4 + [0.0] * 16).endswith(
         "the interval is above 0, so the training is worth more than the prompt."
     )
+    nothing = {**SCORES, "student": [0.0] * 20, "in-context student": [0.0] * 20}
+    assert any(
+        f.text.endswith("not above 0, and neither scores at all.")
+        for f in findings(comparison(nothing))
+    )
     assert not any("untrained" in finding.text for finding in findings(comparison()))
