@@ -99,6 +99,8 @@ OTHER_VALUES: dict[str, Any] = {
     "DataSpec.prompt_template": "{question}",
     "DataSpec.test": FileSource(path="test.jsonl", max_rows=5),
     "FileSource.encoding": "latin-1",
+    "FileSource.label_map": {"0": "refund"},
+    "HubSource.label_map": {"0": "refund"},
     "TransformersTeacher.chat_template_kwargs": {"enable_thinking": False},
     "PretrainedStudent.chat_template_kwargs": {"enable_thinking": False},
     "FromScratchStudent.chat_template_kwargs": {"enable_thinking": False},
