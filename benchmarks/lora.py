@@ -25,8 +25,8 @@ from schemas.execution import StoreSpec
 from schemas.student import PretrainedStudent
 from schemas.training import LoraMethod, TrainingSpec
 
-MOST_REPEATS = 3
-"""TRL takes minutes for a few steps."""
+MOST_REPEATS = 2
+"""Of four minutes on a quiet machine, most of them TRL's."""
 
 # Both compute in bfloat16, which has 8 bits: sums in another order differ in the third digit.
 _SAME_LOSS = 0.01
