@@ -55,6 +55,7 @@ def _summary(result: StageResult) -> list[tuple[str, str]]:
         ("rows", f"{counts['rows']:,}"),
         ("response tokens", f"{counts['response_tokens']:,}"),
         ("left out, longer than the teacher's context", f"{counts['left_out_too_long']:,}"),
+        ("left out, not writable by the teacher", f"{counts['left_out_not_written']:,}"),
         ("kept per token", f"{made['k']} {what}"),
         ("distillation temperature", f"{made['distillation_temperature']:g}"),
         ("mass on them, mean", f"{kept:.2%}"),

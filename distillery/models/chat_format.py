@@ -23,6 +23,8 @@ IGNORED = -100
 Conversation = Sequence[Mapping[str, Any]]
 """Turns of {role, content}."""
 
+_MOST_NOT_WRITTEN = 0.01
+
 _THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Where templates look for the thoughts of a turn."""
 
@@ -355,6 +357,25 @@ class ChatFormat:
         return TrainingError(
             f"the chat template does not keep the response {response!r:.80} (it renders "
             f"{kept!r:.80}), so the student would learn another text. Use a template that keeps it."
+        )
+
+
+def refuse_many_not_written(reasons: Mapping[str, str], num_rows: int) -> None:
+    """Return when few of ``num_rows`` rows cannot be written in a chat format: 1 %, 1 at least.
+
+    One with a special token in it is dirt; more are the wrong model or template.
+
+    Args:
+        reasons: Why each of them cannot be written, by `prompt_id`.
+        num_rows: All rows.
+
+    Raises:
+        TrainingError: There are more.
+    """
+    if len(reasons) > max(1, _MOST_NOT_WRITTEN * num_rows):
+        first, why = next(iter(reasons.items()))
+        raise TrainingError(
+            f"{len(reasons)} of {num_rows} rows cannot be learnt, first {first!r}: {why}"
         )
 
 

@@ -39,6 +39,10 @@ _DATE_PARTS = ["%F", "%-d", "%-m", *(f"%{letter}" for letter in "AaBbdejmYyHIMSp
 _FIXED_DATE = re.compile(
     rf"\{{% macro {_CLOCK}\(format\) %\}}.*?'%F', '(?P<date>[\d-]+)'.*?\{{% endmacro \+%\}}"
 )
+_HAS_SYSTEM_TURN = "{% if messages and messages[0]['role'] == 'system' %}"
+_OWN_SYSTEM_PROMPT = re.compile(
+    rf"{re.escape(_HAS_SYSTEM_TURN)}\{{% set messages = \[.*?\{{% endif \+%\}}"
+)
 
 
 def written_date(template: str) -> str | None:
@@ -60,11 +64,14 @@ def with_template_kwargs(template: str, kwargs: Mapping[str, Any]) -> str:
     >>> with_template_kwargs("{% if enable_thinking %}...", {"enable_thinking": False})
     '{% set enable_thinking = False +%}{% if enable_thinking %}...'
     """
-    fixed = _FIXED_DATE.search(template)  # a student's of ours, which is trained further
+    # What is there already is from a student of ours, which is trained further.
+    fixed = _FIXED_DATE.search(template)
     date = kwargs.get(_CLOCK, fixed["date"] if fixed else TODAY)
     template = _FIXED_DATE.sub("", template)
     clock = _fixed_clock(date) if _CLOCK in template else ""
     named = sorted(kwargs.keys() - {_CLOCK})
+    for name in named:
+        template = re.sub(rf"\{{% set {re.escape(name)} = .*? \+%\}}", "", template)
     settings = "".join(f"{{% set {name} = {kwargs[name]!r} +%}}" for name in named)
     return clock + settings + template
 
@@ -81,11 +88,11 @@ def with_system_prompt(template: str, text: str) -> str:
     >>> brief.render(messages=[{"role": "user", "content": "Hi"}])
     '[system] Be brief. [user] Hi '
     """
+    template = _OWN_SYSTEM_PROMPT.sub("", template)  # of a student that is trained further
     system = "{'role': 'system', 'content': %s}"
     before = system % f"{text + SYSTEM_SEPARATOR!r} + messages[0]['content']"
     return (
-        "{% if messages and messages[0]['role'] == 'system' %}"
-        f"{{% set messages = [{before}] + messages[1:] | list %}}{{% else %}}"
+        f"{_HAS_SYSTEM_TURN}{{% set messages = [{before}] + messages[1:] | list %}}{{% else %}}"
         f"{{% set messages = [{system % repr(text)}] + messages | list %}}{{% endif +%}}" + template
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.data.chat import load_messages
-from distillery.models.chat_format import ChatFormat
+from distillery.models.chat_format import ChatFormat, refuse_many_not_written
 from distillery.objectives.base import Objective
 from distillery.storage.store import Store
 from distillery.training.job import TrainingJob
@@ -16,9 +16,6 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation")
 _ROWS_IN_MEMORY = 50
-_MOST_NOT_WRITTEN = 0.01
-"""Share of the rows, 1 at least, that may be left out because the student's chat format cannot
-write them: one with a special token in it is dirt, more are the wrong model or template."""
 
 
 class TokenRows:
@@ -69,12 +66,8 @@ class TokenRows:
                 len(self.too_long), most, self.too_long[0],
             )  # fmt: skip
         if self.not_written:
+            refuse_many_not_written(self.not_written, self._job.rows.num_rows)
             first, why = next(iter(self.not_written.items()))
-            if len(self.not_written) > max(1, _MOST_NOT_WRITTEN * self._job.rows.num_rows):
-                raise TrainingError(
-                    f"{len(self.not_written)} of {self._job.rows.num_rows} rows cannot be learnt, "
-                    f"first {first!r}: {why}"
-                )
             logger.warning(
                 "%d rows cannot be learnt and are left out, first %s: %s",
                 len(self.not_written), first, why,

@@ -211,6 +211,29 @@ def test_a_students_instructions_stay_with_its_tokenizer(tmp_path: Path) -> None
         assert each.tokenizer.decode(ids) == prompt
 
 
+def test_a_student_that_is_trained_further_reads_what_its_new_recipe_says(tmp_path: Path) -> None:
+    asking = "<|assistant|>{{ strftime_now('%Y') }}{{ style }}{{ length }}:"
+    came = _saved(tmp_path, chat_template=CHAT_TEMPLATE.replace("<|assistant|>", asking))
+
+    def prompt(model: str, **named: Any) -> str:
+        spec = PretrainedStudent(model=model, **named)
+        tokenizer = ModelFiles.of(spec).chat_format().tokenizer
+        tokenizer.save_pretrained(tmp_path / "saved")
+        turns = [{"role": "user", "content": "Hi"}]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text.replace("<|end|>", "")
+
+    saved, first = str(tmp_path / "saved"), {"style": "wordy", "length": 9}
+    told = "<|system|>Be brief.<|user|>Hi<|assistant|>2026wordy9:"
+    named: dict[str, Any] = {"system_prompt": "Be brief.", "chat_template_kwargs": first}
+    assert prompt(came, **named) == told
+    assert prompt(saved) == told
+    assert prompt(saved, **named) == told
+    assert prompt(saved, chat_template_kwargs={"style": "terse"}) == told.replace("wordy", "terse")
+    later = prompt(saved, system_prompt="Be kind.", chat_template_kwargs={"length": 1})
+    assert later == "<|system|>Be kind.<|user|>Hi<|assistant|>2026terse1:"
+
+
 def test_a_teachers_instructions_are_no_part_of_its_template(tmp_path: Path) -> None:
     spec = TransformersTeacher(model=_saved(tmp_path), system_prompt="auto")
     chat_format = ModelFiles.of(spec).chat_format()

@@ -7,6 +7,7 @@ B = rows, T = longest row, N = response tokens of a batch, C = those of a chunk,
 V = vocabulary.
 """
 
+import contextlib
 import gc
 import inspect
 import itertools
@@ -24,7 +25,7 @@ from distillery.models.output_layer import SplitModel, response_states
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
 from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens, uniform_numbers
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
-from schemas.errors import RecipeError, TeacherError
+from schemas.errors import DistilleryError, RecipeError, TeacherError
 from schemas.objectives import SoftTargets
 from schemas.teacher import TransformersTeacher
 
@@ -66,13 +67,18 @@ class LocalScorer:
         )
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
-        """Yield the scores in the order of ``rows``; rows longer than the context are left out.
+        """Yield the scores in the order of ``rows``.
+
+        Left out are rows longer than the context, and those that have an :meth:`obstacle`.
 
         Raises:
-            TrainingError: The teacher's chat template changes prompt or response.
             TeacherError: A batch does not fit into memory, or logits are not finite.
         """
-        tokenized = [self._local.chat_format.row(r.messages, r.response) for r in rows]
+        written: list[tuple[ScoringRow, TokenizedRow]] = []
+        for row in rows:
+            with contextlib.suppress(DistilleryError):
+                written.append((row, self._tokens(row)))
+        rows, tokenized = [row for row, _ in written], [tokens for _, tokens in written]
         scored: dict[int, ScoredRow] = {}
         for batch in self._batches([len(tokens.input_ids) for tokens in tokenized]):
             try:
@@ -85,6 +91,17 @@ class LocalScorer:
             scored |= zip(batch, found, strict=True)
         for n in sorted(scored):
             yield scored[n]
+
+    def obstacle(self, row: ScoringRow) -> str | None:
+        """Return why the teacher's chat format cannot write ``row``; None when it can."""
+        try:
+            self._tokens(row)
+        except DistilleryError as error:
+            return str(error)
+        return None
+
+    def _tokens(self, row: ScoringRow) -> TokenizedRow:
+        return self._local.chat_format.row(row.messages, row.response)
 
     def close(self) -> None:
         """Drop the model, so that training in this process has the memory."""

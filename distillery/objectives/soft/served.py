@@ -95,6 +95,10 @@ class ServedScorer:
                 if scored is not None:
                     yield scored
 
+    def obstacle(self, row: ScoringRow) -> str | None:
+        """Return None: the server's template writes what it is given."""
+        return None
+
     def probe(self, row: ScoringRow, response_ids: list[int]) -> None:
         """Do what scoring does, with one row. Errors are those of :func:`check_served`."""
         list(self._client.ahead([self._probe(row, response_ids)], 1))

@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from distillery.data.chat import load_messages
+from distillery.models.chat_format import refuse_many_not_written
 from distillery.models.hardware import cpu_threads
 from distillery.objectives.soft.stored import Scorer, ScoringRow, to_batch, write_targets
 from distillery.storage.fingerprint import sha256
@@ -81,9 +83,9 @@ def score_soft_targets(
 ) -> StageResult:
     """Return `soft_targets`: the teacher's probabilities along the responses of ``rows``.
 
-    Rows that do not fit the teacher's context are left out, counted, and the first of them named
-    in the manifest. Scores are kept a part at a time, so a stage that was killed goes on where it
-    was; one that is forced does not.
+    Rows that do not fit the teacher's context are left out, as are a few that its chat format
+    cannot write; both are counted, and the first named in the manifest. Scores are kept a part at a
+    time, so a stage that was killed goes on where it was; one that is forced does not.
 
     Args:
         rows: A TrainingFrame.
@@ -97,7 +99,7 @@ def score_soft_targets(
 
     Raises:
         RecipeError: The objective is not soft targets, or the teacher cannot show them.
-        TrainingError: The teacher's chat template changes a prompt or a response.
+        TrainingError: The teacher's chat template changes a prompt, or too many responses.
         TeacherError: The teacher fails, or no row fits its context.
     """
     stage = scoring_stage(rows, prompts, teacher, task, training)
@@ -108,7 +110,7 @@ def score_soft_targets(
         if execution.forces(stage.name):
             attempt.store.delete(attempt.checkpoints_uri)
         with cpu_threads(execution), contextlib.closing(_open_scorer(teacher, training)) as scorer:
-            scoring = _Scoring(attempt.store, attempt.checkpoints_uri, scorer)
+            scoring = _Scoring(attempt.store, attempt.checkpoints_uri, scorer, rows.num_rows)
             chunks = _chunks(attempt.store, rows, prompt, most_chars=_CHUNK_CHARS // soft.k)
 
             def batches() -> Iterator[pa.RecordBatch]:
@@ -130,6 +132,7 @@ def score_soft_targets(
             "rows": ref.num_rows,
             "response_tokens": scoring.num_tokens,
             "left_out_too_long": len(scoring.too_long),
+            "left_out_not_written": len(scoring.not_written),
         }
         num_bytes = attempt.store.fs.du(attempt.store.path(ref.uri))
         attempt.facts |= {
@@ -139,6 +142,8 @@ def score_soft_targets(
             "left_out_first_ids": [*scoring.too_long[:_NAMED_ROWS]],
             "rows_scored_before": scoring.num_found,
         }
+        if scoring.not_written:
+            attempt.facts["not_written"] = dict(islice(scoring.not_written.items(), _NAMED_ROWS))
 
     return run_stage(stage, store, execution, work)
 
@@ -151,16 +156,20 @@ class _Scoring:
     Arrow reads damaged numbers without noticing.
     """
 
-    def __init__(self, store: Store, uri: str, scorer: Scorer) -> None:
-        """Keep files below ``uri``."""
-        self._store, self._uri, self._scorer = store, uri, scorer
+    def __init__(self, store: Store, uri: str, scorer: Scorer, num_rows: int) -> None:
+        """Keep files below ``uri``; there will be ``num_rows`` rows."""
+        self._store, self._uri, self._scorer, self._num_rows = store, uri, scorer, num_rows
         self.num_found, self.num_tokens, self.kept_mass = 0, 0, 0.0
         self.too_long: list[str] = []
+        self.not_written: dict[str, str] = {}
 
     def scored(self, rows: Sequence[ScoringRow]) -> pa.RecordBatch:
-        """Return the scores of ``rows`` that fit, in order: found in the store, or made and kept.
+        """Return the scores of ``rows`` as far as they have any, in order: found, or made and kept.
 
-        Errors are those of the scorer.
+        Errors are those of the scorer, and:
+
+        Raises:
+            TrainingError: Too many rows cannot be written in the teacher's chat format.
         """
         meta = self._scorer.meta
         uri = f"{self._uri}/{sha256([meta.model_dump(mode='json'), rows])}.arrow"
@@ -178,7 +187,14 @@ class _Scoring:
         self.num_tokens += len(log_rest_N)
         self.kept_mass += float(-np.expm1(log_rest_N, dtype=np.float64).sum())
         scored = set(batch["prompt_id"].to_pylist())
-        self.too_long += [row.prompt_id for row in rows if row.prompt_id not in scored]
+        for row in rows:
+            if row.prompt_id in scored:
+                continue
+            if why := self._scorer.obstacle(row):
+                self.not_written[row.prompt_id] = why
+            else:
+                self.too_long.append(row.prompt_id)
+        refuse_many_not_written(self.not_written, self._num_rows)
         return batch
 
     def _found(self, uri: str) -> bytes | None:
@@ -200,6 +216,12 @@ class _Scoring:
             logger.warning(
                 "%d rows do not fit the teacher's context and have no soft targets, first %s",
                 len(self.too_long), self.too_long[0],
+            )  # fmt: skip
+        if self.not_written:
+            first, why = next(iter(self.not_written.items()))
+            logger.warning(
+                "%d rows cannot be written by the teacher and have no soft targets, first %s: %s",
+                len(self.not_written), first, why,
             )  # fmt: skip
 
 

@@ -115,7 +115,13 @@ class Scorer(Protocol):
     meta: SoftTargetMeta
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
-        """Yield the scores in the order of ``rows``; rows longer than the context are left out."""
+        """Yield the scores in the order of ``rows``.
+
+        Left out are rows longer than the context, and those that have an :meth:`obstacle`.
+        """
+
+    def obstacle(self, row: ScoringRow) -> str | None:
+        """Return why the chat format cannot write ``row``; None when it can, or a server does."""
 
     def close(self) -> None:
         """Let go of the model, or of connections."""

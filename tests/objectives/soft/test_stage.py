@@ -16,7 +16,7 @@ from distillery.objectives.soft.stage import score_soft_targets, scoring_stage
 from distillery.objectives.soft.stored import read_meta, read_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
-from schemas.errors import TeacherError
+from schemas.errors import TeacherError, TrainingError
 from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef
@@ -100,7 +100,12 @@ def test_the_stage_scores_all_rows_that_fit_and_is_reused(
         np.testing.assert_allclose(found.log_rest_N, row.log_rest_N, atol=1e-5)
     manifest = result.manifest
     num_tokens = sum(len(row.response_ids) for row in scored)
-    assert manifest.counts == {"rows": 7, "response_tokens": num_tokens, "left_out_too_long": 1}
+    assert manifest.counts == {
+        "rows": 7,
+        "response_tokens": num_tokens,
+        "left_out_too_long": 1,
+        "left_out_not_written": 0,
+    }
     assert manifest.facts["left_out_first_ids"] == ["long"]
     rest_N = np.concatenate([row.log_rest_N for row in scored])
     assert manifest.facts["mean_kept_mass"] == pytest.approx(1 - np.exp(rest_N).mean(), rel=1e-5)
@@ -239,6 +244,30 @@ def test_a_teacher_that_no_row_fits_is_an_error(folder: Path, tmp_path: Path) ->
     with pytest.raises(TeacherError, match="none of 1 rows fits the context of teacher"):
         _run(spec, rows, folder)
     assert Store(spec.root).list_folders(f"{STAGE.name}") in ([], [_folder_of(rows, folder)])
+
+
+def test_a_row_that_the_teacher_cannot_write_is_left_out_and_more_end_the_stage(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, asked = StoreSpec(root=str(tmp_path)), rows_to_score()
+    dirty = asked[0]._replace(prompt_id="dirty", response="stop at <|end|> here")
+    rows = put_rows(spec, [*asked[:2], dirty, *asked[2:]])
+    monkeypatch.setattr("distillery.objectives.soft.stage._CHUNK_ROWS", 3)
+    with pytest.raises(Killed):
+        _run(spec, rows, folder, on_progress=_die)
+    result = _run(spec, rows, folder)
+    counts = result.manifest.counts
+    facts: Any = result.manifest.facts
+    assert facts["rows_scored_before"] == 3
+    assert (counts["rows"], counts["left_out_too_long"]) == (len(asked), 0)
+    assert counts["left_out_not_written"] == 1
+    assert "'<|end|>', a special token" in facts["not_written"]["dirty"]
+    read = read_targets(Store(spec.root), result.dataset("soft_targets"))
+    assert [row.prompt_id for row in read] == [row.prompt_id for row in asked]
+    assert "1 rows cannot be written by the teacher and have no soft targets" in caplog.text
+    rows = put_rows(spec, [dirty, *asked, dirty._replace(prompt_id="dirty too")], "more")
+    with pytest.raises(TrainingError, match=r"2 of 9 rows cannot be learnt, first 'dirty': the re"):
+        _run(spec, rows, folder)
 
 
 def _folder_of(rows: DatasetRef, folder: Path) -> str:
