@@ -201,8 +201,8 @@ class _Beside(SoftTargetObjective):
     def features(self) -> dict[str, Any]:
         from datasets import List, Value
 
-        ints = List(Value("int32"))
-        return {"teacher_input_ids": ints, "teacher_labels": ints}
+        whole, ints = Value("int32"), List(Value("int32"))
+        return {"teacher_input_ids": ints, "teacher_labels": ints, "teacher_length": whole}
 
     def columns(self, split: str) -> Columns:
         return self._of_row
@@ -219,7 +219,11 @@ class _Beside(SoftTargetObjective):
                 f"row {name!r} has {num_tokens} tokens, more than the {most} that the teacher "
                 "reads, so it cannot teach it. Lower training.max_length."
             )
-        return {"teacher_input_ids": theirs.input_ids, "teacher_labels": theirs.labels}
+        return {
+            "teacher_input_ids": theirs.input_ids,
+            "teacher_labels": theirs.labels,
+            "teacher_length": num_tokens,
+        }
 
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
         return tokens(rows, "teacher_")

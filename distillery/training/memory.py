@@ -107,6 +107,7 @@ class MemoryEstimate:
     max_length: int  # tokens of the longest row
     vocab_size: int  # logits that count
     teacher: TeacherSize | None
+    teacher_length: int  # tokens of the longest row as that teacher reads it, with its own prompt
     num_processes: int  # each with a device of its own, or a share of the CPU
     chunk_tokens: int  # response tokens whose logits exist at a time
     holds_logits: bool  # all logits of a forward pass exist at a time, as the student changes them
@@ -126,7 +127,7 @@ class MemoryEstimate:
             "logits": self._logits(),
         }
         if self.teacher is not None:
-            activations = self.rows * self.max_length * self.teacher.bytes_per_token
+            activations = self.rows * self.teacher_length * self.teacher.bytes_per_token
             parts["teacher"] = self.teacher.weight_bytes + activations + self._chunk_bytes
         return parts
 

@@ -86,9 +86,10 @@ def check_memory(
         num_parameters=sum(p.numel() for p in parameters),
         num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
         training=training,
-        max_length=max(max(lengths(rows), default=0) for rows in splits.values()),
+        max_length=_longest(splits),
         vocab_size=vocab_size,
         teacher=TeacherSize.of(teacher.model) if teacher else None,
+        teacher_length=_longest(splits, "teacher_") if teacher else 0,
         num_processes=arguments.world_size,
         chunk_tokens=default_chunk_tokens(vocab_size, arguments.device),
         holds_logits=holds_logits,
@@ -96,6 +97,10 @@ def check_memory(
     logger.info("training takes about %s", estimate.sentence)
     estimate.check(available_memory(arguments.device), str(arguments.device))
     return {"memory_estimate_bytes": estimate.parts | {"peak": estimate.total}}
+
+
+def _longest(splits: dict[str, Any], whose: str = "") -> int:
+    return max(max(lengths(rows, whose), default=0) for rows in splits.values())
 
 
 def check_packing(model: Any, rows: Any) -> None:
@@ -134,8 +139,10 @@ def check_packing(model: Any, rows: Any) -> None:
 
 
 def longest_rows(rows: Any, num_rows: int) -> Any:
-    """Return the rows that take the most memory."""
+    """Return the rows that take the most memory: a teacher's prompt may be most of a row."""
     num_tokens = lengths(rows)
+    if "teacher_length" in rows.column_names:
+        num_tokens = [a + b for a, b in zip(num_tokens, lengths(rows, "teacher_"), strict=True)]
     return rows.select(sorted(range(len(rows)), key=lambda at: -num_tokens[at])[:num_rows])
 
 

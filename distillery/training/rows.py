@@ -134,9 +134,12 @@ class TokenRows:
             )
 
 
-def lengths(rows: Any) -> list[int]:
-    """Return the number of tokens of each of ``rows``."""
+def lengths(rows: Any, whose: str = "") -> list[int]:
+    """Return the number of tokens of each of ``rows``.
+
+    ``whose`` is "" for the student's, "teacher_" for those of a teacher beside it.
+    """
     if not len(rows):
         return []
-    numbers: list[int] = rows["length"][:].tolist()
+    numbers: list[int] = rows[f"{whose}length"][:].tolist()
     return numbers

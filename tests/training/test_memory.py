@@ -51,6 +51,7 @@ def _estimate(
     max_length: int = 1024,
     vocab_size: int = 128_256,
     teacher: TeacherSize | None = None,
+    teacher_length: int = 1024,
     num_processes: int = 1,
     holds_logits: bool = False,
 ) -> MemoryEstimate:
@@ -68,6 +69,7 @@ def _estimate(
         max_length=max_length,
         vocab_size=vocab_size,
         teacher=teacher,
+        teacher_length=teacher_length,
         num_processes=num_processes,
         chunk_tokens=1024,
         holds_logits=holds_logits,
@@ -220,6 +222,8 @@ def test_a_teacher_beside_the_student_counts_its_weights_and_passing_states() ->
     assert more == beside.parts["teacher"]
     assert more == size.weight_bytes + 16 * 1024 * size.bytes_per_token + 4 * 1024 * 128_256
     assert "teacher" not in alone.parts
+    told = _estimate(TrainingSpec(), teacher=size, teacher_length=3072)
+    assert told.total - beside.total == 16 * 2048 * size.bytes_per_token
 
 
 def test_packed_rows_attend_through_one_mask_over_all_of_them() -> None:
@@ -368,7 +372,8 @@ assert holds_logits == (kind == "gemma2")
 estimate = MemoryEstimate(
     shape=ModelShape.of(real, vocab_size), num_trainable=trainable, training=training,
     num_parameters=sum(p.numel() for p in model.parameters()), max_length=tokens,
-    vocab_size=vocab_size, teacher=None, num_processes=1, holds_logits=holds_logits,
+    vocab_size=vocab_size, teacher=None, teacher_length=0, num_processes=1,
+    holds_logits=holds_logits,
     chunk_tokens=default_chunk_tokens(vocab_size, torch.device("cpu")),
 )
 print(json.dumps([peak_bytes - before, estimate.total]))

@@ -211,6 +211,21 @@ def test_a_teacher_beside_the_student_reads_its_own_prompt(school: School) -> No
     assert learnt[1] != pytest.approx(untold, rel=1e-3)
 
 
+def test_the_memory_of_a_teachers_own_prompt_is_counted_beforehand(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimated: list[int] = []
+    monkeypatch.setattr(
+        "distillery.training.memory.MemoryEstimate.check",
+        lambda estimate, *_: estimated.append(estimate.teacher_length),
+    )
+    told = school.teacher.model_copy(update={"system_prompt": "a b c d e f g h"})
+    training = soft_training(objective=soft_targets(source="online"), epochs=1, evaluations=1)
+    for teacher in (school.teacher, told):
+        school.teach(training, teacher=teacher)
+    assert estimated[1] - estimated[0] >= 8
+
+
 def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
     def fingerprint(
         training: TrainingSpec,
