@@ -7,6 +7,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -226,6 +227,10 @@ class _Local(Contestant):
             )
 
 
+_untrained: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""Pretrained students that are in memory: baseline and in-context student are one model."""
+
+
 def _pretrained(student: PretrainedStudent, device: str, evaluation: EvaluationSpec) -> _Local:
     identity = model_identity(student.model, student.revision, role="student")
     inputs = {
@@ -237,7 +242,13 @@ def _pretrained(student: PretrainedStudent, device: str, evaluation: EvaluationS
 
     @contextlib.contextmanager
     def load(_: Store) -> Iterator[LocalModel]:
-        yield LocalModel.of(student, device=device)
+        key = sha256([identity, student.dtype, device])
+        if (weights := _untrained.get(key)) is None:
+            model = LocalModel.of(student, device=device)
+            _untrained[key] = model.model
+        else:
+            model = LocalModel(weights, ModelFiles.of(student).chat_format())
+        yield model
 
     return _Local(student.model, identity, inputs, evaluation, load)
 

@@ -14,6 +14,7 @@ from distillery.evaluation.performance import (
     performance_stage,
     read_figures,
 )
+from distillery.models.loading import ModelFiles
 from distillery.models.local import LocalModel
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
@@ -467,6 +468,29 @@ def test_the_untrained_student_reads_the_teachers_prompt_in_place_of_its_own(
     assert read["baseline"] == len(one.prompt_ids(told))
     assert read["teacher"] is not None and read["teacher"] > len(one.prompt_ids(told))
     assert measured["baseline"].performance.prompt_tokens != read["student"]
+
+
+def test_baseline_and_in_context_student_are_in_memory_once(
+    store: StoreSpec, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    weights = ModelFiles.weights
+
+    def noted(files: ModelFiles, dtype: Any) -> Any:
+        loaded.append(files.model)
+        return weights(files, dtype)
+
+    monkeypatch.setattr(ModelFiles, "weights", noted)
+    student = PretrainedStudent(
+        model=str(make_tiny_model(tmp_path / "untrained", seed=4)), dtype="float32"
+    )
+    teacher = local(teacher_folder, **TOLD)
+    run = instructed(store, teacher, student=student, has_baseline=False, in_context=True)
+    for one in run.contestants:
+        run.answer(one.name)
+    loaded.clear()
+    run.measure()
+    assert len(loaded) == 3 and loaded.count(student.model) == 1
 
 
 def test_a_students_instructions_are_part_of_the_baselines_answers(
