@@ -52,7 +52,8 @@ class ColumnMap(Spec):
         >>> ColumnMap(premise="sentence1").of("premise"), ColumnMap().of("hypothesis")
         ('sentence1', 'hypothesis')
         """
-        return getattr(self, field, None) or field
+        named = getattr(self, field) if field in ColumnMap.model_fields else None
+        return named or field
 
 
 class _Source(Branch):

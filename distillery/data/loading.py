@@ -152,7 +152,7 @@ def _load_rows(
     prompts = _prompts(conversation, data)
     for messages, answer in prompts:
         asked = loaded | _asked(messages, split, content_hash(prompts[-1][0]), data)
-        if data.turns == "every":
+        if data.turns == "every" and loaded["prompt_id"]:
             asked["prompt_id"] = f"{loaded['prompt_id']}-turn-{len(messages)}"
         if answer is not None and split in ("gold", "test") and "references" not in asked:
             asked |= _labelled(answer, source, kind)

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
 
 from distillery.task_types.answer_formats import Answer, Violation
 from distillery.task_types.base import TaskType
 from distillery.task_types.expressions import equal_values, read_value
 from distillery.task_types.numbers import first_number, last_number, says_several
+from distillery.task_types.overlap import texts
 from schemas.filters import DropReason
 
 _marked_line = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
@@ -51,6 +54,15 @@ class Math(TaskType):
             "Solve the problem step by step. Then give the answer on a last line of its own, as "
             "#### followed by the number or expression and nothing else."
         )
+
+    def references(self, value: Any) -> tuple[str, ...]:
+        """Return the solutions in a value: a text, a number, or a list of texts.
+
+        Raises:
+            ValueError: It is something else; the text says what.
+        """
+        is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        return tuple(t for t in texts(str(value) if is_number else value) if t.strip())
 
     def read(self, response: str) -> Answer | Violation:
         """Return the worked solution and its value, or why there is none."""

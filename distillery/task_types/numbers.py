@@ -11,9 +11,15 @@ from fractions import Fraction
 # and no-break spaces.
 _NARROW = "_'\u2019\u00a0\u2009\u202f"
 _CURRENCY = "$\u00a3\u00a5\u20a0-\u20cf"
+# Scripts that put no space between a word and a number: Thai, Lao, Burmese, Khmer, kana, Han; and
+# Hangul, where none stands before a counter.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+)
+_SPACED = rf"[^\W{_UNSPACED}]"
 _number = re.compile(
     # A minus after a word, a digit or a bracket subtracts; digits in a word ("H2O") are no number.
-    rf"(?P<sign>(?<![\w)\]}}%.])[-+])?[{_CURRENCY}]?(?<!\w)(?:"
+    rf"(?P<sign>(?<!{_SPACED})(?<![)\]}}%.])[-+])?[{_CURRENCY}]?(?<!{_SPACED})(?:"
     r"(?P<ratio>\d{1,9}(?:\s?:\s?\d{1,9})+)(?!\d)"
     r"|(?P<whole>\d{1,3})\x20(?P<top>\d{1,3})/(?P<bottom>\d{1,3})(?![\d/])"
     rf"|(?P<digits>\d{{1,3}}(?:\x20\d{{3}})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,{_NARROW}]\d+)*|(?<!\.)\.\d+)"
@@ -46,7 +52,8 @@ _vulgar = re.compile(f"[{_VULGAR}]")
 
 # What may stand around a number without making an expression of it.
 _no_dress = re.compile(r"[\\^_{}=<>|+*!\[\]\u221a\u03c0]|[^\W\d_]\(|[-/]\s*$")
-_letters = re.compile(r"[^\W\d_]+")
+_letter = re.compile(rf"[^\W\d_{_UNSPACED}]")
+_one_letter = re.compile(rf"(?<![^\W\d_]){_letter.pattern}(?![^\W\d_])")
 _glued = re.compile(
     r"(?:st|nd|rd|th|[cdmk]m|m?g|kg|[cm]l|lbs?|oz|ft|in|hrs?|min|sec|mph|kWh?|[GM]B|am|pm)(?![^\W\d_])"
 )
@@ -54,7 +61,8 @@ _ONE_LETTER = frozenset("aAICFKJLNVWghlmst")
 _UNIT = r"(?:hours?|hrs?|h|minutes?|min|years?|feet|foot|ft|pounds?|lbs?|dollars? and)"
 # What comes between two numbers that are one answer: "18 or 20", "6 hours 30 minutes".
 _half = re.compile(
-    rf"\d(?:[^\n.;:,=]{{0,20}}\b(?:or|oder|ou|o)\s+(?:[^\W\d]+\s+){{0,2}}|\s*{_UNIT}\s+)$",
+    rf"\d(?:[^\n.;:,=]{{0,20}}\b(?:or|oder|ou|o)\s+(?:[^\W\d]+\s+){{0,2}}|\s*{_UNIT}\s+"
+    r"|[^\s\d]{0,4}(?:\u6216\u8005?|\u307e\u305f\u306f)|\u5c0f[\u65f6\u6642]|\u6642\u9593)$",
     re.IGNORECASE,
 )
 _several = re.compile(
@@ -124,9 +132,9 @@ def only_number(text: str) -> str | None:
     before, after = text[: found[0].start()], text[found[0].end() :]
     if _no_dress.search(before) or _no_dress.search(after) or re.match(r"\s*[-/]\s*\W", after):
         return None
-    if after[:1].isalpha() and not _glued.match(after):
+    if _letter.match(after) and not _glued.match(after):
         return None
-    single = [word for word in _letters.findall(f"{before} {after}") if len(word) == 1]
+    single = _one_letter.findall(f"{before} {after}")
     return _value(found[0]) if _ONE_LETTER.issuperset(single) else None
 
 

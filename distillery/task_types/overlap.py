@@ -10,7 +10,7 @@ import numpy as np
 from distillery.task_types.base import Floats, ScoredRow, SetMetric, TaskType
 from distillery.task_types.words import Writing, words, writing
 
-_ROUGE_TYPES = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
+_N_GRAMS = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2"}
 # What sacrebleu takes for Chinese; for Japanese it would take a tokenizer that is an extra.
 _BLEU_TOKENIZERS = {Writing.SPACED: "13a", Writing.CHINESE: "zh", Writing.UNSPACED: "char"}
 
@@ -59,18 +59,57 @@ def rouge(text: str, references: Sequence[str], metrics: Sequence[str]) -> dict[
     >>> rouge("the cat sat", ["a dog ran", "The cat sat down."], ["ROUGE-2", "ROUGE-L"])
     {'ROUGE-2': 0.8, 'ROUGE-L': 0.8571428571428571}
     """
-    found = _rouge_scorer(tuple(metrics)).score_multi(references, text)
-    scores = {name: float(found[_ROUGE_TYPES[name]].fmeasure) for name in metrics}
-    if scores.get("ROUGE-2") == 0 and all(len(words(one)) < 2 for one in references):
-        return scores | {"ROUGE-2": None}
-    return {**scores}
+    said, right = words(text), [words(one) for one in references]
+    scores: dict[str, float | None] = {}
+    for name in metrics:
+        if name == "ROUGE-2" and all(len(one) < 2 for one in right):
+            scores[name] = None
+        elif name == "ROUGE-L":
+            scores[name] = max(_rouge_l(said, one) for one in right)
+        else:
+            key = _N_GRAMS[name]
+            scores[name] = float(_scorer(key).score_multi(references, text)[key].fmeasure)
+    return scores
+
+
+def _rouge_l(said: list[str], right: list[str]) -> float:
+    """Return the F-measure of the longest common subsequence.
+
+    `rouge_score` fills a table of all pairs of words, which takes 0.1 s for two texts of 500 words
+    and 4 s for one of 1,000 against one of 10,000; this takes 2 and 70 ms.
+    """
+    common = _num_common(said, right)
+    if not common:
+        return 0.0
+    precision, recall = common / len(said), common / len(right)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _num_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence.
+
+    A row of the usual table is one integer, whose bits are 0 where the length grows.
+
+    Source: Hyyro 2004, Bit-parallel LCS-length computation revisited.
+
+    >>> _num_common("the cat sat down".split(), "down the cat".split())
+    2
+    """
+    places: dict[str, int] = {}
+    for at, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << at
+    all_places = row = (1 << len(one)) - 1
+    for word in other:
+        matched = row & places.get(word, 0)
+        row = (row + matched | row - matched) & all_places
+    return len(one) - row.bit_count()
 
 
 @cache
-def _rouge_scorer(metrics: tuple[str, ...]) -> Any:
+def _scorer(rouge_type: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([_ROUGE_TYPES[name] for name in metrics], tokenizer=_Words())
+    return RougeScorer([rouge_type], tokenizer=_Words())
 
 
 class _Words:

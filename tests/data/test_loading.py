@@ -29,6 +29,14 @@ def test_a_row_becomes_a_user_message_after_the_system_prompt(bench: Bench) -> N
     assert (row["prompt_id"], row["split"], row["references"]) == ("train-1", "train", None)
 
 
+def test_a_template_may_name_a_column_that_is_called_like_a_method(bench: Bench) -> None:
+    row = {"schema": "t(a)", "of": "b"}
+    test = [{"schema": "t(c)", "of": "d", "answer": "yes"}]
+    validation = bench.source("validation", [row])
+    data = bench.data([row], test, prompt_template="{schema} {of}", validation=validation)
+    assert bench.train_prompts(data) == ["t(a) b"]
+
+
 def test_a_second_run_reads_nothing_again(bench: Bench) -> None:
     data = bench.data([{"text": "a"}])
     assert not bench.run(data).reused

@@ -170,6 +170,21 @@ def test_a_turn_without_text_is_no_reference_and_asks_nothing(bench: Bench) -> N
     ]
 
 
+def test_a_conversation_whose_id_is_missing_has_turns_without_one(bench: Bench) -> None:
+    chats = [*conversations(2), turns("no", "id"), turns("none", "either")]
+    rows: list[Row] = [
+        {"key": key, "chat": chat} for key, chat in zip(["a", "b", None, ""], chats, strict=True)
+    ]
+    data = _data(bench, [], turns="every")
+    train = bench.source("train", rows, id="key", messages="chat")
+    data = data.model_copy(update={"train": train})
+    aside = _found(bench, data, "train", "quarantined")
+    assert [(row["source_row"], row["detail"]) for row in aside] == [
+        (3, "the row has no id"),
+        (4, "the row has no id"),
+    ]
+
+
 def test_too_many_broken_conversations_end_the_run(bench: Bench) -> None:
     broken = [turns("hi", "yes?")[1:]] * 2
     data = _data(bench, [*conversations(3), *broken], turns="every", max_invalid_fraction=0.1)

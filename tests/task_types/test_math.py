@@ -106,6 +106,8 @@ def _accuracy(response: str | None, reference: str, truncated: bool = False) -> 
         (r"\boxed{\text{(B)}}", "B"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
         ("1 + 2i", "2i + 1"),
+        ("#### 42\u5143", "42"),
+        ("\u6240\u4ee5\u4e00\u5171\u670942\u4e2a\u82f9\u679c\u3002", "42"),
     ],
 )
 def test_the_same_value_is_right_however_it_is_written(response: str, reference: str) -> None:
@@ -219,6 +221,29 @@ def test_one_of_several_references_is_enough() -> None:
 def test_the_form_that_a_teacher_is_asked_for_is_read() -> None:
     assert "####" in MATH.instructions()
     assert final_value("So 3 of 4 are left.\n#### 3/4") == "3/4"
+
+
+@pytest.mark.parametrize(
+    ("value", "references"),
+    [
+        (18, ("18",)),
+        (18.5, ("18.5",)),
+        (["18", "36/2"], ("18", "36/2")),
+        ('["18", ""]', ("18",)),
+        ("[1, 2]", ("[1, 2]",)),
+        (None, ()),
+    ],
+)
+def test_a_reference_is_a_number_a_text_or_a_list_of_texts(
+    value: object, references: tuple[str, ...]
+) -> None:
+    assert MATH.references(value) == references
+
+
+@pytest.mark.parametrize("value", [{"answer": 18}, [18], True])
+def test_a_reference_of_another_kind_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="not a text"):
+        MATH.references(value)
 
 
 HOSTILE = [

@@ -58,6 +58,13 @@ from distillery.task_types.numbers import last_number
         ("2 1/2 cups", "2.5"),
         ("-2\u00bd", "-2.5"),
         ("1 234 567,8", "1234567.8"),
+        ("\u4ed6\u8d70\u4e863.5\u516c\u91cc", "3.5"),  # he walked 3.5 kilometres
+        ("\u603b\u5171\u9700\u89811,200\u5143", "1200"),  # 1,200 yuan in all
+        ("\u7b54\u6848\u662f-3/4\u3002", "-0.75"),  # the answer is -3/4
+        ("\u305d\u308c\u306f42\u5186\u3067\u3059\u3002", "42"),  # it is 42 yen
+        ("\ucd1d42\uac1c\uc785\ub2c8\ub2e4", "42"),  # it is 42 pieces in all
+        ("18\u621620\u4e2a", None),  # 18 or 20 of them
+        ("2\u5c0f\u65f630\u5206\u949f", None),  # 2 hours 30 minutes
     ],
 )
 def test_the_number_of_a_text_is_what_it_answers_with(text: str, number: str | None) -> None:

@@ -103,6 +103,17 @@ def test_rouge_of_real_text_is_that_of_rouge_score(pairs_of: Any) -> None:
         assert ours == {name: theirs[key].fmeasure for name, key in ROUGE.items()}
 
 
+@given(
+    st.lists(st.sampled_from("abcd"), max_size=80), st.lists(st.sampled_from("abcd"), max_size=80)
+)
+def test_rouge_l_of_repeated_words_is_that_of_rouge_score(one: list[str], other: list[str]) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    response, reference = " ".join(one), " ".join(["a", *other])
+    theirs = RougeScorer(["rougeL"]).score(reference, response)["rougeL"].fmeasure
+    assert KIND.score(response, [reference])["ROUGE-L"] == theirs
+
+
 @REAL
 @pytest.mark.parametrize("metric", ["BLEU", "chrF"])
 def test_bleu_and_chrf_of_real_text_are_those_of_sacrebleu(pairs_of: Any, metric: str) -> None:
