@@ -24,7 +24,7 @@ from distillery.storage.fingerprint import canonical_json
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
-from distillery.task_types import ScoredRow, TaskType, task_type
+from distillery.task_types import Answer, ScoredRow, TaskType, task_type
 from schemas.comparison import (
     MAJORITY,
     Comparison,
@@ -242,9 +242,13 @@ def _fidelity(
 ) -> dict[str, Interval | None]:
     """Return the metrics with the teacher's answers as the references.
 
-    A row is unscored where the teacher gave no answer.
+    A row is unscored where the teacher gave no answer, also where its response was cut and the
+    task type takes such a one to be wrong.
     """
-    said = [kind.parse(text) if isinstance(text, str) else None for text in teacher["response"]]
+    said = [
+        _answer(text, kind, is_cut=bool(cut))
+        for text, cut in zip(teacher["response"], teacher["truncated"], strict=True)
+    ]
     against = frame[["response", "truncated"]].assign(
         references=[canonical_json([answer.text] if answer else []) for answer in said]
     )
@@ -258,6 +262,18 @@ def _fidelity(
     ]
     against = against.join(pd.DataFrame(scores, index=frame.index, dtype="float64"))
     return _metrics(against, kind, evaluation)
+
+
+def _answer(response: object, kind: TaskType, *, is_cut: bool) -> Answer | None:
+    """Return the answer in a response, if there is one that can be right."""
+    answer = kind.parse(response) if isinstance(response, str) else None
+    if (
+        answer
+        and is_cut
+        and not kind.score(answer.text, [answer.text], truncated=True)[kind.primary]
+    ):
+        return None
+    return answer
 
 
 def _majority(references: Iterable[str], kind: TaskType) -> tuple[str | None, Scores]:

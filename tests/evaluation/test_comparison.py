@@ -14,6 +14,7 @@ from distillery.evaluation.findings import findings, verdict
 from distillery.evaluation.tables import fidelity_rows, markdown, table_rows
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
+from distillery.task_types import task_type
 from distillery.task_types.qa import UNANSWERABLE
 from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Interval
 from schemas.errors import StoreError
@@ -151,6 +152,22 @@ def test_fidelity_compares_a_model_with_the_teacher_and_not_with_the_references(
     assert list(row(found, "student").fidelity) == ["accuracy", "macro F1"]
     assert row(found, "teacher").fidelity == {}
     assert "Fidelity: the teacher's answers as references" in markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "num_rows"),
+    [(TaskKind.MATH, "accuracy", 1), (TaskKind.SUMMARIZATION, "ROUGE-L", 2)],
+)
+def test_a_teacher_s_cut_response_is_no_reference_where_it_could_not_be_right(
+    kind: TaskKind, metric: str, num_rows: int
+) -> None:
+    task = TaskSpec(name="t", type=kind)
+    frame = answer_frame([1.0, 1.0], ["It is 7.", "It is 8."]).rename(columns={"accuracy": metric})
+    frame = frame.assign(**dict.fromkeys(task_type(task).metrics[1:], 1.0))
+    cut = frame.assign(response=["First 3", "It is 8."], truncated=[True, False])
+    found = compared({"teacher": cut, "student": frame}, task)
+    fidelity = row(found, "student").fidelity[metric]
+    assert fidelity and fidelity.num_rows == num_rows
 
 
 def test_a_metric_that_some_rows_do_not_have_counts_where_they_do() -> None:
