@@ -94,6 +94,9 @@ class Request:
     is_suspect: bool = False
     """Whether it failed in an earlier run, which answered others; no part of the hash."""
 
+    was_cut: bool = False
+    """Whether the ledger has a response that a lower limit cut; no part of the hash."""
+
     @property
     def num_chars(self) -> int:
         """Return the length of its messages."""

@@ -130,6 +130,8 @@ class TeacherSession:
         self.failed_with: DistilleryError | None = None
         self.suspects: set[str] = set()
         """Hashes of requests that failed in an earlier run, which answered others."""
+        self.cut: set[str] = set()
+        """Hashes of requests whose response was cut at a lower limit."""
         self.given_up: set[str] = set()
         """Hashes of requests that have failed in this session, for whichever caller."""
         self._asks_suspects_only = True
@@ -208,7 +210,12 @@ class TeacherSession:
             self._first_asked = self._first_asked or time.monotonic()
             self.totals.asked += len(requests)
             requests = [
-                dataclasses.replace(r, is_suspect=r.request_hash in self.suspects) for r in requests
+                dataclasses.replace(
+                    r,
+                    is_suspect=r.request_hash in self.suspects,
+                    was_cut=r.request_hash in self.cut,
+                )
+                for r in requests
             ]
             self._asks_suspects_only &= all(request.is_suspect for request in requests)
         try:
@@ -362,8 +369,11 @@ class _Asking:
                 self._note(request_hash, row.state)
             elif request_hash in self._session.given_up:
                 self._note(request_hash, "failed")
-            elif row is not None and row.failed_runs:
-                self._session.suspects.add(request_hash)
+            elif row is not None:
+                if row.failed_runs:
+                    self._session.suspects.add(request_hash)
+                if row.state == "truncated":
+                    self._session.cut.add(request_hash)
 
     def _keep(self, response: Response) -> "Future[None]":
         kept = self._session.keep(response)

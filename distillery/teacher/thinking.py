@@ -31,6 +31,8 @@ class ThoughtsOnly:
         if self._has_text or response.reasoning is None:
             self._thinkers.clear()
             return
+        if response.request.was_cut:  # among others that had text: an earlier run was not ended
+            return
         self._thinkers.add(response.request.request_hash)
         if self.num_requests >= _MOST_THOUGHTS_ONLY:
             limit = response.request.sampling.max_new_tokens

@@ -84,6 +84,23 @@ def test_text_that_was_cut_is_kept_when_the_raised_limit_brings_none(
     assert written == [("truncated", "half")] * 2
 
 
+def test_thoughts_that_no_limit_ends_are_no_reason_to_end_the_run_that_raised_it(
+    store: StoreSpec, quick_retries: None
+) -> None:
+    prompts = train_prompts(store, 5)
+    endless = Reply(text=None, message_facts={"reasoning": "Or"}, finish_reason="length")
+
+    def respond(body: dict[str, Any]) -> Reply:
+        return Reply() if body["messages"][0]["content"] == "q0" else endless
+
+    with StubEndpoint(respond=respond) as stub:
+        for most in (8, 16):
+            result = run_all(prompts, endpoint(stub, max_new_tokens=most), store)
+            states = [row["state"] for row in rows_of(result, store)]
+            assert states == ["ok", *["truncated"] * 4]
+        assert stub.num_requests == 5 + 4
+
+
 def test_raised_limit_that_fails_in_three_runs_leaves_the_text_that_was_cut(
     store: StoreSpec, quick_retries: None
 ) -> None:
