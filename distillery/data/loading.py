@@ -192,6 +192,9 @@ def _references(value: Any, source: Source, kind: TaskType) -> str:
         ValueError: It is of the wrong kind, or not in the source's label map.
     """
     if source.label_map and value is not None:
+        if as_text(value) not in source.label_map and isinstance(value, float):
+            # pandas writes whole numbers as 1.0 once one of a column is missing.
+            value = int(value) if value.is_integer() else value
         if as_text(value) not in source.label_map:
             raise ValueError(
                 f"the reference {as_text(value)!r:.80} is not in label_map, which has "

@@ -107,11 +107,10 @@ class Nli(Classification):
         if isinstance(found, Answer):
             label = self._label_of[found.value]
             return Answer(label, label)
-        if found[0] is DropReason.NOT_A_LABEL:
-            return found[
-                0
-            ], f"{split_thoughts(response)[1]!r:.80} is none of {', '.join(self.labels)}"
-        return found
+        reason, detail = found
+        if reason is DropReason.NOT_A_LABEL:
+            detail = f"{split_thoughts(response)[1]!r:.80} is none of {', '.join(self.labels)}"
+        return reason, detail
 
     @cached_property
     def _meanings(self) -> dict[str, str]:

@@ -265,7 +265,7 @@ def test_a_pair_without_a_gold_label_or_half_of_it_is_put_aside(bench: Bench) ->
 
 
 def test_a_label_map_goes_before_the_usual_numbers_and_has_to_cover_them(bench: Bench) -> None:
-    data = _pairs(bench, [0, 1, 2], {"0": "contradiction", "1": "entailment"})
+    data = _pairs(bench, [0, 1.0, 2], {"0": "contradiction", "1": "entailment"})
     result = bench.run(data, NLI)
     references = [row["references"] for row in bench.rows(result) if row["split"] == "test"]
     assert references == ['["contradiction"]', '["entailment"]']
