@@ -79,13 +79,14 @@ class ModelFiles:
         if not tokenizer.chat_template:
             raise RecipeError(
                 f"the tokenizer of {self.model!r} has no chat template, so messages cannot become "
-                "text. Choose the instruction-tuned variant of the model, or name a template in "
-                f"student.chat_template: a file, or one of {', '.join(CHAT_TEMPLATES)}."
+                "text. Choose the instruction-tuned variant of the model or, for a student, name a "
+                f"template in student.chat_template: a file, or one of {', '.join(CHAT_TEMPLATES)}."
             )
         if isinstance(several := tokenizer.chat_template, dict) and "default" not in several:
             raise RecipeError(
                 f"the tokenizer of {self.model!r} has the chat templates {sorted(several)} but no "
-                "default one. Name a file with one of them in student.chat_template."
+                "default one. Choose a model that has or, for a student, name a file with one of "
+                "them in student.chat_template."
             )
         template = tokenizer.get_chat_template()
         settled = with_template_kwargs(template, self.chat_template_kwargs)

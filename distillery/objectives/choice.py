@@ -92,7 +92,9 @@ def choose_objective(
         )
     soft: SoftTargets = wanted.as_soft_targets()
     if training.learn_reasoning:
-        obstacle = "thoughts are learnt (training.learn_reasoning), which nobody scores"
+        obstacle = (
+            "no soft targets are made of the thoughts to be learnt (training.learn_reasoning)"
+        )
     else:
         obstacle = SoftTargetObjective.obstacle(soft, teacher, student)
     if obstacle is None:

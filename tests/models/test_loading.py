@@ -45,8 +45,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path: Path) -> None:
         ModelFiles(folder).chat_format()
     assert str(caught.value) == (
         f"the tokenizer of {folder!r} has no chat template, so messages cannot become text. Choose "
-        "the instruction-tuned variant of the model, or name a template in student.chat_template: "
-        "a file, or one of chatml, plain."
+        "the instruction-tuned variant of the model or, for a student, name a template in "
+        "student.chat_template: a file, or one of chatml, plain."
     )
 
 
@@ -61,7 +61,8 @@ def test_of_several_chat_templates_the_default_one_counts(tmp_path: Path) -> Non
         ModelFiles(folder).chat_format()
     assert str(caught.value) == (
         f"the tokenizer of {folder!r} has the chat templates ['tool_use'] but no default one. "
-        "Name a file with one of them in student.chat_template."
+        "Choose a model that has or, for a student, name a file with one of them in "
+        "student.chat_template."
     )
 
 

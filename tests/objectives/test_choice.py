@@ -65,7 +65,8 @@ def test_auto_is_hard_where_thoughts_are_learnt(models: dict[str, str]) -> None:
     chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), thoughtful)
     assert chosen.training == TrainingSpec(learn_reasoning=True)
     assert chosen.because == (
-        "hard_targets: thoughts are learnt (training.learn_reasoning), which nobody scores"
+        "hard_targets: no soft targets are made of the thoughts to be learnt "
+        "(training.learn_reasoning)"
     )
 
 
