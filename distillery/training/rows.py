@@ -102,10 +102,11 @@ class TokenRows:
         return Features(names | self._objective.features())
 
     def _tokenized(self, split: str) -> Iterator[dict[str, Any]]:
-        columns, number = self._objective.columns(split), 0
+        columns, number, had_thoughts = self._objective.columns(split), 0, False
         for batch in self._store.batches(self._job.rows, splits=(split,)):
             for row in batch.to_pylist():
                 reasoning = row["reasoning"] if self._job.training.learn_reasoning else None
+                had_thoughts |= reasoning is not None
                 try:
                     tokens = self._chat_format.row(
                         load_messages(row["messages"]), row["response"], reasoning
@@ -126,9 +127,9 @@ class TokenRows:
                     "response_length": tokens.num_response_tokens,
                 } | columns(row, tokens)
                 number += 1
-        if self._job.training.learn_reasoning and not self._num_thoughtful:
+        if self._job.training.learn_reasoning and split == "train" and not had_thoughts:
             raise TrainingError(
-                f"training.learn_reasoning is true, but no row of the split {split!r} has thoughts "
+                f"training.learn_reasoning is true, but no row of the split 'train' has thoughts "
                 "of the teacher, which has none or hides them. Set it to false, or choose a "
                 "teacher that shows its thoughts."
             )

@@ -413,6 +413,12 @@ def test_thoughts_that_nobody_had_are_refused(bench: Bench) -> None:
     assert "no row of the split 'train' has thoughts of the teacher" in str(caught.value)
 
 
+def test_thoughts_too_long_to_learn_are_not_taken_for_none(tmp_path: Path) -> None:
+    rows = [row | {"reasoning": "Was it sent? " * 200} for row in rows_to_learn()]
+    with pytest.raises(TrainingError, match=r"no training row is left: \d+ of \d+ rows are longer"):
+        Bench(tmp_path, rows).train(training=THOUGHTFUL)
+
+
 def test_the_date_that_the_template_writes_is_in_the_manifest(bench: Bench, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "tiny")
     clock = "{{ strftime_now('%d %b %Y') }}"
