@@ -129,7 +129,7 @@ class TokenRows:
                 number += 1
         if self._job.training.learn_reasoning and split == "train" and not had_thoughts:
             raise TrainingError(
-                f"training.learn_reasoning is true, but no row of the split 'train' has thoughts "
+                "training.learn_reasoning is true, but no row of the split 'train' has thoughts "
                 "of the teacher, which has none or hides them. Set it to false, or choose a "
                 "teacher that shows its thoughts."
             )
