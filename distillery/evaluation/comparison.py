@@ -292,7 +292,7 @@ def _majority(references: Iterable[str], kind: TaskType) -> tuple[str | None, Sc
 
 
 def _value(text: str, kind: TaskType) -> str:
-    """Return what a reference says; its text where it is no answer."""
+    """Return what a reference says; its text where it has no answer."""
     answer = kind.parse(text)
     return answer.value if answer else text
 

@@ -63,7 +63,7 @@ _name = re.compile(
 
 
 def read_value(text: str) -> str | None:
-    r"""Return the value that ``text`` is as a text, or None when it is no value but words.
+    r"""Return the value that ``text`` is as a text, or None when it is words.
 
     A number as `only_number` has it; else an expression, whose value is a number where that is
     rational. Of an equation with a name on its left the right side counts.
@@ -136,7 +136,7 @@ def _plain(text: str) -> str:
 
 
 def _is_name_or_number(side: str) -> bool:
-    r"""Return whether what stands left of "=" is no part of the answer: "x" or "3 + 4", not "2x".
+    r"""Return whether the left of "=" is not part of the answer: "x" or "3 + 4", not "2x".
 
     >>> [_is_name_or_number(side) for side in ("x ", "f(x)", r"\angle ABC", "3 + 4", "2x", "3, y")]
     [True, True, True, True, False, False]
@@ -191,7 +191,7 @@ def _within_bounds(work: Callable[..., Any], *given: Any) -> Any:
         if num_calls > _MAX_CALLS:
             raise _TooMuch
 
-    import math_verify.parser  # noqa: F401  # takes half a second, which is no work
+    import math_verify.parser  # noqa: F401  # half a second, which is not to count
 
     for name in ("parser", "grader"):  # they warn that time is not bounded by them
         logging.getLogger(f"math_verify.{name}").setLevel(logging.ERROR)

@@ -77,7 +77,7 @@ def last_number(text: str) -> str | None:
     Signs, currencies, exponents, fractions, mixed numbers, ratios and "million" are read. A comma
     with three digits behind it separates thousands, with more or fewer it is a decimal comma; a
     point with three digits behind it is a decimal point. The number is an integer or a fraction in
-    lowest terms, then a percent sign, or the symbol of a unit. A ratio is no fraction: 3:4 is
+    lowest terms, then a percent sign, or the symbol of a unit. A ratio is not a fraction: 3:4 is
     neither 3/4 nor 6:8.
 
     >>> [last_number(text) for text in ("It costs -$1,234.50, not 7.5 %.", "none", "18 or 20")]
@@ -139,7 +139,7 @@ def only_number(text: str) -> str | None:
 
 
 def equal_numbers(value: str, other: str) -> bool | None:
-    """Return whether two numbers as read here are equal; None when one is no number.
+    """Return whether two numbers as read here are equal; None when one is not a number.
 
     Units are compared where both have one: the question names it, so most answers do without.
 

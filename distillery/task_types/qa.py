@@ -29,7 +29,7 @@ _introduction = regex.compile(
     regex.IGNORECASE | regex.DOTALL,
 )
 
-# Sentences that say nothing else than that there is no answer, as they are after normalisation.
+# Sentences that say only that there is no answer, as normalised.
 _source = r"(?:(?:this|given|provided) )*(?:context|text|passage|paragraph|document|article)"
 _no_answer = regex.compile(
     "|".join(
