@@ -71,6 +71,13 @@ def _student_and_teacher(
 
 
 def _more_or_less(reduction: float) -> str:
+    """Return a reduction in words; from twice as much on as a multiple.
+
+    >>> _more_or_less(0.878), _more_or_less(-0.05), _more_or_less(-504.2)
+    ('87.8 % less', '5.0 % more', '505 times as much')
+    """
+    if reduction <= -1:
+        return f"{1 - reduction:,.0f} times as much"
     return f"{abs(reduction) * 100:.1f} % {'less' if reduction >= 0 else 'more'}"
 
 
@@ -123,9 +130,10 @@ def _target(
         return Finding(f"{text}: no verdict on the target of {aim}, as {missing}.", None)
     met = value >= target
     reached = f", {_more_or_less(value)}" if unit else ""
-    margin = f"{abs(value - target) * 100:.1f} points {'above' if met else 'short of'}"
     state = "met" if met else "missed"
-    return Finding(f"{text}{reached}: target of {aim} {state}, {margin} it.", met)
+    if value > -1:
+        state += f", {abs(value - target) * 100:.1f} points {'above' if met else 'short of'} it"
+    return Finding(f"{text}{reached}: target of {aim} {state}.", met)
 
 
 def _points(comparison: Comparison, name: str, against: str) -> Interval | None:

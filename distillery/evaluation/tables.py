@@ -167,7 +167,9 @@ def _markdown_table(rows: Sequence[Row]) -> str:
 
 
 def _change_text(reduction: float | None) -> str:
-    """Return a reduction as the change that it is: 0.85 as '-85.0 %'."""
+    """Return a reduction as the change that it is: 0.85 as '-85.0 %'; -9 as ten times."""
+    if reduction is not None and reduction <= -1:
+        return f"\u00d7 {1 - reduction:,.0f}"
     return MISSING if reduction is None else f"{-reduction * 100:+.1f} %"
 
 
