@@ -71,6 +71,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             "split": SPLITS[0],
             "messages": json.dumps([*([SYSTEM] if n % 2 else []), _user(question)]),
             "response": label,
+            "reasoning": None,
         }
         for label, questions in QUESTIONS.items()
         for n, question in enumerate(questions)
