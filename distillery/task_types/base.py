@@ -53,8 +53,11 @@ class SetMetric(ABC):
         """Return the metric of each of R sets from the sums over its rows; NaN: undefined."""
 
 
-class TaskType:
-    """Everything that depends on the kind of task. A kind of its own overrides what differs."""
+class TaskType(ABC):
+    """Everything that depends on the kind of task. A kind of its own overrides what differs.
+
+    As it stands an answer is right or wrong, by :meth:`same`.
+    """
 
     fields: ClassVar[tuple[str, ...]]
     """What a row has to hold beside its reference; see `ColumnMap`. Empty: messages alone."""
@@ -62,7 +65,7 @@ class TaskType:
     optional_fields: ClassVar[tuple[str, ...]] = ()
     """What a row may hold besides."""
 
-    metrics: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     """The metrics of one answer. By the first, models are compared and students promoted."""
 
     default_rules: ClassVar[tuple[Filter, ...]] = (
@@ -132,9 +135,9 @@ class TaskType:
         """Return the value of a field as prompts show it, in `data.prompt_template` too."""
         return value
 
+    @abstractmethod
     def instructions(self) -> str:
         """Return what a teacher that does not know the task has to be told."""
-        raise NotImplementedError
 
     def references(self, value: Any) -> tuple[str, ...]:
         """Return the right answers that the value of a column holds; none where it is empty.
@@ -182,6 +185,9 @@ class TaskType:
     ) -> dict[str, float | None]:
         """Return the value of every metric of one answer; None is *unscored*, never 0.
 
+        Here that is the accuracy, 1 or 0, unscored where there is no response or no answer in the
+        references. A response that was cut is wrong, as a user would have it.
+
         Args:
             response: What the model wrote; None when it could not be obtained (the endpoint
                 failed).
@@ -189,4 +195,8 @@ class TaskType:
             truncated: The response was cut at the token limit.
             prompt: What was asked, the last turn; "" where the answer alone counts.
         """
-        raise NotImplementedError
+        right = [answer for text in references if (answer := self.parse(text))]
+        if response is None or not right:
+            return {"accuracy": None}
+        answer = None if truncated else self.parse(response)
+        return {"accuracy": float(answer is not None and any(self.same(answer, r) for r in right))}

@@ -68,7 +68,6 @@ class Classification(TaskType):
     """
 
     fields: ClassVar[tuple[str, ...]] = ("text",)
-    metrics = ("accuracy",)
     answer_formats: ClassVar[tuple[AnswerFormatClass, ...]] = (LabelSet, RegexFormat, JsonFormat)
 
     @property
@@ -93,21 +92,3 @@ class Classification(TaskType):
             listed = "\n".join(self.labels)
             return f"Classify the text. Answer with one of these labels and nothing else:\n{listed}"
         return "Classify the text. Answer with its class and nothing else."
-
-    def score(
-        self,
-        response: str | None,
-        references: Sequence[str],
-        *,
-        truncated: bool = False,
-        prompt: str = "",
-    ) -> dict[str, float | None]:
-        """Return the accuracy: 1 or 0. A response that was cut is wrong, as a user would have it.
-
-        Unscored where there is no response, or no answer in the references.
-        """
-        right = [answer for text in references if (answer := self.parse(text))]
-        if response is None or not right:
-            return {"accuracy": None}
-        answer = None if truncated else self.parse(response)
-        return {"accuracy": float(answer is not None and any(self.same(answer, r) for r in right))}

@@ -1,7 +1,6 @@
 """Mathematics: a worked solution that ends in a value, compared by that value."""
 
 import re
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -46,7 +45,6 @@ class Math(TaskType):
     """
 
     fields = ("question",)
-    metrics = ("accuracy",)
 
     def instructions(self) -> str:
         """Return the request for a worked solution whose value cannot be mistaken."""
@@ -79,24 +77,6 @@ class Math(TaskType):
     def same(self, answer: Answer, other: Answer) -> bool:
         """Return whether two answers have equal values."""
         return equal_values(answer.value, other.value)
-
-    def score(
-        self,
-        response: str | None,
-        references: Sequence[str],
-        *,
-        truncated: bool = False,
-        prompt: str = "",
-    ) -> dict[str, float | None]:
-        """Return the accuracy: 1 or 0. A response that was cut is wrong, as a user would have it.
-
-        Unscored where there is no response, or no value in the references.
-        """
-        right = [answer for text in references if (answer := self.parse(text))]
-        if response is None or not right:
-            return {"accuracy": None}
-        answer = None if truncated else self.parse(response)
-        return {"accuracy": float(answer is not None and any(self.same(answer, r) for r in right))}
 
 
 def final_value(solution: str) -> str | None:

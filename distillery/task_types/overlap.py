@@ -1,6 +1,7 @@
 """How much a text has in common with reference texts: ROUGE, BLEU, chrF, length."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
@@ -133,8 +134,9 @@ class _SumOfCounts(SetMetric):
         answer = self._kind.parse(row.response)
         return answer.text if answer else ""
 
+    @abstractmethod
     def _counts(self, text: str, references: tuple[str, ...]) -> list[int]:
-        raise NotImplementedError
+        """Return the counts of one row."""
 
 
 class Bleu(_SumOfCounts):

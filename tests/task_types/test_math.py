@@ -1,9 +1,6 @@
 """A worked solution is right when its value is, however it is written."""
 
-import json
-import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +8,8 @@ from distillery.task_types import Answer, task_type
 from distillery.task_types.math import final_value
 from schemas.filters import DropReason
 from schemas.task import TaskKind, TaskSpec
+from tests.fixtures_shared_data import shared_rows
 
-ROOT = Path(__file__).parents[2]
-GSM8K = Path(os.environ.get("DISTILLERY_DATA", ROOT / "../shared/data")) / "gsm8k"
 MATH = task_type(TaskSpec(name="t", type=TaskKind.MATH))
 
 
@@ -294,10 +290,8 @@ def test_a_hostile_response_is_read_in_a_thread_without_hanging_or_raising(text:
 
 
 def test_every_gold_solution_of_gsm8k_equals_itself_and_its_marked_number() -> None:
-    if not GSM8K.is_dir():
-        pytest.skip(f"{GSM8K} is not there; DISTILLERY_DATA names the folder of data sets")
-    texts = [(GSM8K / f"{name}.jsonl").read_text() for name in ("train", "test")]
-    solutions = [json.loads(line)["answer"] for text in texts for line in text.splitlines()]
+    rows = shared_rows("gsm8k/train.jsonl") + shared_rows("gsm8k/test.jsonl")
+    solutions = [row["answer"] for row in rows]
     assert len(solutions) == 8792
     for solution in solutions:
         marked = solution.rsplit("####", 1)[1].strip().replace(",", "")

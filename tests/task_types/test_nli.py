@@ -1,9 +1,7 @@
 """A pair of sentences has one of three labels, or two, in whatever usual spelling."""
 
 import csv
-import os
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,8 @@ import pytest
 from distillery.task_types import Answer, ScoredRow, TaskType, task_type
 from schemas.errors import RecipeError
 from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
+from tests.fixtures_shared_data import shared_file
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT / "../shared/data")) / "nli-counterfactual"
 TWO_WAY = ("entailment", "not_entailment")
 
 
@@ -242,11 +239,11 @@ def test_an_answer_format_that_is_no_list_of_labels_is_refused(answer_format: An
 
 
 def test_every_label_of_counterfactual_snli_is_mapped() -> None:
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there; DISTILLERY_DATA names the folder above it")
     kind, found = _kind(), Counter[str]()
-    for path in (DATA / "train.tsv", DATA / "test.tsv"):
-        with path.open(encoding="utf-8", newline="") as file:
+    for name in ("train", "test"):
+        with shared_file(f"nli-counterfactual/{name}.tsv").open(
+            encoding="utf-8", newline=""
+        ) as file:
             for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
                 (reference,) = kind.references(row["gold_label"])
                 assert kind.score(row["gold_label"], [reference]) == {"accuracy": 1.0}

@@ -1,8 +1,5 @@
 """Answers are compared as SQuAD does, in any script; that there is none is an answer too."""
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +8,8 @@ from distillery.task_types import Answer, task_type
 from distillery.task_types.qa import UNANSWERABLE, stands_in
 from schemas.errors import RecipeError
 from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
+from tests.fixtures_shared_data import shared_rows
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("DISTILLERY_DATA", ROOT / "../shared/data")) / "qa-xquad-en"
 QA = task_type(TaskSpec(name="t", type=TaskKind.QA))
 
 
@@ -382,17 +378,13 @@ def test_an_answer_format_is_refused(answer_format: AnswerFormat) -> None:
 
 
 def test_every_reference_of_xquad_is_right_and_stands_in_its_context() -> None:
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there; DISTILLERY_DATA names the folder above it")
     num_rows, elsewhere = 0, []
-    for path in (DATA / "train.jsonl", DATA / "test.jsonl"):
-        for line in path.read_text("utf-8").splitlines():
-            row = json.loads(line)
-            references = QA.references(row["answers"])
-            found = QA.score(references[0], references, prompt=QA.prompt(row))
-            assert (found["F1"], found["exact match"]) == (1.0, 1.0), references
-            num_rows += 1
-            if not found["in context"]:
-                elsewhere.append(references[0])
+    for row in shared_rows("qa-xquad-en/train.jsonl") + shared_rows("qa-xquad-en/test.jsonl"):
+        references = QA.references(row["answers"])
+        found = QA.score(references[0], references, prompt=QA.prompt(row))
+        assert (found["F1"], found["exact match"]) == (1.0, 1.0), references
+        num_rows += 1
+        if not found["in context"]:
+            elsewhere.append(references[0])
     assert num_rows == 870 + 320
     assert elsewhere == ["7,000,000 square kilometres (2,70"]  # ends within a number
