@@ -155,12 +155,11 @@ def _print_plan(recipe: GenerationRecipe) -> None:
 
     task, data, teacher = recipe.task, recipe.data, recipe.teacher
     store, execution = recipe.store, recipe.execution
-    student, training, evaluation = (
-        (recipe.student, recipe.training, recipe.evaluation)
-        if isinstance(recipe, Recipe)
-        else (None, None, None)
-    )
-    check_recipe(task, data, teacher, student, training, store, execution, evaluation)
+    if isinstance(recipe, Recipe):
+        made, judged = (recipe.student, recipe.training), (recipe.evaluation, recipe.export)
+        check_recipe(task, data, teacher, *made, store, execution, *judged, recipe.gate)
+    else:
+        check_recipe(task, data, teacher, None, None, store, execution)
     out = console()
     for line in sentences(plan_recipe(recipe)):
         out.print(escape(line))

@@ -3,20 +3,27 @@
 from prefect import flow
 
 from distillery.evaluation.contestants import line_up
+from distillery.evaluation.judge import judging_stage
 from distillery.evaluation.performance import evaluated, performance_stage
+from distillery.export.stage import export_stage
 from distillery.objectives.soft.stage import scoring_stage
 from distillery.preflight.recipe import check_recipe
 from distillery.teacher.generation import generation_stage
 from distillery.training import training_stage
 from flows.evaluate_models import evaluate_models
+from flows.export_student import export_student
 from flows.generate_responses import generate_responses
+from flows.judge_answers import judge_answers
 from flows.score_soft_targets import score_soft_targets
 from flows.train_student import train_student
 from schemas.data import DataSpec
 from schemas.distillation import Distillation
-from schemas.evaluation import EvaluationSpec, GateSpec
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
+from schemas.gate import GateSpec
+from schemas.refs import Lineage
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
@@ -38,18 +45,21 @@ def distill_student(
     student: StudentSpec,
     filters: FilterSpec = FilterSpec(),
     training: TrainingSpec = TrainingSpec(),
+    export: ExportSpec = ExportSpec(),
     evaluation: EvaluationSpec = EvaluationSpec(),
     gate: GateSpec = GateSpec(),
     store: StoreSpec = StoreSpec(),
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> Distillation:
     """Distil ``teacher`` into ``student`` and promote the student if it passes the gate."""
-    check_recipe(task, data, teacher, student, training, store, execution, evaluation)
+    check_recipe(task, data, teacher, student, training, store, execution, evaluation, export, gate)
     chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
     train = dispatch(train_student, training_stage, store, execution)
+    write = dispatch(export_student, export_stage, store, execution)
     evaluate = dispatch(evaluate_models, performance_stage, store, execution)
+    judge = dispatch(judge_answers, judging_stage, store, execution)
 
     loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
@@ -81,20 +91,30 @@ def distill_student(
         hard = training.on_gold_rows()
         baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, hard).model("model")
 
-    champion = find_champion(student_model, task, gate, store)
-    contestants = line_up(
-        teacher,
-        student,
-        student_model,
+    exported = {
+        format.name: write(student_model, format).model("model") for format in export.formats
+    }
+    lineage = Lineage(
+        prompts=rows,
+        responses=responses,
+        filtered=filtered,
+        training_set=training_set,
+        soft_targets=soft_targets,
         baseline=baseline,
-        champion=champion,
-        in_context=evaluation.in_context_student,
+        student=student_model,
+        exported=exported,
     )
+    champion = find_champion(student_model, task, gate, store)
+    contestants = line_up(teacher, student, lineage, champion, export, evaluation)
     measured = evaluated(evaluate(rows.prompts, contestants, task, evaluation))
+    judged = None
+    if evaluation.judge is not None:
+        verdicts = judge(measured.answers, rows.prompts, task, evaluation.judge)
+        judged = verdicts.dataset("verdicts")
     comparison, report = compare_models(
-        measured, rows.prompts, filtered, teacher, task, evaluation, store, execution
+        measured, judged, lineage, teacher, task, evaluation, store, execution
     )
-    promotion = promote_student(comparison, student_model, task, gate, store)
+    promotion = promote_student(comparison, lineage, task, gate, store)
     return Distillation(
         student=student_model, comparison=comparison, report=report, promotion=promotion
     )

@@ -17,6 +17,9 @@ class PriceSpec(Spec):
     currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
     """ISO 4217 code."""
 
+    source: str | None = None
+    """Where the prices are from, such as a price list and its date; the report names it."""
+
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return the price of so many tokens, in `currency`.
 
@@ -25,6 +28,19 @@ class PriceSpec(Spec):
         """
         prompt = prompt_tokens * self.prompt_per_million
         return (prompt + completion_tokens * self.completion_per_million) / 1e6
+
+
+class MachinePrice(Spec):
+    """The price of the machine on which local models answer and are trained."""
+
+    per_hour: float = runtime_field(..., ge=0)
+    """Price of an hour, in `currency`."""
+
+    currency: str = runtime_field("USD", pattern=r"^[A-Z]{3}$")
+    """ISO 4217 code."""
+
+    source: str = runtime_field(..., min_length=1)
+    """Where the price is from, such as a provider's price list and its date."""
 
 
 class BudgetSpec(Spec):

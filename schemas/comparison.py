@@ -34,6 +34,19 @@ class Interval(_Figures):
     """Rows that it rests on: those scored for every model that it speaks of."""
 
 
+class Load(_Figures):
+    """Throughput at one concurrency: requests in flight, or rows per batch of a local model."""
+
+    concurrency: int
+    """Requests at once."""
+
+    queries_per_hour: float
+    """Answers per hour."""
+
+    latency_p95_s: float | None = None
+    """95th percentile of the seconds until a request is answered. None: not told apart."""
+
+
 class Performance(_Figures):
     """Speed of one model, measured in turn with the others."""
 
@@ -43,11 +56,21 @@ class Performance(_Figures):
     latency_p95_s: float | None = None
     """95th percentile (nearest rank) of the same."""
 
+    latency_p99_s: float | None = None
+    """99th percentile (nearest rank) of the same."""
+
+    first_token_p50_s: float | None = None
+    """Median seconds until the first token of an answer at batch size 1. None: it is not told when
+    that comes."""
+
     latency_rows: int = 0
     """Rows timed one by one."""
 
     queries_per_hour: float | None = None
-    """Answers per hour, in batches."""
+    """Answers per hour at the concurrency that gives most."""
+
+    loads: tuple[Load, ...] = ()
+    """The same at every concurrency that was tried."""
 
     tokens_per_s: float | None = None
     """New tokens per second, in batches."""
@@ -58,6 +81,9 @@ class Performance(_Figures):
     prompt_tokens: float | None = None
     """Median tokens that it reads per request, instructions and examples included, over the same
     rows. None: an endpoint does not count them."""
+
+    new_tokens: float | None = None
+    """Mean tokens that it writes per request. None: as above."""
 
 
 class Size(_Figures):
@@ -71,6 +97,9 @@ class Size(_Figures):
 
     kv_cache_bytes: int
     """Bytes of the KV cache of one sequence of `evaluation.context_tokens`."""
+
+    disk_bytes: int | None = None
+    """Bytes of the files that hold the weights. None: not known."""
 
 
 class Measurement(_Figures):
@@ -88,6 +117,10 @@ class Measurement(_Figures):
     performance: Performance
     """Its speed."""
 
+    peak_memory_bytes: int | None = None
+    """Most memory that answering held at once beyond what the process held before the model was
+    loaded. None: it answers elsewhere."""
+
 
 class Measurements(_Figures):
     """What `measure_performance` measured in one attempt, all contestants in the same process."""
@@ -97,6 +130,19 @@ class Measurements(_Figures):
 
     hardware: dict[str, str | int | None]
     """Machine, library versions, and the most memory that the process held."""
+
+
+class Cost(_Figures):
+    """What a thousand requests cost."""
+
+    per_1000: float
+    """Price, in `currency`."""
+
+    currency: str
+    """ISO 4217 code."""
+
+    source: str
+    """What it is made of, in words: tokens and prices, or machine-hours and throughput."""
 
 
 class ContestantFigures(_Figures):
@@ -117,6 +163,15 @@ class ContestantFigures(_Figures):
     memory_bytes: int | None
     """Weights plus KV cache at `context_tokens`. None: not known."""
 
+    disk_bytes: int | None = None
+    """Bytes of the files that hold the weights. None: not known."""
+
+    peak_memory_bytes: int | None = None
+    """Most memory that answering held at once. None: not known."""
+
+    cost: Cost | None = None
+    """What a thousand requests cost. None: the recipe names no price."""
+
     declared_source: str | None = None
     """Where parameters and memory are from when the recipe declares them. None: measured."""
 
@@ -135,7 +190,7 @@ class ContestantFigures(_Figures):
 
 
 class Difference(_Figures):
-    """A contestant against another one, in the primary metric paired by row."""
+    """A contestant against another one in one metric, paired by row."""
 
     name: str
     """Which contestant."""
@@ -143,11 +198,22 @@ class Difference(_Figures):
     against: str
     """Another contestant, or `MAJORITY`, which has nothing but answers."""
 
+    metric: str
+    """Which metric."""
+
     difference: Interval | None
     """Its mean minus the other's. None: no row is scored for both."""
 
     ratio: Interval | None = None
     """Its mean / the other's. None: as above, or the other's is 0."""
+
+    p_value: float | None = None
+    """Probability of so large a difference, either way, between two that are equally good:
+    McNemar's exact test where answers are right or wrong and rows independent, the bootstrap's
+    otherwise. None: it cannot be told."""
+
+    adjusted_p_value: float | None = None
+    """The same, corrected for the number of metrics compared (Holm)."""
 
     latency_reduction: float | None = None
     """1 - p50 latency / the other's."""
@@ -157,6 +223,106 @@ class Difference(_Figures):
 
     parameter_reduction: float | None = None
     """1 - parameters / the other's."""
+
+    cost_reduction: float | None = None
+    """1 - cost / the other's."""
+
+
+class SliceFigures(_Figures):
+    """The comparison on some of the test rows."""
+
+    column: str
+    """What they have in common: `label`, `length`, or a column of the source."""
+
+    value: str
+    """Its value."""
+
+    num_rows: int
+    """Test rows."""
+
+    quality: dict[str, Interval | None]
+    """The primary metric by contestant."""
+
+    differences: tuple[Difference, ...]
+    """The student, and its exported forms, against teacher and champion."""
+
+    regressions: tuple[str, ...]
+    """Against whom the student is worse here, of teacher and champion: the interval of the
+    difference lies below 0 after correction for the number of slices."""
+
+    @property
+    def name(self) -> str:
+        """Return what a gate calls it, such as `label=refund`."""
+        return f"{self.column}={self.value}"
+
+
+class JudgedPair(_Figures):
+    """Verdicts on the student's responses beside another contestant's."""
+
+    against: str
+    """The other contestant."""
+
+    wins: int
+    """Rows on which the student's response is better, in both orders."""
+
+    ties: int
+    """Rows on which the two orders disagree, or both call it a tie."""
+
+    losses: int
+    """Rows on which the other's is better, in both orders."""
+
+    unscored: int
+    """Rows without a verdict that can be read."""
+
+    win_rate: Interval | None
+    """(wins + ties / 2) / rows. None: no row has a verdict."""
+
+    corrected: Interval | None = None
+    """The same as people would have it, by how often the judge agrees with them; the interval
+    includes the judge's error. None: nobody has checked the judge."""
+
+
+class Judgement(_Figures):
+    """What a judge said."""
+
+    model: str
+    """Who judged."""
+
+    rubric: str
+    """What it went by."""
+
+    pairs: tuple[JudgedPair, ...]
+    """The student beside the others."""
+
+    agreement: Interval | None = None
+    """Share of the human preferences that it agrees with. None: nobody has checked it."""
+
+
+class DistillationCost(_Figures):
+    """What making this student cost, as if nothing had been there before."""
+
+    teacher: float | None
+    """The teacher's responses, by tokens and prices. None: no price is known."""
+
+    training_hours: float
+    """Hours of training and of scoring soft targets."""
+
+    training: float | None
+    """Those hours at the machine's price. None: no price is known."""
+
+    currency: str | None
+    """ISO 4217 code."""
+
+    break_even_requests: float | None
+    """Requests after which it has paid for itself. None: a price is missing, or a request to the
+    student costs no less than one to the teacher."""
+
+    @property
+    def total(self) -> float | None:
+        """Return the sum; None when either part is not known."""
+        if self.teacher is None or self.training is None:
+            return None
+        return self.teacher + self.training
 
 
 class LabelRecall(_Figures):
@@ -224,9 +390,25 @@ class Comparison(_Figures):
     confusions: tuple[Confusion, ...] = ()
     """What the student takes for what, the most frequent first."""
 
-    gap_recovered: float | None
+    gap_recovered: Interval | None
     """(student - baseline) / (teacher - baseline), on the rows scored for all three. None: no
     baseline, or the teacher is not better than it."""
+
+    num_clusters: int | None = None
+    """Groups of rows that the bootstrap keeps together: of one conversation, customer or prompt."""
+
+    detectable_loss: float | None = None
+    """Smallest loss to the teacher, in the primary metric, that this many rows show in four of
+    five runs. None: it cannot be told."""
+
+    slices: tuple[SliceFigures, ...] = ()
+    """The comparison on parts of the test rows, by column, the largest part first."""
+
+    judgement: Judgement | None = None
+    """What a judge said. None: none was asked."""
+
+    distillation_cost: DistillationCost | None = None
+    """What making the student cost. None: not known."""
 
     hardware: dict[str, str | int | None]
     """Machine, library versions, and the most memory that the measuring process held."""
@@ -241,10 +423,13 @@ class Comparison(_Figures):
         """Return the figures of ``name``, or None when it did not take part."""
         return next((row for row in self.contestants if row.name == name), None)
 
-    def between(self, name: str, against: str) -> Difference | None:
-        """Return ``name`` compared with ``against``, or None when they were not compared."""
-        wanted = (name, against)
-        return next((d for d in self.differences if (d.name, d.against) == wanted), None)
+    def between(self, name: str, against: str, metric: str | None = None) -> Difference | None:
+        """Return ``name`` compared with ``against``, or None when they were not compared.
+
+        In the primary metric, unless another is named.
+        """
+        wanted = (name, against, metric or self.metric)
+        return next((d for d in self.differences if (d.name, d.against, d.metric) == wanted), None)
 
 
 class Disagreement(_Figures):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.base import Spec, runtime_field
+from schemas.export import ExportFormat
 from schemas.refs import ModelRef
 from schemas.student import PretrainedStudent
 from schemas.teacher import TeacherSpec
@@ -74,7 +75,24 @@ class TrainedContestant(_LocalContestant):
     """Run code that was saved with the model."""
 
 
+class ExportedContestant(_Contestant):
+    """A student in an exported format, opened by the runtime that will serve it."""
+
+    kind: Literal["exported"] = "exported"
+    """An exported model."""
+
+    model: ModelRef
+    """Where its files are."""
+
+    format: ExportFormat
+    """What they are."""
+
+
 ContestantSpec = Annotated[
-    TeacherContestant | PretrainedContestant | InContextContestant | TrainedContestant,
+    TeacherContestant
+    | PretrainedContestant
+    | InContextContestant
+    | TrainedContestant
+    | ExportedContestant,
     Field(discriminator="kind"),
 ]

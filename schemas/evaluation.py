@@ -1,8 +1,10 @@
-"""How teacher, baseline and student are compared, and what a student needs to be promoted."""
+"""How teacher, baseline and student are compared."""
 
 from pydantic import Field
 
 from schemas.base import Spec, runtime_field
+from schemas.budget import MachinePrice
+from schemas.judge import JudgeSpec
 
 
 class EvaluationSpec(Spec):
@@ -48,36 +50,26 @@ class EvaluationSpec(Spec):
     seed: int = 0
     """Seed of the bootstrap."""
 
+    slices: tuple[str, ...] = ("label", "length")
+    """What the test rows are divided by, to see where the student is worse: `label` (for tasks
+    that have labels), `length` (quarters by the length of the prompt), or a column of the source
+    that `data.test.columns.slices` names."""
 
-class GateSpec(Spec):
-    """All conditions have to hold for a student to be promoted. A missing figure fails."""
+    min_slice_rows: int = Field(20, ge=2)
+    """Slices of fewer rows are left out: they could show nothing."""
 
-    min_retention: float = Field(0.92, ge=0)
-    """Least student / teacher in the primary metric."""
+    stop_at_width: float | None = Field(None, gt=0, lt=1)
+    """Stop asking a teacher that costs money once the interval of the primary metric is this
+    narrow; all contestants are then compared on the rows that it has answered. None: it answers
+    every row."""
 
-    min_gain: float | None = 0.0
-    """Lower end of the paired interval of student minus baseline has to lie above this. None: not
-    asked."""
+    judge: JudgeSpec | None = Field(None, title="Judge")
+    """Who says which of two responses is better, for conversation and summarization. None: nobody
+    is asked."""
 
-    min_lead_over_majority: float | None = 0.0
-    """Teacher and student have to score more than always giving the most frequent reference of the
-    test rows would, by more than this. Not asked where each reference occurs once. None: never
-    asked."""
+    machine_price: MachinePrice | None = Field(None, title="Machine price")
+    """What an hour of the machine that serves local models costs. None: their cost is not known."""
 
-    max_loss_to_champion: float | None = 0.0
-    """Most that the student may fall short of the student that the alias stands for, in the
-    primary metric: the difference on the same rows, without regard to its interval. 0.0: not at
-    all, a tie is enough. Not asked while there is no champion. None: never asked."""
-
-    max_unscored_fraction: float = Field(0.05, ge=0, le=1)
-    """Most test rows without a score, of the model that has the most. A verdict on the few rows
-    that an endpoint happened to answer is none."""
-
-    max_latency_ratio: float | None = Field(None, gt=0)
-    """Most student p50 latency / teacher p50 latency. None: not asked. 0.15 is 85 % less time."""
-
-    max_memory_ratio: float | None = Field(None, gt=0)
-    """Most student memory / teacher memory. None: not asked. 0.05 is 95 % less memory."""
-
-    alias: str = Field("champion", pattern=r"^[a-z0-9-]+$")
-    """Alias under which a student that passes is published."""
+    lm_eval: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness that the local contestants are run on: names, or paths of task
+    files. Needs the extra `lm-eval`."""

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.base import Spec
+from schemas.registry import DatabaseRegistry, RegistrySpec
 
 
 class StageName(StrEnum):
@@ -20,8 +21,10 @@ class StageName(StrEnum):
     TRAIN_BASELINE = "train_baseline"
     TRAIN_STUDENT = "train_student"
     TRAIN_TEACHER = "train_teacher"
+    EXPORT_STUDENT = "export_student"
     ANSWER_TEST_PROMPTS = "answer_test_prompts"
     MEASURE_PERFORMANCE = "measure_performance"
+    JUDGE_ANSWERS = "judge_answers"
     COMPARE_MODELS = "compare_models"
 
 
@@ -37,7 +40,9 @@ _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     # Not the trainings: a model that was trained again is another contestant, and only it answers.
     StageName.ANSWER_TEST_PROMPTS: (StageName.VALIDATE_PROMPTS,),
     StageName.MEASURE_PERFORMANCE: (StageName.ANSWER_TEST_PROMPTS,),
-    StageName.COMPARE_MODELS: (StageName.MEASURE_PERFORMANCE,),
+    StageName.EXPORT_STUDENT: (StageName.TRAIN_STUDENT,),
+    StageName.JUDGE_ANSWERS: (StageName.ANSWER_TEST_PROMPTS,),
+    StageName.COMPARE_MODELS: (StageName.MEASURE_PERFORMANCE, StageName.JUDGE_ANSWERS),
 }
 
 
@@ -51,6 +56,14 @@ class StoreSpec(Spec):
     """SQLAlchemy URL of the ledger of teacher responses; its password as `${NAME}`, from the
     environment. None: SQLite inside a local root. A
     remote root needs one, and so do several hosts that write at once: PostgreSQL."""
+
+    registry: RegistrySpec = Field(DatabaseRegistry(), title="Registry")
+    """Where promoted students are recorded."""
+
+    browse_url: str | None = None
+    """Address under which a browser reaches the files of `root`, such as a bucket's web address or
+    that of a file server. Artifacts link to reports there. None: artifacts name the file, and
+    `distillery` on this machine opens it."""
 
 
 class ExecutionSpec(Spec):

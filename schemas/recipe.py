@@ -15,9 +15,11 @@ from pydantic import BaseModel, Field, ValidationError
 from schemas.base import Spec, nearest, unknown_key_message
 from schemas.data import DataSpec
 from schemas.errors import RecipeError
-from schemas.evaluation import EvaluationSpec, GateSpec
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
+from schemas.gate import GateSpec
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
@@ -67,6 +69,7 @@ class GenerationRecipe(Spec):
     student: StudentSpec | None = None
     filters: FilterSpec = FilterSpec()
     training: TrainingSpec = TrainingSpec()
+    export: ExportSpec = ExportSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     gate: GateSpec = GateSpec()
     store: StoreSpec = StoreSpec()

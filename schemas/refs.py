@@ -69,3 +69,31 @@ class Evaluated(_Bundle):
 
     measurements: ReportRef
     """Their speed and size."""
+
+
+class Lineage(_Bundle):
+    """What a comparison rests on, back to the prompts; each ref leads to its stage's manifest."""
+
+    prompts: PromptSet
+    """Valid prompts of all splits."""
+
+    responses: DatasetRef
+    """What the teacher answered."""
+
+    filtered: FilteredSet
+    """What the filters made of it."""
+
+    training_set: DatasetRef
+    """What the student learnt from."""
+
+    soft_targets: DatasetRef | None
+    """The teacher's probabilities, where the objective needs them."""
+
+    baseline: ModelRef | None
+    """A trained baseline. None: the student as it comes, or none."""
+
+    student: ModelRef
+    """The trained student."""
+
+    exported: dict[str, ModelRef] = {}
+    """The student in other formats, by their names."""

@@ -8,10 +8,12 @@ from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Comparison
 from schemas.contestants import ContestantSpec
-from schemas.evaluation import EvaluationSpec, GateSpec
+from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.gate import GateSpec
+from schemas.judge import JudgeSpec
 from schemas.promotion import Promotion
-from schemas.refs import DatasetRef, Evaluated, FilteredSet, ModelRef, ReportRef
+from schemas.refs import DatasetRef, Evaluated, Lineage, ModelRef, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from tasks.artifacts import progress_report, publish_markdown, publish_table
@@ -64,10 +66,26 @@ def measure_performance(
 
 
 @stage_task
+def ask_judge(
+    answers: dict[str, DatasetRef],
+    prompts: DatasetRef,
+    task: TaskSpec,
+    judge: JudgeSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[DatasetRef, StageResult]:
+    """Return the verdicts on the student's responses beside those of others."""
+    from distillery.evaluation.judge import judge_answers
+
+    result = judge_answers(answers, prompts, task, judge, store, execution)
+    return result.dataset("verdicts"), result
+
+
+@stage_task
 def compare_models(
     evaluated: Evaluated,
-    prompts: DatasetRef,
-    filtered: FilteredSet,
+    judged: DatasetRef | None,
+    lineage: Lineage,
     teacher: TeacherSpec,
     task: TaskSpec,
     evaluation: EvaluationSpec,
@@ -80,15 +98,13 @@ def compare_models(
 
     result = compare_models(
         evaluated,
-        prompts,
+        judged,
+        lineage,
         task=task,
         evaluation=evaluation,
         declared=teacher.declared if isinstance(teacher, OpenAITeacher) else None,
         store=store,
         execution=execution,
-        funnel={"responses": filtered.num_responses}
-        | filtered.drop_reasons
-        | {"kept": filtered.kept.num_rows},
     )
     report = result.report("report")
     comparison = read_comparison(report, Store(store.root))
@@ -114,12 +130,12 @@ def find_champion(
 
 @prefect_task(name="promote_student", task_run_name="promote_student", persist_result=False)
 def promote_student(
-    comparison: Comparison, student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
+    comparison: Comparison, lineage: Lineage, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> Promotion:
     """Return the gate's verdict; a student that passes is published under the gate's alias."""
     from distillery.registry import aliases
 
-    promotion = aliases.promote_student(comparison, student, task, gate, Store(store.root))
+    promotion = aliases.promote_student(comparison, lineage, task, gate, Store(store.root))
     lines = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in promotion.checks]
     verdict = "Promoted" if promotion.promoted else "Not promoted"
     publish_markdown(

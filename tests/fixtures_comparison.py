@@ -14,7 +14,7 @@ from schemas.comparison import Comparison, Measurement, Measurements, Performanc
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, ScoreFrame, arrow_schema, check_frame
-from schemas.refs import DatasetRef, Evaluated
+from schemas.refs import DatasetRef, Evaluated, ModelRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
@@ -22,6 +22,11 @@ TASK = TaskSpec.model_validate({"name": "tickets", "type": "classification"})
 EVALUATION = EvaluationSpec(bootstrap_samples=200)
 STUDENT_FINGERPRINT = "5" * 64
 CHAMPION_FINGERPRINT = "c" * 64
+STUDENT_REF = ModelRef(
+    uri=f"train_student/{STUDENT_FINGERPRINT}/a/model",
+    fingerprint=STUDENT_FINGERPRINT,
+    num_parameters=100_000,
+)
 
 # teacher 19/20, baseline 12/20, student 18/20
 SCORES: dict[str, list[float]] = {

@@ -1,8 +1,7 @@
 """The comparison stage: scored answers and measurements in, one table and one report out."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,66 +9,72 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from distillery.data.chat import load_messages
+from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
+from distillery.evaluation.metrics import fidelity, metric_intervals, metric_scores
 from distillery.evaluation.performance import read_figures
 from distillery.evaluation.report import render_report
 from distillery.evaluation.statistics import (
     Scores,
     difference_interval,
-    mean_interval,
+    paired_bootstrap,
     ratio_interval,
-    set_interval,
 )
 from distillery.evaluation.tables import markdown
-from distillery.storage.fingerprint import canonical_json
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
-from distillery.task_types import Answer, ScoredRow, TaskType, task_type
+from distillery.task_types import TaskType, task_type
 from schemas.comparison import (
     MAJORITY,
     Comparison,
-    Confusion,
     ContestantFigures,
     Difference,
     Disagreement,
     Interval,
-    LabelRecall,
     Measurement,
     Measurements,
 )
 from schemas.contestants import BASELINE, STUDENT, TEACHER
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.refs import DatasetRef, Evaluated, ReportRef
+from schemas.refs import DatasetRef, Evaluated, Lineage, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
 _LOGIC_VERSION = 4
 _NUM_EXAMPLES = 20
-_NUM_CONFUSIONS = 20
 
 
 def compare_models(
     evaluated: Evaluated,
-    prompts: DatasetRef,
+    judged: DatasetRef | None,
+    lineage: Lineage,
     *,
     task: TaskSpec,
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
     store: StoreSpec,
     execution: ExecutionSpec,
-    funnel: dict[str, int],
 ) -> StageResult:
     """Return output `report`: comparison.json, comparison.md and report.html in one folder.
 
-    The report's examples take their prompts from ``prompts``. The declared size is a hosted
-    teacher's; the funnel counts rows of the training set by what became of them.
+    Args:
+        evaluated: Everybody's answers, with their speed and size.
+        judged: A judge's verdicts, where one was asked.
+        lineage: Where prompts, training set and student come from.
+        task: What is compared.
+        evaluation: How.
+        declared: Size of a hosted teacher, which cannot be measured.
+        store: Where everything is.
+        execution: What to rerun.
     """
+    prompts, funnel = lineage.prompts.prompts, _funnel(lineage)
     stage = Stage(
         StageName.COMPARE_MODELS,
         _LOGIC_VERSION,
         inputs={
             "measurements": evaluated.measurements.fingerprint,
+            "judged": judged and judged.fingerprint,
             "prompts": prompts.fingerprint,
         },
         spec={
@@ -109,6 +114,16 @@ def compare_models(
     return run_stage(stage, store, execution, work)
 
 
+def _funnel(lineage: Lineage) -> dict[str, int]:
+    """Return the rows of the training set by what became of them."""
+    filtered = lineage.filtered
+    return {
+        "responses": filtered.num_responses,
+        **filtered.drop_reasons,
+        "kept": filtered.kept.num_rows,
+    }
+
+
 def read_comparison(report: ReportRef, store: Store) -> Comparison:
     """Return the comparison of a report folder."""
     return read_figures(report, "comparison.json", Comparison, store)
@@ -141,7 +156,7 @@ def build_comparison(
     """
     kind = task_type(task)
     metric = kind.primary
-    scores = {name: _scores(frame, metric) for name, frame in answers.items()}
+    scores = {name: metric_scores(frame, metric) for name, frame in answers.items()}
     rows = {
         name: _figures(
             name,
@@ -155,13 +170,14 @@ def build_comparison(
         for name, frame in answers.items()
     }
     references = next(iter(answers.values()))["references"]
-    majority, always = _majority(references, kind)
+    majority, always = majority_answer(references, kind)
     pairs = [(name, TEACHER) for name in answers if name not in (TEACHER, STUDENT)]
     pairs += [(STUDENT, name) for name in answers if name != STUDENT]
     leads = (
         Difference(
             name=name,
             against=MAJORITY,
+            metric=metric,
             difference=difference_interval(values, always, evaluation),
         )
         for name, values in scores.items()
@@ -176,22 +192,21 @@ def build_comparison(
         confidence=evaluation.confidence,
         contestants=tuple(rows.values()),
         differences=(
-            *(_difference(rows[a], rows[b], scores[a], scores[b], evaluation) for a, b in pairs),
+            *(
+                _difference(rows[a], rows[b], metric, scores[a], scores[b], evaluation)
+                for a, b in pairs
+            ),
             *leads,
         ),
         majority_answer=majority,
         majority_score=None if majority is None else float(always.mean()),
-        labels=_labels(references, scores, kind) if kind.has_labels else (),
-        confusions=_confusions(answers[STUDENT], kind) if kind.has_labels else (),
-        gap_recovered=gap_recovered(scores),
+        labels=label_recalls(references, scores, kind) if kind.has_labels else (),
+        confusions=student_confusions(answers[STUDENT], kind) if kind.has_labels else (),
+        gap_recovered=gap_recovered(scores, evaluation),
         hardware=measurements.hardware,
         fingerprints=fingerprints,
         funnel=funnel,
     )
-
-
-def _scores(frame: pd.DataFrame, metric: str) -> Scores:
-    return frame[metric].to_numpy(dtype="float64")
 
 
 def _figures(
@@ -219,87 +234,16 @@ def _figures(
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
         declared_source=shown.source if shown else None,
         performance=measured.performance,
-        metrics=_metrics(frame, kind, evaluation),
-        fidelity={} if teacher is None else _fidelity(frame, teacher, kind, evaluation),
+        metrics=metric_intervals(frame, kind, evaluation),
+        fidelity={} if teacher is None else fidelity(frame, teacher, kind, evaluation),
         num_unscored=int(frame[kind.primary].isna().sum()),
     )
-
-
-def _metrics(
-    frame: pd.DataFrame, kind: TaskType, evaluation: EvaluationSpec
-) -> dict[str, Interval | None]:
-    """Return the metrics of the answers, the primary one first; those of the set come last."""
-    scored = frame[frame[kind.primary].notna()]
-    given = zip(scored["response"], scored["references"], scored["truncated"], strict=True)
-    rows = [ScoredRow(text, tuple(json.loads(right)), bool(cut)) for text, right, cut in given]
-    return {name: mean_interval(_scores(frame, name), evaluation) for name in kind.metrics} | {
-        name: set_interval(metric, rows, evaluation) for name, metric in kind.of_the_set.items()
-    }
-
-
-def _fidelity(
-    frame: pd.DataFrame, teacher: pd.DataFrame, kind: TaskType, evaluation: EvaluationSpec
-) -> dict[str, Interval | None]:
-    """Return the metrics with the teacher's answers as the references.
-
-    A row is unscored where the teacher gave no answer, also where its response was cut and the
-    task type takes such a one to be wrong.
-    """
-    said = [
-        _answer(text, kind, is_cut=bool(cut))
-        for text, cut in zip(teacher["response"], teacher["truncated"], strict=True)
-    ]
-    against = frame[["response", "truncated"]].assign(
-        references=[canonical_json([answer.text] if answer else []) for answer in said]
-    )
-    scores = [
-        kind.score(
-            text if isinstance(text, str) and answer else None,
-            [answer.text] if answer else [],
-            truncated=bool(cut),
-        )
-        for text, cut, answer in zip(against["response"], against["truncated"], said, strict=True)
-    ]
-    against = against.join(pd.DataFrame(scores, index=frame.index, dtype="float64"))
-    return _metrics(against, kind, evaluation)
-
-
-def _answer(response: object, kind: TaskType, *, is_cut: bool) -> Answer | None:
-    """Return the answer in a response, if there is one that can be right."""
-    answer = kind.parse(response) if isinstance(response, str) else None
-    if (
-        answer
-        and is_cut
-        and not kind.score(answer.text, [answer.text], truncated=True)[kind.primary]
-    ):
-        return None
-    return answer
-
-
-def _majority(references: Iterable[str], kind: TaskType) -> tuple[str | None, Scores]:
-    """Return the most frequent right answer, and what always giving it scores by row.
-
-    None where every row has another.
-    """
-    right = [json.loads(text) for text in references]
-    values = [_value(texts[0], kind) for texts in right]
-    value, num_rows = Counter(values).most_common(1)[0]
-    if num_rows == 1 and len(values) > 1:
-        return None, np.full(len(values), np.nan)
-    answer = right[values.index(value)][0]
-    scores = [kind.score(answer, texts)[kind.primary] for texts in right]
-    return min(answer, value, key=len), np.array(scores, dtype="float64")
-
-
-def _value(text: str, kind: TaskType) -> str:
-    """Return what a reference says; its text where it has no answer."""
-    answer = kind.parse(text)
-    return answer.value if answer else text
 
 
 def _difference(
     row: ContestantFigures,
     other: ContestantFigures,
+    metric: str,
     scores: Scores,
     others: Scores,
     evaluation: EvaluationSpec,
@@ -308,6 +252,7 @@ def _difference(
     return Difference(
         name=row.name,
         against=other.name,
+        metric=metric,
         difference=difference_interval(scores, others, evaluation),
         ratio=ratio_interval(scores, others, evaluation),
         latency_reduction=reduction(*latencies),
@@ -327,7 +272,7 @@ def reduction(value: float | None, other: float | None) -> float | None:
     return 1 - value / other
 
 
-def gap_recovered(scores: Mapping[str, Scores]) -> float | None:
+def gap_recovered(scores: Mapping[str, Scores], evaluation: EvaluationSpec) -> Interval | None:
     """Return (student - baseline) / (teacher - baseline) on the rows scored for all three.
 
     None, not 0, when there is no baseline, or the teacher is not better than it: there is no gap
@@ -335,40 +280,12 @@ def gap_recovered(scores: Mapping[str, Scores]) -> float | None:
     """
     if BASELINE not in scores:
         return None
-    means = pd.DataFrame(scores)[[TEACHER, BASELINE, STUDENT]].dropna().mean()
-    gap = means[TEACHER] - means[BASELINE]
-    return float((means[STUDENT] - means[BASELINE]) / gap) if gap > 0 else None
 
+    def share(teacher: Scores, baseline: Scores, student: Scores) -> Scores:
+        gap = teacher - baseline
+        return np.divide(student - baseline, gap, out=np.full_like(gap, np.nan), where=gap > 0)
 
-def _labels(
-    references: Iterable[str], scores: Mapping[str, Scores], kind: TaskType
-) -> tuple[LabelRecall, ...]:
-    """Return the recall of every label that is right somewhere, the most frequent first."""
-    texts = [json.loads(right)[0] for right in references]
-    values = [_value(text, kind) for text in texts]
-    text_of = dict(zip(reversed(values), reversed(texts), strict=True))
-    keys = np.array(values, dtype=object)  # a list could be taken for names of columns
-    means = pd.DataFrame(scores).groupby(keys).mean()  # leaves unscored rows out
-    recalls = means.astype(object).where(means.notna(), None).to_dict("index")
-    return tuple(
-        LabelRecall(label=text_of[value], num_rows=num_rows, recall=recalls[value])
-        for value, num_rows in Counter(values).most_common()
-    )
-
-
-def _confusions(answers: pd.DataFrame, kind: TaskType) -> tuple[Confusion, ...]:
-    """Return what wrong answers are given for which labels, the most frequent first."""
-    wrong: Counter[tuple[str, str | None]] = Counter()
-    scored = answers[answers[kind.primary] < 1]
-    for text, references, cut in zip(
-        scored["response"], scored["references"], scored["truncated"], strict=True
-    ):
-        answer = None if cut else kind.parse(text)
-        wrong[json.loads(references)[0], answer.value if answer else None] += 1
-    return tuple(
-        Confusion(label=label, taken_for=answer, num_rows=num_rows)
-        for (label, answer), num_rows in wrong.most_common(_NUM_CONFUSIONS)
-    )
+    return paired_bootstrap([scores[n] for n in (TEACHER, BASELINE, STUDENT)], share, evaluation)
 
 
 def disagreements(

@@ -41,6 +41,7 @@ from schemas.contestants import (
     STUDENT,
     TEACHER,
     ContestantSpec,
+    ExportedContestant,
     InContextContestant,
     PretrainedContestant,
     TeacherContestant,
@@ -49,7 +50,8 @@ from schemas.contestants import (
 from schemas.errors import TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import StoreSpec
-from schemas.refs import DatasetRef, ModelRef
+from schemas.export import ExportSpec
+from schemas.refs import DatasetRef, Lineage, ModelRef
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
@@ -62,11 +64,10 @@ _HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alon
 def line_up(
     teacher: TeacherSpec,
     student: StudentSpec,
-    student_model: ModelRef,
-    *,
-    baseline: ModelRef | None,
+    lineage: Lineage,
     champion: ModelRef | None,
-    in_context: bool,
+    export: ExportSpec,
+    evaluation: EvaluationSpec,
 ) -> tuple[ContestantSpec, ...]:
     """Return the contestants of a run of the spine.
 
@@ -75,11 +76,11 @@ def line_up(
     Args:
         teacher: Who the others are compared with.
         student: How baseline and student were made.
-        student_model: The trained student.
-        baseline: The student as it was before teacher data. None: a pretrained one as it comes; a
-            student from scratch then has no baseline.
+        lineage: The student, its exported forms, and a trained baseline. Without one a pretrained
+            student as it comes is the baseline, and a student from scratch has none.
         champion: The promoted student that this one would replace, if any.
-        in_context: Whether a pretrained student takes part with the teacher's prompt as well.
+        export: What the exported forms are.
+        evaluation: Whether a pretrained student takes part with the teacher's prompt as well.
     """
     device = "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
     is_trusted = isinstance(student, PretrainedStudent) and student.trust_remote_code
@@ -90,17 +91,24 @@ def line_up(
         )
 
     contestants: list[ContestantSpec] = [TeacherContestant(name=TEACHER, teacher=teacher)]
-    if baseline is not None:
-        contestants.append(trained(BASELINE, baseline))
+    if lineage.baseline is not None:
+        contestants.append(trained(BASELINE, lineage.baseline))
     elif isinstance(student, PretrainedStudent):
         contestants.append(PretrainedContestant(name=BASELINE, student=student, device=device))
-    if in_context and isinstance(student, PretrainedStudent):
+    if evaluation.in_context_student and isinstance(student, PretrainedStudent):
         contestants.append(
             InContextContestant(name=IN_CONTEXT, student=student, teacher=teacher, device=device)
         )
     if champion is not None:
         contestants.append(trained(CHAMPION, champion))
-    return (*contestants, trained(STUDENT, student_model))
+    contestants.append(trained(STUDENT, lineage.student))
+    return (
+        *contestants,
+        *(
+            ExportedContestant(name=format.name, model=lineage.exported[format.name], format=format)
+            for format in export.formats
+        ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +209,8 @@ def contestant(
             )
         case TrainedContestant():
             return _trained(spec, evaluation)
+        case ExportedContestant():
+            raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,7 +159,7 @@ def _gap_sentence(comparison: Comparison) -> str:
     if comparison.gap_recovered is None:
         return "Gap recovered: undefined, as the teacher is not better than the baseline."
     return (
-        f"Gap recovered between baseline and teacher: {percent_text(comparison.gap_recovered)}; "
+        f"Gap recovered between baseline and teacher: {interval_text(comparison.gap_recovered)}; "
         f"student minus teacher: {points_text(_points(comparison, STUDENT, TEACHER))}."
     )
 

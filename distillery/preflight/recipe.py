@@ -18,6 +18,8 @@ from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.export import ExportSpec
+from schemas.gate import GateSpec
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -57,6 +59,8 @@ def check_recipe(
     store: StoreSpec,
     execution: ExecutionSpec,
     evaluation: EvaluationSpec | None = None,
+    export: ExportSpec | None = None,
+    gate: GateSpec | None = None,
 ) -> None:
     """Return when the sections fit together; otherwise raise one error with all that does not.
 

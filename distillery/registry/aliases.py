@@ -8,9 +8,9 @@ from distillery.storage.store import Store
 from schemas.comparison import Comparison
 from schemas.contestants import STUDENT
 from schemas.errors import StageError
-from schemas.evaluation import GateSpec
+from schemas.gate import GateSpec
 from schemas.promotion import ChampionPointer, PromotedStudent, Promotion
-from schemas.refs import ModelRef
+from schemas.refs import Lineage, ModelRef
 from schemas.task import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def find_rival(student: ModelRef, task: TaskSpec, alias: str, store: Store) -> M
 
 
 def promote_student(
-    comparison: Comparison, student: ModelRef, task: TaskSpec, gate: GateSpec, store: Store
+    comparison: Comparison, lineage: Lineage, task: TaskSpec, gate: GateSpec, store: Store
 ) -> Promotion:
     """Return the gate's verdict; where all conditions hold, the alias now names ``student``.
 
@@ -45,7 +45,7 @@ def promote_student(
     Raises:
         StageError: The comparison is of another student: its figures say nothing about this one.
     """
-    measured = comparison.contestant(STUDENT)
+    student, measured = lineage.student, comparison.contestant(STUDENT)
     if measured is None or measured.identity != student.fingerprint:
         raise StageError(
             f"student {student.fingerprint[:12]!r} is up for promotion, but the comparison "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from schemas.comparison import MAJORITY, Comparison
 from schemas.contestants import BASELINE, CHAMPION, STUDENT, TEACHER
-from schemas.evaluation import GateSpec
+from schemas.gate import GateSpec
 from schemas.promotion import GateCheck
 from schemas.refs import ModelRef
 

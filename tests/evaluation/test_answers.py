@@ -24,11 +24,13 @@ from schemas.errors import StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.export import ExportSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from tests.fixtures_comparison import TASK, prompt_frame, seal_prompts
+from tests.fixtures_lineage import lineage_of
 from tests.fixtures_models import make_tiny_model
 from tests.stub_endpoint import Reply, StubEndpoint
 
@@ -104,10 +106,13 @@ def run_of(
     contestants = line_up(
         teacher,
         student,
-        model_ref(store, "student", seed=student_seed),
-        baseline=model_ref(store, "baseline", seed=2) if has_baseline else None,
-        champion=champion,
-        in_context=in_context,
+        lineage_of(
+            model_ref(store, "student", seed=student_seed),
+            baseline=model_ref(store, "baseline", seed=2) if has_baseline else None,
+        ),
+        champion,
+        ExportSpec(),
+        EvaluationSpec(in_context_student=in_context),
     )
     return Run(store, contestants, seal_prompts(store, prompt_frame(NUM_ROWS)))
 
@@ -363,10 +368,10 @@ def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_e
         return line_up(
             local(teacher_folder, **fields),
             FROM_SCRATCH,
-            student_model,
-            baseline=None,
-            champion=None,
-            in_context=False,
+            lineage_of(student_model),
+            None,
+            ExportSpec(),
+            EvaluationSpec(),
         )[0]
 
     student_model = model_ref(store, "student", seed=3)

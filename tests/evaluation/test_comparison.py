@@ -24,6 +24,7 @@ from schemas.teacher import DeclaredModel
 from tests.fixtures_comparison import (
     EVALUATION,
     SCORES,
+    STUDENT_REF,
     TASK,
     answer_frame,
     comparison,
@@ -33,6 +34,7 @@ from tests.fixtures_comparison import (
     seal_prompts,
     seal_scores,
 )
+from tests.fixtures_lineage import lineage_of
 
 NAN = float("nan")
 
@@ -76,7 +78,8 @@ def test_figures_are_the_hand_computed_ones() -> None:
     assert pair.parameter_reduction == pytest.approx(0.9)
     assert difference(found, "student", "baseline").estimate == pytest.approx(0.3)
     assert difference(found, "student", "teacher").estimate == pytest.approx(-0.05)
-    assert found.gap_recovered == pytest.approx((0.90 - 0.60) / (0.95 - 0.60))
+    assert found.gap_recovered is not None
+    assert found.gap_recovered.estimate == pytest.approx((0.90 - 0.60) / (0.95 - 0.60))
 
 
 def test_everybody_is_compared_with_the_teacher_and_the_student_with_everybody() -> None:
@@ -214,10 +217,17 @@ def test_json_answers_have_no_labels() -> None:
 
 def test_gap_recovered_is_undefined_where_the_teacher_is_no_better() -> None:
     same = np.array([1.0, 0.0])
-    assert gap_recovered({"teacher": same, "baseline": same, "student": np.ones(2)}) is None
-    assert gap_recovered({"teacher": 0 * same, "baseline": same, "student": same}) is None
+    assert (
+        gap_recovered({"teacher": same, "baseline": same, "student": np.ones(2)}, EVALUATION)
+        is None
+    )
+    assert (
+        gap_recovered({"teacher": 0 * same, "baseline": same, "student": same}, EVALUATION) is None
+    )
     unscored = np.array([NAN, NAN])
-    assert gap_recovered({"teacher": same, "baseline": unscored, "student": same}) is None
+    assert (
+        gap_recovered({"teacher": same, "baseline": unscored, "student": same}, EVALUATION) is None
+    )
 
 
 def test_unscored_rows_are_counted_and_left_out_in_pairs() -> None:
@@ -285,10 +295,14 @@ def compare(store: StoreSpec, **changed: Any) -> StageResult:
         "declared": None,
         "store": store,
         "execution": ExecutionSpec(),
-        "funnel": {},
     }
     prompts = seal_prompts(store, prompt_frame(20))
-    return compare_models(seal_scores(store), prompts, **{**arguments, **changed})
+    return compare_models(
+        seal_scores(store),
+        None,
+        lineage_of(STUDENT_REF, prompts=prompts),
+        **{**arguments, **changed},
+    )
 
 
 def test_stage_writes_three_files_and_is_reused(store: StoreSpec) -> None:
@@ -310,13 +324,13 @@ def test_models_that_agree_on_every_row_are_compared(store: StoreSpec) -> None:
     prompts = seal_prompts(store, prompt_frame(20))
     result = compare_models(
         alike,
-        prompts,
+        None,
+        lineage_of(STUDENT_REF, prompts=prompts),
         task=TASK,
         evaluation=EVALUATION,
         declared=None,
         store=store,
         execution=ExecutionSpec(),
-        funnel={},
     )
     assert result.manifest.counts == {"rows": 20, "disagreements": 0}
 
@@ -340,11 +354,11 @@ def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
     with pytest.raises(StoreError, match="has no measurements"):
         compare_models(
             sealed,
-            seal_prompts(store, prompt_frame(20)),
+            None,
+            lineage_of(STUDENT_REF, prompts=seal_prompts(store, prompt_frame(20))),
             task=TASK,
             evaluation=EVALUATION,
             declared=None,
             store=store,
             execution=ExecutionSpec(),
-            funnel={},
         )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distillery.registry.gate import check_gate
 from schemas.comparison import Comparison, Difference, Interval
-from schemas.evaluation import GateSpec
+from schemas.gate import GateSpec
 from schemas.promotion import GateCheck
 from schemas.refs import ModelRef
 from tests.fixtures_comparison import (

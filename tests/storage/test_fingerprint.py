@@ -23,10 +23,11 @@ from distillery.storage.stage import Stage
 from schemas.base import versioned
 from schemas.data import DataSpec, FileSource, HubSource
 from schemas.errors import RecipeError
-from schemas.evaluation import EvaluationSpec, GateSpec
+from schemas.evaluation import EvaluationSpec
 from schemas.examples import FixedExamples, NearestExamples
 from schemas.execution import StageName
 from schemas.filters import FilterSpec, LengthFilter, RefusalFilter
+from schemas.gate import GateSpec
 from schemas.objectives import HardTargets, SoftTargets
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec

@@ -1,0 +1,1 @@
+"""One file per format in which a student leaves for the place where it is served."""

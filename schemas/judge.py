@@ -1,0 +1,55 @@
+"""The judge: a model that says which of two responses is better."""
+
+from pydantic import Field
+
+from schemas.base import Spec, runtime_field
+from schemas.data import Source
+from schemas.teacher import TeacherSpec
+
+
+class PreferencesSpec(Spec):
+    """Rows on which people have said which of two responses is better."""
+
+    source: Source
+    """Where they are. Its `columns` name the prompt as they do for `data`."""
+
+    first: str = "response_a"
+    """Column with one response."""
+
+    second: str = "response_b"
+    """Column with the other."""
+
+    preferred: str = "preferred"
+    """Column with what people preferred: `first`, `second` or `tie`, or the names of the columns
+    in place of the first two."""
+
+
+class JudgeSpec(Spec):
+    """Pairwise verdicts on the test rows: the student's response beside another's.
+
+    Each pair is shown in both orders; where the two verdicts disagree, it is a tie.
+    """
+
+    model: TeacherSpec = Field(title="Judge")
+    """Who judges: any kind of teacher. Verdicts are kept in the ledger, so none is paid for twice,
+    and its `budget` caps them."""
+
+    rubric: str = Field(
+        "Prefer the response that answers what was asked, is true to the given text, leaves out "
+        "nothing that matters, and adds nothing that was not asked for.",
+        min_length=1,
+    )
+    """What makes a response better."""
+
+    against: tuple[str, ...] = ("teacher", "baseline", "champion")
+    """Contestants whose responses stand beside the student's; those that take no part are left
+    out."""
+
+    max_rows: int | None = Field(None, ge=1)
+    """Most test rows that are judged. None: all."""
+
+    preferences: PreferencesSpec | None = Field(None, title="Human preferences")
+    """Rows to check the judge on. None: the report says that nobody has checked it."""
+
+    batch_size: int = runtime_field(64, ge=1)
+    """Pairs asked at a time."""
