@@ -39,6 +39,7 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
         _print_plan(recipe)
         return
     outcome = run_flow(recipe, _spine)
+    from distillery.evaluation.drift import drift_sentence
     from distillery.evaluation.findings import findings
     from distillery.evaluation.tables import terminal_metrics, terminal_table
     from distillery.storage.store import Store
@@ -56,6 +57,8 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
     for check in outcome.promotion.checks:
         if not check.passed:
             out.print(f"  {escape(check.sentence)}")
+    if outcome.drift is not None:
+        out.print(escape(drift_sentence(outcome.drift)))
     out.print(f"Report:  {_place(store, outcome.report.uri)}/report.html")
     out.print(f"Student: {_place(store, outcome.student.uri)}")
 

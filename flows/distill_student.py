@@ -30,6 +30,7 @@ from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.dataset import filter_responses, release_dataset
 from tasks.dispatch import dispatch
+from tasks.drift import watch_teacher
 from tasks.evaluation import compare_models, find_champion, promote_student
 from tasks.prompts import check_prompts, load_prompts, validate_prompts
 from tasks.training import choose_objective
@@ -66,6 +67,7 @@ def distill_student(
     check_prompts(
         rows.prompts, task, data, teacher, student, chosen.training, store, execution, evaluation
     )
+    drift = watch_teacher(rows.prompts, teacher, task, evaluation, store)
     responses = generate(rows.prompts, teacher, task).dataset("responses")
     filtered = filter_responses(responses, task, filters, store, execution)
     training_set = release_dataset(filtered, task, filters, store, execution)
@@ -116,5 +118,9 @@ def distill_student(
     )
     promotion = promote_student(comparison, lineage, task, gate, store)
     return Distillation(
-        student=student_model, comparison=comparison, report=report, promotion=promotion
+        student=student_model,
+        comparison=comparison,
+        report=report,
+        promotion=promotion,
+        drift=drift,
     )

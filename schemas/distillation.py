@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 from schemas.comparison import Comparison
+from schemas.drift import Drift
 from schemas.promotion import Promotion
 from schemas.refs import ModelRef, ReportRef
 
@@ -23,3 +24,6 @@ class Distillation(BaseModel):
 
     promotion: Promotion
     """Whether the student passed the gate, condition by condition."""
+
+    drift: Drift | None = None
+    """Whether a served teacher has changed. None: it was not asked any canaries."""

@@ -70,6 +70,11 @@ class EvaluationSpec(Spec):
     machine_price: MachinePrice | None = Field(None, title="Machine price")
     """What an hour of the machine that serves local models costs. None: their cost is not known."""
 
+    canaries: int = runtime_field(0, ge=0)
+    """Training prompts that a served teacher is asked anew on every run, past the ledger, to see
+    whether the model behind its name has changed. 50 show a change in about one answer of ten; 0
+    asks none. A local teacher needs none: its weights are part of its identity."""
+
     lm_eval: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness that the local contestants are run on: names, or paths of task
     files. Needs the extra `lm-eval`."""

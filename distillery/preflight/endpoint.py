@@ -24,7 +24,6 @@ from schemas.teacher import OpenAITeacher
 _TIMEOUT_S = 10.0
 _LISTING_BYTES = 16 * 2**20
 _NO_SUCH_ROUTE = (404, 405, 501)
-_SHUTDOWN_SOON = datetime.timedelta(days=30)
 _STRICT_PROVIDERS = ("openai", "azure")
 # They list what could be deployed, or a file, and not the names that requests may give.
 _LIST_OTHER_NAMES = ("azure", "llama.cpp")
@@ -34,9 +33,9 @@ _MOST_NAMED = 5
 def check_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> list[str]:
     """Return warnings about an endpoint that can be asked; GETs its list of models, no more.
 
-    An endpoint without such a list is asked nothing else. Its warnings: the model ends within 30
-    days, the list cannot be read now, or the response schema is looser than OpenAI's strict mode
-    allows, where the provider may not mind.
+    An endpoint without such a list is asked nothing else. Its warnings: the model's end is
+    announced, the list cannot be read now, or the response schema is looser than OpenAI's strict
+    mode allows, where the provider may not mind.
 
     Raises:
         RecipeError: The key is not where the recipe says, the address cannot be used, the
@@ -46,6 +45,21 @@ def check_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> list[str]:
     """
     endpoint = Endpoint(teacher)
     return [*_check_strictness(teacher, task), *_check_model(endpoint)]
+
+
+def shutdown_date(teacher: OpenAITeacher) -> datetime.date | None:
+    """Return when the endpoint takes the model down, by its list of models; None: it says nothing.
+
+    Raises:
+        RecipeError: The key is not where the recipe says, or the address cannot be used.
+        TeacherError: Nobody answers.
+    """
+    endpoint = Endpoint(teacher)
+    with Connection(endpoint, name="teacher-check") as connection:
+        reply = _get(connection, endpoint.route("models"))
+    listed = _listed(reply) if reply.status == 200 else {}
+    found = next((listed[name] for name in _names(teacher.model) if name in listed), {})
+    return _date(found.get("shutdown_date"))
 
 
 def _check_model(endpoint: Endpoint) -> list[str]:
@@ -105,17 +119,20 @@ def _names(model: str) -> tuple[str, ...]:
     return model, f"{model}:latest", f"models/{model}"
 
 
-def _shutdown_warning(teacher: OpenAITeacher, date: object) -> list[str]:
-    """Return a warning when OpenAI's `shutdown_date` of the model is near."""
-    try:
-        ends = datetime.date.fromisoformat(str(date))
-    except ValueError:
+def _shutdown_warning(teacher: OpenAITeacher, announced: object) -> list[str]:
+    """Return a warning when OpenAI's `shutdown_date` of the model is set."""
+    ends = _date(announced)
+    if ends is None:
         return []
-    today = datetime.datetime.now(datetime.UTC).date()
-    if ends - today > _SHUTDOWN_SOON:
-        return []
-    tense = "ends" if ends >= today else "ended"
+    tense = "ends" if ends >= datetime.datetime.now(datetime.UTC).date() else "ended"
     return [f"teacher.model {teacher.model!r} {tense} on {ends} according to its endpoint."]
+
+
+def _date(announced: object) -> datetime.date | None:
+    try:
+        return datetime.date.fromisoformat(str(announced))
+    except ValueError:
+        return None
 
 
 def _check_strictness(teacher: OpenAITeacher, task: TaskSpec) -> list[str]:

@@ -94,7 +94,7 @@ def check_recipe(
     if student is not None:
         problems.lines += _missing_test(data) + _untrained_student(student, evaluation)
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
-    problems.lines += _unusable_ledger(store)
+    problems.lines += _unusable_ledger(store) + _unasked_canaries(teacher, evaluation)
     if problems.lines:
         there = (
             teacher if teacher_is_there and is_instructed else None,
@@ -213,6 +213,15 @@ def _untrained_student(student: StudentSpec, evaluation: EvaluationSpec | None) 
     return [
         "evaluation.in_context_student is set, but a student from scratch knows nothing before it "
         "is trained. Remove it, or name a pretrained student."
+    ]
+
+
+def _unasked_canaries(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -> list[str]:
+    if evaluation is None or not evaluation.canaries or isinstance(teacher, OpenAITeacher):
+        return []
+    return [
+        f"evaluation.canaries is {evaluation.canaries}, but a local teacher cannot change behind "
+        "its name: its weights are part of its identity. Remove it."
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distillery.preflight.endpoint import check_endpoint
+from distillery.preflight.endpoint import check_endpoint, shutdown_date
 from schemas.errors import RecipeError, TeacherError
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher
@@ -92,15 +92,23 @@ def test_an_endpoint_that_is_not_there_is_told_in_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "told"), [(-1, "ended on"), (0, "ends on"), (29, "ends on"), (40, None), (None, None)]
+    ("days", "told"),
+    [(-1, "ended on"), (0, "ends on"), (29, "ends on"), (400, "ends on"), (None, None)],
 )
-def test_a_model_that_ends_soon_is_warned_of(days: int | None, told: str | None) -> None:
+def test_a_model_whose_end_is_announced_is_warned_of(days: int | None, told: str | None) -> None:
     today = datetime.datetime.now(datetime.UTC).date()
     date = None if days is None else str(today + datetime.timedelta(days=days))
     with StubEndpoint(models=listing("big", shutdown_date=date)) as stub:
         warnings = check_endpoint(teacher(stub), TASK)
     assert len(warnings) == (told is not None)
     assert told is None or f"teacher.model 'big' {told} {date}" in warnings[0]
+
+
+@pytest.mark.parametrize(("date", "found"), [("2027-01-14", True), ("soon", False), (None, False)])
+def test_the_announced_end_of_a_model_is_told(date: str | None, found: bool) -> None:
+    with StubEndpoint(models=listing("big", shutdown_date=date)) as stub:
+        told = shutdown_date(teacher(stub))
+    assert told == (datetime.date(2027, 1, 14) if found else None)
 
 
 def with_schema(schema: dict[str, Any]) -> TaskSpec:
