@@ -31,6 +31,22 @@ class GateCheck(_Record):
     """The same in words, with the margin."""
 
 
+class Approval(_Record):
+    """What a person said to a student that met every condition."""
+
+    approved: bool
+    """Whether it may be promoted. No answer in time is a no."""
+
+    approved_by: str | None
+    """Name that the person gave. None: nobody answered in time."""
+
+    comment: str = ""
+    """What the person added."""
+
+    sentence: str
+    """The same in words."""
+
+
 class PromotedStudent(_Record):
     """One promotion: which student, on what figures, when."""
 
@@ -55,6 +71,12 @@ class PromotedStudent(_Record):
     checks: tuple[GateCheck, ...]
     """The conditions it passed."""
 
+    forms: dict[str, tuple[GateCheck, ...]] = {}
+    """The exported forms that are published with it, by name, with the conditions each passed."""
+
+    approval: Approval | None = None
+    """Who approved it. None: nobody was asked."""
+
 
 class ChampionPointer(_Record):
     """Content of `aliases/<task>/<alias>.json`: the promoted student and those before it."""
@@ -76,17 +98,29 @@ class Promotion(_Record):
     """What `promote_student` decided."""
 
     promoted: bool
-    """Whether all conditions hold, so that the alias now stands for this student."""
+    """Whether all conditions hold and nobody refused, so that the alias now stands for this
+    student."""
 
     checks: tuple[GateCheck, ...]
     """Every condition that was asked."""
+
+    forms: dict[str, tuple[GateCheck, ...]] = {}
+    """The same conditions of every exported form, by its name. One that fails a condition is not
+    published, the student that passes is."""
+
+    approval: Approval | None = None
+    """What a person said. None: nobody was asked, or a condition had failed already."""
 
     previous: ModelRef | None
     """The student that the alias stood for before, if any."""
 
     @property
     def sentence(self) -> str:
-        """Return the verdict in words: what passed, or every condition that failed."""
+        """Return the verdict in words: what passed, or all that keeps the student from it."""
         failed = [check.sentence for check in self.checks if not check.passed]
-        verdict = "not promoted: " if failed else "promoted: "
-        return verdict + "; ".join(failed or [check.sentence for check in self.checks])
+        if self.approval is not None and not self.approval.approved:
+            failed.append(self.approval.sentence)
+        if failed:
+            return "not promoted: " + "; ".join(failed)
+        asked = [check.sentence for check in self.checks]
+        return "promoted: " + "; ".join(asked + [self.approval.sentence] * bool(self.approval))
