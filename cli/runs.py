@@ -40,7 +40,7 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
         return
     outcome = run_flow(recipe, _spine)
     from distillery.evaluation.findings import findings
-    from distillery.evaluation.tables import terminal_metrics, terminal_table
+    from distillery.evaluation.terminal import terminal_metrics, terminal_table
     from distillery.storage.store import Store
 
     store, out = Store(recipe.store.root), console()
