@@ -37,7 +37,7 @@ def _main(row: ContestantFigures, metric: str) -> Row:
         metric: interval_text(row.metrics[metric]),
         "time (p50)": seconds_text(row.performance.latency_p50_s),
         "memory": bytes_text(row.memory_bytes) + _mark(row),
-        "cost of 1,000": money_text(row.cost.per_1000, row.cost.currency) if row.cost else MISSING,
+        "cost per 1,000": money_text(row.cost.per_1000, row.cost.currency) if row.cost else MISSING,
         "queries/h": rate_text(row.performance.queries_per_hour),
     }
 

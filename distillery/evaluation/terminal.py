@@ -26,7 +26,7 @@ def terminal_table(comparison: Comparison, *, narrow: bool = False) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model")
     priced = any(row.cost for row in comparison.contestants)
-    first = "cost\nof 1,000" if priced else "parameters"
+    first = "cost per\n1,000" if priced else "parameters"
     headings = [first, "memory", "p50 / p95", comparison.metric, "queries/h", "prompt\ntokens"]
     shown = slice(1, 5) if narrow else slice(None)
     for heading in headings[shown]:
