@@ -16,7 +16,7 @@ class GateCheck(_Record):
     """One condition of the gate."""
 
     condition: str
-    """Field of the gate, such as `min_retention`."""
+    """Field of the gate, such as `min_retention` or `conditions[0].at_least`."""
 
     required: float
     """What the gate asks for."""
@@ -71,8 +71,8 @@ class PromotedStudent(_Record):
     checks: tuple[GateCheck, ...]
     """The conditions it passed."""
 
-    forms: dict[str, tuple[GateCheck, ...]] = {}
-    """The exported forms that are published with it, by name, with the conditions each passed."""
+    forms: dict[str, ModelRef] = {}
+    """The exported forms that met the same conditions and are published with it, by name."""
 
     approval: Approval | None = None
     """Who approved it. None: nobody was asked."""
@@ -94,12 +94,8 @@ class ChampionPointer(_Record):
     """Those before it, newest first."""
 
 
-class Promotion(_Record):
-    """What `promote_student` decided."""
-
-    promoted: bool
-    """Whether all conditions hold and nobody refused, so that the alias now stands for this
-    student."""
+class Verdict(_Record):
+    """What the gate says of a student."""
 
     checks: tuple[GateCheck, ...]
     """Every condition that was asked."""
@@ -109,7 +105,27 @@ class Promotion(_Record):
     published, the student that passes is."""
 
     approval: Approval | None = None
-    """What a person said. None: nobody was asked, or a condition had failed already."""
+    """What a person said. None: nobody was asked."""
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the student meets every condition."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def passed_forms(self) -> tuple[str, ...]:
+        """Return the exported forms that meet every condition."""
+        return tuple(
+            name for name, checks in self.forms.items() if all(check.passed for check in checks)
+        )
+
+
+class Promotion(Verdict):
+    """What `promote_student` decided."""
+
+    promoted: bool
+    """Whether all conditions hold and nobody refused, so that the alias now stands for this
+    student."""
 
     previous: ModelRef | None
     """The student that the alias stood for before, if any."""
@@ -118,9 +134,9 @@ class Promotion(_Record):
     def sentence(self) -> str:
         """Return the verdict in words: what passed, or all that keeps the student from it."""
         failed = [check.sentence for check in self.checks if not check.passed]
+        said = [self.approval.sentence] if self.approval else []
         if self.approval is not None and not self.approval.approved:
-            failed.append(self.approval.sentence)
+            failed += said
         if failed:
             return "not promoted: " + "; ".join(failed)
-        asked = [check.sentence for check in self.checks]
-        return "promoted: " + "; ".join(asked + [self.approval.sentence] * bool(self.approval))
+        return "promoted: " + "; ".join([check.sentence for check in self.checks] + said)
