@@ -41,7 +41,7 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
     outcome = run_flow(recipe, _spine)
     from distillery.evaluation.drift import drift_sentence
     from distillery.evaluation.findings import findings
-    from distillery.evaluation.tables import terminal_metrics, terminal_table
+    from distillery.evaluation.terminal import terminal_metrics, terminal_table
     from distillery.storage.store import Store
 
     store, out = Store(recipe.store.root), console()

@@ -16,7 +16,7 @@ class GateCheck(_Record):
     """One condition of the gate."""
 
     condition: str
-    """Field of the gate, such as `min_retention`."""
+    """Field of the gate, such as `min_retention` or `conditions[0].at_least`."""
 
     required: float
     """What the gate asks for."""
@@ -29,6 +29,22 @@ class GateCheck(_Record):
 
     sentence: str
     """The same in words, with the margin."""
+
+
+class Approval(_Record):
+    """What a person said to a student that met every condition."""
+
+    approved: bool
+    """Whether it may be promoted. No answer in time is a no."""
+
+    approved_by: str | None
+    """Name that the person gave. None: nobody answered in time."""
+
+    comment: str = ""
+    """What the person added."""
+
+    sentence: str
+    """The same in words."""
 
 
 class PromotedStudent(_Record):
@@ -55,6 +71,12 @@ class PromotedStudent(_Record):
     checks: tuple[GateCheck, ...]
     """The conditions it passed."""
 
+    forms: dict[str, ModelRef] = {}
+    """The exported forms that met the same conditions and are published with it, by name."""
+
+    approval: Approval | None = None
+    """Who approved it. None: nobody was asked."""
+
 
 class ChampionPointer(_Record):
     """Content of `aliases/<task>/<alias>.json`: the promoted student and those before it."""
@@ -72,21 +94,49 @@ class ChampionPointer(_Record):
     """Those before it, newest first."""
 
 
-class Promotion(_Record):
-    """What `promote_student` decided."""
-
-    promoted: bool
-    """Whether all conditions hold, so that the alias now stands for this student."""
+class Verdict(_Record):
+    """What the gate says of a student."""
 
     checks: tuple[GateCheck, ...]
     """Every condition that was asked."""
+
+    forms: dict[str, tuple[GateCheck, ...]] = {}
+    """The same conditions of every exported form, by its name. One that fails a condition is not
+    published, the student that passes is."""
+
+    approval: Approval | None = None
+    """What a person said. None: nobody was asked."""
+
+    @property
+    def passed(self) -> bool:
+        """Return whether the student meets every condition."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def passed_forms(self) -> tuple[str, ...]:
+        """Return the exported forms that meet every condition."""
+        return tuple(
+            name for name, checks in self.forms.items() if all(check.passed for check in checks)
+        )
+
+
+class Promotion(Verdict):
+    """What `promote_student` decided."""
+
+    promoted: bool
+    """Whether all conditions hold and nobody refused, so that the alias now stands for this
+    student."""
 
     previous: ModelRef | None
     """The student that the alias stood for before, if any."""
 
     @property
     def sentence(self) -> str:
-        """Return the verdict in words: what passed, or every condition that failed."""
+        """Return the verdict in words: what passed, or all that keeps the student from it."""
         failed = [check.sentence for check in self.checks if not check.passed]
-        verdict = "not promoted: " if failed else "promoted: "
-        return verdict + "; ".join(failed or [check.sentence for check in self.checks])
+        said = [self.approval.sentence] if self.approval else []
+        if self.approval is not None and not self.approval.approved:
+            failed += said
+        if failed:
+            return "not promoted: " + "; ".join(failed)
+        return "promoted: " + "; ".join([check.sentence for check in self.checks] + said)

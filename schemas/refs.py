@@ -1,6 +1,6 @@
 """Refs: what a stage returns and the next one takes. Never frames, never tensors."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Ref
 
@@ -13,6 +13,23 @@ class DatasetRef(Ref):
 
     columns: tuple[str, ...]
     """Column names, in order."""
+
+    hashes: dict[str, str] = Field({})
+    """Hash of the rows of each split, where one may change without the others. Empty: the
+    fingerprint is all that is known of them."""
+
+    def identity(self, split: str) -> str:
+        """Return what tells the rows of ``split`` from others.
+
+        >>> ref = DatasetRef(uri="u", fingerprint="f", num_rows=1, columns=(), hashes={"test": "t"})
+        >>> ref.identity("test"), ref.identity("gold")
+        ('t', 'f')
+        """
+        return self.hashes.get(split, self.fingerprint)
+
+    def __hash__(self) -> int:
+        # A dictionary cannot be hashed.
+        return hash(self.uri)
 
 
 class ModelRef(Ref):

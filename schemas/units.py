@@ -63,5 +63,28 @@ def percent_text(value: float | None) -> str:
     return MISSING if value is None else f"{value * 100:.1f} %"
 
 
+def money_text(value: float | None, currency: str | None) -> str:
+    """Return an amount with its currency, small ones to three digits.
+
+    >>> money_text(1234.5, "USD"), money_text(0.0123, "EUR"), money_text(None, "USD") == MISSING
+    ('1,234.50 USD', '0.0123 EUR', True)
+    """
+    if value is None:
+        return MISSING
+    amount = f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+    return f"{amount} {currency}" if currency else amount
+
+
+def probability_text(value: float | None) -> str:
+    """Return a p-value.
+
+    >>> probability_text(0.0312), probability_text(1e-9)
+    ('0.031', '< 0.001')
+    """
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _three_digits(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"

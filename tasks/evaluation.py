@@ -94,7 +94,8 @@ def compare_models(
 ) -> tuple[tuple[Comparison, ReportRef], StageResult]:
     """Return the comparison and its report; the table is an artifact with a Markdown twin."""
     from distillery.evaluation.comparison import compare_models, read_comparison
-    from distillery.evaluation.tables import markdown, table_rows
+    from distillery.evaluation.markdown import markdown
+    from distillery.evaluation.tables import main_rows
 
     result = compare_models(
         evaluated,
@@ -110,7 +111,7 @@ def compare_models(
     comparison = read_comparison(report, Store(store.root))
     publish_table(
         f"comparison-{task.name}",
-        table_rows(comparison),
+        main_rows(comparison),
         markdown(comparison) + f"\n\n[Report]({Store(store.root).address(report, 'report.html')})",
         "All contestants on the same held-out rows",
     )

@@ -13,11 +13,12 @@ from distillery.storage.stage import Stage, StageResult
 from distillery.teacher import generation as library
 from distillery.teacher.local import release_models
 from distillery.teacher.session import TeacherSession, Totals
-from distillery.teacher.summary import money, summary
+from distillery.teacher.summary import summary
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
+from schemas.units import money_text
 from tasks.artifacts import ProgressReport, pairs_markdown, progress_report, publish_markdown
 from tasks.stage import stage_task
 
@@ -90,7 +91,7 @@ def progress_note(session: TeacherSession) -> str:
     if activity.requests_per_minute is not None:
         said += f", {activity.requests_per_minute:,.0f}/min"
     if totals.cost is not None and totals.currency is not None:
-        said += f", {money(totals.cost, totals.currency)}"
+        said += f", {money_text(totals.cost, totals.currency)}"
     if activity.retries:
         said += f", retries {activity.retries:,}"
     if activity.rate_limited:

@@ -1,5 +1,6 @@
 """Put aside the prompts that cannot be used, each with its reason."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterator
@@ -29,7 +30,7 @@ from schemas.frames import (
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 4
+_LOGIC_VERSION = 5
 _BATCH_ROWS = 4096
 
 # One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
@@ -75,6 +76,7 @@ def validate_prompts(
     def work(attempt: Attempt) -> None:
         reasons: Counter[str] = Counter()
         kept: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+        asked, learnt = _SplitHashes(SPLITS), _SplitHashes(("train", "validation"))
         with (
             attempt.row_writer("prompts", arrow_schema(PromptFrame)) as prompts,
             attempt.row_writer("gold", arrow_schema(TrainingFrame)) as gold,
@@ -84,15 +86,42 @@ def validate_prompts(
                 valid, invalid = _split_rows(frame, kind)
                 kept.update(valid["split"])
                 reasons.update(invalid["reason"])
+                to_learn = _gold_rows(valid, kind, data)
+                asked.update(valid, "references")
+                learnt.update(to_learn, "response")
                 _write(prompts, valid.drop(columns="conversation"), PromptFrame)
-                _write(gold, _gold_rows(valid, kind, data), TrainingFrame)
+                _write(gold, to_learn, TrainingFrame)
                 _write(quarantined, invalid, QuarantineFrame)
+        for name, hashes in (("prompts", asked), ("gold", learnt)):
+            update = {"hashes": hashes.hexdigests()}
+            attempt.outputs[name] = attempt.outputs[name].model_copy(update=update)
         attempt.counts |= {**kept, "quarantined": reasons.total()}
         attempt.facts["reasons"] = dict(reasons.most_common())
 
     result = run_stage(stage, store, execution, work)
     _refuse_broken_data(result, loaded.num_rows, data, store)
     return result
+
+
+class _SplitHashes:
+    """Hashes of the rows of each split: what is asked or learnt, in order.
+
+    So a new training prompt makes nobody answer the test rows again.
+    """
+
+    def __init__(self, splits: tuple[str, ...]) -> None:
+        self._hashes = {split: hashlib.sha256() for split in splits}
+
+    def update(self, frame: pd.DataFrame, right: str) -> None:
+        """Append rows; ``right`` names the column with the right answer."""
+        columns = frame[["split", "prompt_id", "messages", right]].itertuples(index=False)
+        for split, *row in columns:
+            text = canonical_json([value if isinstance(value, str) else None for value in row])
+            self._hashes[split].update(f"{text}\n".encode("utf-8", "surrogatepass"))
+
+    def hexdigests(self) -> dict[str, str]:
+        """Return them, 64 hex digits each."""
+        return {split: found.hexdigest() for split, found in self._hashes.items()}
 
 
 def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterator[pd.DataFrame]:

@@ -25,7 +25,7 @@ from schemas.task import TaskSpec
 if TYPE_CHECKING:
     import pandas as pd
 
-_LOGIC_VERSION = 4
+_LOGIC_VERSION = 5
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 
 OnProgress = Callable[[int, int], None]
@@ -35,12 +35,15 @@ OnProgress = Callable[[int, int], None]
 def answers_stage(
     spec: ContestantSpec, prompts: DatasetRef, task: TaskSpec, evaluation: EvaluationSpec
 ) -> Stage:
-    """Return what identifies a contestant's answers: who, how it decodes, prompts, metrics."""
+    """Return what identifies a contestant's answers: who, how it decodes, test rows, metrics.
+
+    Of the prompts only the test rows count, so new training rows make nobody answer again.
+    """
     asked = contestant(spec, prompts, task, evaluation, StoreSpec())
     return Stage(
         StageName.ANSWER_TEST_PROMPTS,
         _LOGIC_VERSION,
-        inputs={"prompts": prompts.fingerprint, "contestant": asked.inputs},
+        inputs={"test_rows": prompts.identity("test"), "contestant": asked.inputs},
         spec={"task_type": task.type, "answer_format": task.answer_format},
     )
 

@@ -10,6 +10,7 @@ import pyarrow.dataset as pads
 
 from distillery.data.chat import load_messages
 from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
+from distillery.evaluation.markdown import markdown
 from distillery.evaluation.metrics import fidelity, metric_intervals, metric_scores
 from distillery.evaluation.performance import read_figures
 from distillery.evaluation.report import render_report
@@ -19,7 +20,6 @@ from distillery.evaluation.statistics import (
     paired_bootstrap,
     ratio_interval,
 )
-from distillery.evaluation.tables import markdown
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store

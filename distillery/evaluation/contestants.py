@@ -204,7 +204,7 @@ def contestant(
             plain = _pretrained(untold, spec.device, evaluation)
             return dataclasses.replace(
                 plain,
-                inputs=plain.inputs | {"prompt": prompt_inputs(spec.teacher, task)},
+                inputs=plain.inputs | _read_before(spec.teacher, prompts, task),
                 prompt=TeacherPrompt(spec.teacher, task, prompts, store),
             )
         case TrainedContestant():
@@ -276,6 +276,14 @@ def _trained(spec: TrainedContestant, evaluation: EvaluationSpec) -> _Local:
     return _Local(spec.model.uri, spec.model.fingerprint, inputs, evaluation, load)
 
 
+def _read_before(teacher: TeacherSpec, prompts: DatasetRef, task: TaskSpec) -> dict[str, Any]:
+    """Return what decides what is read before a row: the settings, and gold rows if any."""
+    inputs: dict[str, Any] = {"prompt": prompt_inputs(teacher, task)}
+    if teacher.examples is not None:
+        inputs["gold_rows"] = prompts.identity("gold")
+    return inputs
+
+
 def _teacher(
     teacher: TeacherSpec,
     prompts: DatasetRef,
@@ -292,7 +300,7 @@ def _teacher(
         "teacher": identity,
         "sampling": dataclasses.asdict(sampling),
         "response_schema": schema and dataclasses.asdict(schema),
-        "prompt": prompt_inputs(teacher, task),
+        **_read_before(teacher, prompts, task),
     }
     named = (teacher.model, sha256(identity))
     prompt = TeacherPrompt(teacher, task, prompts, store)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distillery.evaluation.findings import findings, notes, points_text, verdict
 from distillery.evaluation.picture import NUM_COLOURS, quality_against_latency
-from distillery.evaluation.tables import further_tables, measured_rows, relative_rows
+from distillery.evaluation.tables import further_tables, main_rows
 from schemas.comparison import Comparison, Disagreement
 
 
@@ -45,11 +45,8 @@ def render_report(
 
 def _tables(comparison: Comparison) -> dict[str, list[dict[str, str]]]:
     """Return the tables by heading; the first column of each is its rows' heading."""
-    tables = {
-        f"Comparison on {comparison.num_rows:,} held-out rows": measured_rows(comparison),
-        "Relative to the teacher": relative_rows(comparison),
-    }
-    return tables | further_tables(comparison)
+    title = f"Comparison on {comparison.num_rows:,} held-out rows"
+    return {title: main_rows(comparison)} | further_tables(comparison)
 
 
 def _details(comparison: Comparison) -> dict[str, dict[str, str]]:

@@ -1,56 +1,128 @@
-"""The comparison in tables: for the Prefect artifact, Markdown and the terminal."""
+"""The comparison in tables, as text by column; who shows them decides how they look."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
-from distillery.evaluation.findings import findings, interval_text, notes
+from distillery.evaluation.findings import interval_text, points_text
 from schemas.comparison import Comparison, ContestantFigures
 from schemas.contestants import STUDENT, TEACHER
-from schemas.units import MISSING, bytes_text, count_text, percent_text, rate_text, seconds_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from schemas.units import (
+    MISSING,
+    bytes_text,
+    count_text,
+    money_text,
+    percent_text,
+    probability_text,
+    rate_text,
+    seconds_text,
+)
 
 _MOST_LABELS = 20
+_MOST_SLICES = 20
 
 Row = dict[str, str]
 """Cells as text with units, by column."""
 
 
-def measured_rows(comparison: Comparison) -> list[Row]:
-    """Return each contestant's own figures; of its metrics the primary one."""
-    return [_measured(row, comparison.metric) for row in comparison.contestants]
+def main_rows(comparison: Comparison) -> list[Row]:
+    """Return what decides, of each contestant: quality, time, memory, cost.
+
+    Few columns: Prefect's page has room for some 900 pixels.
+    """
+    return _without_empty_columns(_main(row, comparison.metric) for row in comparison.contestants)
 
 
-def _measured(row: ContestantFigures, metric: str) -> Row:
-    speed, declared = row.performance, " (declared)" if row.declared_source else ""
+def _main(row: ContestantFigures, metric: str) -> Row:
     return {
         "model": row.name,
-        "parameters": count_text(row.num_parameters) + declared,
-        "memory usage": bytes_text(row.memory_bytes) + declared,
-        "inference time (p50)": seconds_text(speed.latency_p50_s),
-        "inference time (p95)": seconds_text(speed.latency_p95_s),
         metric: interval_text(row.metrics[metric]),
-        "throughput (queries/h)": rate_text(speed.queries_per_hour),
-        "tokens/s": rate_text(speed.tokens_per_s),
-        "prompt tokens": _tokens_text(speed.prompt_tokens),
-        "unscored rows": str(row.num_unscored),
+        "time (p50)": seconds_text(row.performance.latency_p50_s),
+        "memory": bytes_text(row.memory_bytes) + _mark(row),
+        "cost per 1,000": money_text(row.cost.per_1000, row.cost.currency) if row.cost else MISSING,
+        "queries/h": rate_text(row.performance.queries_per_hour),
     }
+
+
+def _mark(row: ContestantFigures) -> str:
+    return " (declared)" if row.declared_source else ""
 
 
 def relative_rows(comparison: Comparison) -> list[Row]:
     """Return the figures relative to the teacher's."""
     rows = []
-    for name in (row.name for row in comparison.contestants):
+    for name in (row.name for row in comparison.contestants if row.name != TEACHER):
         found = comparison.between(name, TEACHER)
-        cells = {
-            comparison.metric: interval_text(found.ratio if found else None),
-            "inference time": _change_text(found.latency_reduction if found else None),
-            "memory": _change_text(found.memory_reduction if found else None),
-            "parameters": _change_text(found.parameter_reduction if found else None),
+        if found is not None:
+            cells = {
+                f"{comparison.metric} kept": interval_text(found.ratio),
+                "time": _change_text(found.latency_reduction),
+                "memory": _change_text(found.memory_reduction),
+                "parameters": _change_text(found.parameter_reduction),
+                "cost": _change_text(found.cost_reduction),
+            }
+            rows.append({"model": name} | cells)
+    return _without_empty_columns(rows)
+
+
+def difference_rows(comparison: Comparison) -> list[Row]:
+    """Return every pair that was compared, and how sure the difference is."""
+    return _without_empty_columns(
+        {
+            "model": found.name,
+            "against": found.against,
+            "metric": found.metric,
+            "difference": points_text(found.difference),
+            "p": probability_text(found.p_value),
+            "p, corrected": probability_text(found.adjusted_p_value),
         }
-        rows.append({"model": name} | {f"{key} vs {TEACHER}": text for key, text in cells.items()})
-    return rows
+        for found in comparison.differences
+    )
+
+
+def speed_rows(comparison: Comparison) -> list[Row]:
+    """Return each contestant's times and throughput."""
+    return _without_empty_columns(
+        {
+            "model": row.name,
+            "p50": seconds_text(row.performance.latency_p50_s),
+            "p95": seconds_text(row.performance.latency_p95_s),
+            "p99": seconds_text(row.performance.latency_p99_s),
+            "first token": seconds_text(row.performance.first_token_p50_s),
+            "queries/h": rate_text(row.performance.queries_per_hour),
+            "tokens/s": rate_text(row.performance.tokens_per_s),
+            "tokens read": tokens_text(row.performance.prompt_tokens),
+            "tokens written": tokens_text(row.performance.new_tokens),
+        }
+        for row in comparison.contestants
+    )
+
+
+def load_rows(comparison: Comparison) -> list[Row]:
+    """Return the throughput of each contestant at every concurrency that was tried."""
+    tried = sorted(
+        {load.concurrency for row in comparison.contestants for load in row.performance.loads}
+    )
+    rows = []
+    for row in comparison.contestants:
+        at = {load.concurrency: load for load in row.performance.loads}
+        if at:
+            rates = (rate_text(at[n].queries_per_hour) if n in at else MISSING for n in tried)
+            names = (f"{number:,} at once" for number in tried)
+            rows.append({"model": row.name} | dict(zip(names, rates, strict=True)))
+    return rows if len(tried) > 1 else []
+
+
+def size_rows(comparison: Comparison) -> list[Row]:
+    """Return how large each contestant is."""
+    return _without_empty_columns(
+        {
+            "model": row.name,
+            "parameters": count_text(row.num_parameters) + _mark(row),
+            "memory": bytes_text(row.memory_bytes) + _mark(row),
+            "peak memory": bytes_text(row.peak_memory_bytes),
+            "weights on disk": bytes_text(row.disk_bytes),
+        }
+        for row in comparison.contestants
+    )
 
 
 def quality_rows(comparison: Comparison) -> list[Row]:
@@ -63,22 +135,53 @@ def quality_rows(comparison: Comparison) -> list[Row]:
 
 
 def fidelity_rows(comparison: Comparison) -> list[Row]:
-    """Return how well each contestant reproduces the teacher's answers."""
-    names = _fidelity_metrics(comparison)
+    """Return how well each contestant reproduces the teacher's answers.
+
+    A metric that looks at the prompt instead of the references says nothing there.
+    """
+    rows = [row for row in comparison.contestants if row.fidelity]
+    names = [n for row in rows[-1:] for n in row.fidelity if any(r.fidelity.get(n) for r in rows)]
     return [
         {"model": row.name} | {name: interval_text(row.fidelity[name]) for name in names}
-        for row in comparison.contestants
-        if names and row.fidelity
+        for row in rows
+        if names
     ]
 
 
-def _fidelity_metrics(comparison: Comparison) -> list[str]:
-    """Return the metrics that somebody's answers have beside the teacher's.
+def slice_rows(comparison: Comparison) -> list[Row]:
+    """Return the slices on which the student falls most behind the teacher, worst first."""
 
-    One that looks at the prompt instead of the references says nothing there.
-    """
-    rows = comparison.contestants
-    return [name for name in rows[-1].fidelity if any(row.fidelity.get(name) for row in rows)]
+    def lead(number: int) -> float:
+        found = next((d for d in slices[number].differences if d.against == TEACHER), None)
+        return found.difference.estimate if found and found.difference else float("inf")
+
+    slices = comparison.slices
+    worst = sorted(range(len(slices)), key=lambda n: (not slices[n].regressions, lead(n)))
+    return _without_empty_columns(
+        {
+            "rows of": f"{part.name:.60}",
+            "rows": f"{part.num_rows:,}",
+            **{name: percent_text(q.estimate if q else None) for name, q in part.quality.items()},
+            **{
+                f"student minus {found.against}": points_text(found.difference)
+                for found in part.differences
+                if found.name == STUDENT
+            },
+            "worse than": ", ".join(part.regressions) or MISSING,
+        }
+        for part in (slices[number] for number in worst[:_MOST_SLICES])
+    )
+
+
+def label_rows(comparison: Comparison) -> list[Row]:
+    """Return the recall of every label; of many, those that the student knows least."""
+    shown = sorted(comparison.labels, key=lambda label: label.recall.get(STUDENT) or 0.0)
+    return [
+        {"label": f"{label.label:.60}", "rows": f"{label.num_rows:,}"}
+        | {name: percent_text(recall) for name, recall in label.recall.items()}
+        for label in comparison.labels
+        if label in shown[:_MOST_LABELS]
+    ]
 
 
 def confusion_rows(comparison: Comparison) -> list[Row]:
@@ -93,77 +196,52 @@ def confusion_rows(comparison: Comparison) -> list[Row]:
     ]
 
 
-def label_rows(comparison: Comparison) -> list[Row]:
-    """Return the recall of every label; of many, those that the student knows least."""
-    shown = sorted(comparison.labels, key=lambda label: label.recall.get(STUDENT) or 0.0)
-    return [
-        {"label": f"{label.label:.60}", "rows": f"{label.num_rows:,}"}
-        | {name: percent_text(recall) for name, recall in label.recall.items()}
-        for label in comparison.labels
-        if label in shown[:_MOST_LABELS]
-    ]
-
-
-def table_rows(comparison: Comparison) -> list[Row]:
-    """Return the rows of the table artifact: a contestant's own and its relative figures."""
-    triples = zip(
-        measured_rows(comparison), relative_rows(comparison), comparison.contestants, strict=True
-    )
-    names = _fidelity_metrics(comparison)
-    return [
-        measured
-        | {name: interval_text(found) for name, found in row.metrics.items()}
-        | relative
-        | {
-            f"{name} on {TEACHER}'s answers": interval_text(row.fidelity.get(name))
-            for name in names
+def judge_rows(comparison: Comparison) -> list[Row]:
+    """Return the judge's verdicts on the student, by whom it stands beside."""
+    pairs = comparison.judgement.pairs if comparison.judgement else ()
+    return _without_empty_columns(
+        {
+            "against": pair.against,
+            "student better": f"{pair.wins:,}",
+            "tie": f"{pair.ties:,}",
+            "other better": f"{pair.losses:,}",
+            "no verdict": f"{pair.unscored:,}",
+            "win rate": interval_text(pair.win_rate),
+            "as people would": interval_text(pair.corrected),
         }
-        for measured, relative, row in triples
-    ]
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return the comparison as Markdown: a title, aligned tables, what they say."""
-    lines = [
-        f"# {comparison.task}: {', '.join(row.name for row in comparison.contestants)}",
-        "",
-        # Two tables: one of all columns would run into the side bar of Prefect's artifact page.
-        _markdown_table(measured_rows(comparison)),
-        "",
-        _markdown_table(relative_rows(comparison)),
-        "",
-        *[f"- {finding.text}" for finding in findings(comparison)],
-        "",
-        *[f"{note}  " for note in notes(comparison)],
-    ]
-    for title, rows in further_tables(comparison).items():
-        lines += ["", f"## {title}", "", _markdown_table(rows)]
-    return "\n".join(lines).rstrip() + "\n"
+        for pair in pairs
+    )
 
 
 def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
-    """Return what stands below the two main tables, by heading; none of them is empty."""
-    num_labels = len(comparison.labels)
-    some = f", the student's lowest {_MOST_LABELS} of {num_labels:,}"
+    """Return what stands below the main table, by heading; none of them is empty."""
+    some = f", the student's lowest {_MOST_LABELS} of {len(comparison.labels):,}"
+    worst = f", the worst {_MOST_SLICES} of {len(comparison.slices):,}"
     tables = {
+        "Relative to the teacher": relative_rows(comparison),
+        "Differences": difference_rows(comparison),
+        "Speed": speed_rows(comparison),
+        "Queries per hour, by requests at once": load_rows(comparison),
+        "Size": size_rows(comparison),
         "Every metric": quality_rows(comparison),
         "Fidelity: the teacher's answers as references": fidelity_rows(comparison),
-        "Recall by label" + (some if num_labels > _MOST_LABELS else ""): label_rows(comparison),
+        "Slices" + (worst if len(comparison.slices) > _MOST_SLICES else ""): slice_rows(comparison),
+        "Recall by label" + (some if len(comparison.labels) > _MOST_LABELS else ""): label_rows(
+            comparison
+        ),
         "The student's most frequent confusions": confusion_rows(comparison),
+        "What the judge says": judge_rows(comparison),
     }
     return {title: rows for title, rows in tables.items() if rows}
 
 
-def _markdown_table(rows: Sequence[Row]) -> str:
-    """Return ``rows`` as an aligned Markdown table."""
-    cells = [list(rows[0]), *[list(row.values()) for row in rows]]
-    cells = [[text.replace("|", "\\|") for text in line] for line in cells]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    padded = [
-        [text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in cells
-    ]
-    padded.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+def _without_empty_columns(rows: Iterable[Row]) -> list[Row]:
+    """Return ``rows`` without columns in which no figure is known."""
+    rows = list(rows)
+    # A slice may have no champion to stand beside: its cell is missing, not its column.
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = [n for n in names if any(row.get(n, MISSING) != MISSING for row in rows)]
+    return [{name: row.get(name, MISSING) for name in known} for row in rows]
 
 
 def _change_text(reduction: float | None) -> str:
@@ -173,58 +251,10 @@ def _change_text(reduction: float | None) -> str:
     return MISSING if reduction is None else f"{-reduction * 100:+.1f} %"
 
 
-def _tokens_text(value: float | None) -> str:
+def tokens_text(value: float | None) -> str:
     """Return a number of tokens, whole; a median of two may lie between.
 
-    >>> _tokens_text(1203.5)
+    >>> tokens_text(1203.5)
     '1,204'
     """
     return MISSING if value is None else f"{value:,.0f}"
-
-
-def terminal_table(comparison: Comparison, *, narrow: bool = False) -> "Table":
-    """Return a rich table that fits 100 columns, 80 when narrow; for what is in no other line."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = f"{comparison.task}: {comparison.num_rows:,} test rows"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
-    headings = ["parameters", "memory", "p50 / p95", comparison.metric, "queries/h"]
-    headings.append("prompt\ntokens")
-    for heading in headings[1:5] if narrow else headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison.contestants:
-        speed, mark = row.performance, "*" if row.declared_source else ""
-        cells = [
-            count_text(row.num_parameters) + mark,
-            bytes_text(row.memory_bytes) + mark,
-            f"{seconds_text(speed.latency_p50_s)} / {seconds_text(speed.latency_p95_s)}",
-            interval_text(row.metrics[comparison.metric]),
-            rate_text(speed.queries_per_hour),
-            _tokens_text(speed.prompt_tokens),
-        ]
-        table.add_row(row.name, *(cells[1:5] if narrow else cells))
-    if any(row.declared_source for row in comparison.contestants):
-        table.caption = "* declared in the recipe, not measured"
-    return table
-
-
-def terminal_metrics(comparison: Comparison) -> "Table":
-    """Return a rich table of every metric, without intervals; below each, how near the teacher's.
-
-    The second line of a model has the teacher's answers in place of the references.
-    """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for name in comparison.contestants[0].metrics:
-        table.add_column(name, justify="right")
-    for row in comparison.contestants:
-        for title, found in ((row.name, row.metrics), ("  fidelity", row.fidelity)):
-            if found:
-                cells = (i.estimate if i else None for i in found.values())
-                table.add_row(title, *map(percent_text, cells))
-    return table

@@ -1,126 +1,88 @@
 """The gate: a student is promoted only when every condition holds."""
 
-import math
-import operator
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 
-from schemas.comparison import MAJORITY, Comparison
-from schemas.contestants import BASELINE, CHAMPION, STUDENT, TEACHER
-from schemas.gate import GateSpec
+from distillery.registry.conditions import (
+    Trial,
+    check,
+    lead_figure,
+    limit_figure,
+    loss_figure,
+    quality_figure,
+    regressions_figure,
+    retention_figure,
+    unscored_figure,
+)
+from schemas.contestants import CHAMPION, TEACHER
+from schemas.gate import Condition, GateSpec, LimitCondition, LimitFigure, QualityCondition
 from schemas.promotion import GateCheck
-from schemas.refs import ModelRef
 
 
-def check_gate(
-    comparison: Comparison,
-    gate: GateSpec,
-    champion: ModelRef | None = None,
-    *,
-    is_lost: bool = False,
-) -> Iterator[GateCheck]:
-    """Yield every condition that the gate asks for, with what was measured.
+def check_forms(trial: Trial, gate: GateSpec) -> dict[str, tuple[GateCheck, ...]]:
+    """Return the conditions of every exported form, by its name; see :func:`check_gate`."""
+    return {
+        name: tuple(check_gate(dataclasses.replace(trial, candidate=name), gate))
+        for name in trial.forms
+    }
 
-    A figure that is missing or not finite fails its condition.
 
-    Args:
-        comparison: The figures.
-        gate: The conditions.
-        champion: Whom the student would replace; it has to be among the contestants.
-        is_lost: Whether the champion's files are gone, so that it could not take part.
+def check_gate(trial: Trial, gate: GateSpec) -> Iterator[GateCheck]:
+    """Yield every condition that the gate asks of the candidate, with what was measured.
+
+    All have to hold, so each may be decided at the level of its own interval: a student that falls
+    short in one of them passes no more often than that one condition errs (an intersection-union
+    test, Berger 1982, Technometrics 24(4)). The slices of `regressions_against`, any of which
+    closes the gate, are corrected for their number where they are measured.
     """
-    kept = comparison.between(STUDENT, TEACHER)
-    retention = kept.ratio.estimate if kept and kept.ratio else None
-    yield _check("min_retention", "retention", retention, "at least", gate.min_retention)
+    yield check("min_retention", retention_figure(trial), "at least", gate.min_retention)
     if gate.min_gain is not None:
-        learnt = comparison.between(STUDENT, BASELINE)
-        gain = learnt.difference.low if learnt and learnt.difference else None
-        name = "lower end of the interval of student minus baseline"
-        yield _check("min_gain", name, gain, "above", gate.min_gain)
-    if gate.min_lead_over_majority is not None and comparison.majority_answer is not None:
-        for who in (TEACHER, STUDENT):
-            name = f"{who} minus the most frequent answer {comparison.majority_answer!r:.80}"
-            lead, required = _estimate(comparison, who, MAJORITY), gate.min_lead_over_majority
-            yield _check("min_lead_over_majority", name, lead, "above", required)
-    if gate.max_loss_to_champion is not None and champion is not None:
-        yield _against_champion(comparison, gate.max_loss_to_champion, champion, is_lost)
-    rows = comparison.contestants
-    unscored = max(row.num_unscored for row in rows) / max(1, comparison.num_rows)
-    if unscored:
-        yield _check(
-            "max_unscored_fraction",
-            "share of unscored rows",
-            unscored,
-            "at most",
-            gate.max_unscored_fraction,
-        )
-    speed, memory = (kept.latency_reduction, kept.memory_reduction) if kept else (None, None)
-    for condition, most, reduction, name in (
-        ("max_latency_ratio", gate.max_latency_ratio, speed, "p50 latency"),
-        ("max_memory_ratio", gate.max_memory_ratio, memory, "memory"),
-    ):
-        if most is not None:
-            ratio = None if reduction is None else 1 - reduction
-            yield _check(condition, f"{name} relative to the teacher's", ratio, "at most", most)
+        gained = QualityCondition(against="baseline", at_least=gate.min_gain)
+        yield _check("min_gain", trial, gained)
+    if gate.min_lead_over_majority is not None and trial.comparison.majority_answer is not None:
+        for who in (TEACHER, trial.candidate):
+            lead = lead_figure(trial, who)
+            yield check("min_lead_over_majority", lead, "above", gate.min_lead_over_majority)
+    if gate.max_loss_to_champion is not None and trial.champion is not None:
+        loss = loss_figure(trial, CHAMPION)
+        yield check("max_loss_to_champion", loss, "below", gate.max_loss_to_champion)
+    unscored = unscored_figure(trial)
+    if unscored.value:
+        yield check("max_unscored_fraction", unscored, "at most", gate.max_unscored_fraction)
+    yield from _ratios(trial, gate)
+    for against in gate.regressions_against:
+        # Where nothing was sliced there is nothing to be worse in.
+        if trial.comparison.slices and _is_asked(trial, against):
+            regressions = regressions_figure(trial, against)
+            yield check("regressions_against", regressions, "at most", 0)
+    for number, condition in enumerate(gate.conditions):
+        if _is_asked(trial, condition.against):
+            yield _check(f"conditions[{number}]", trial, condition)
 
 
-def _against_champion(
-    comparison: Comparison, most: float, champion: ModelRef, is_lost: bool
-) -> GateCheck:
-    """Return whether the student stands up to ``champion``, which has to have taken part."""
-    measured = comparison.contestant(CHAMPION)
-    if measured is None or measured.identity != champion.fingerprint:
-        why = "was promoted while this run was under way. Run again"
-        if is_lost:
-            why = "is gone from the store. Restore its files, or delete the alias to start over"
-        return GateCheck(
-            condition="max_loss_to_champion",
-            required=most,
-            measured=None,
-            passed=False,
-            sentence=f"the student was not compared with the champion, so "
-            f"gate.max_loss_to_champion={most:g} fails: {champion.uri!r} {why}",
-        )
-    lead = _estimate(comparison, STUDENT, CHAMPION)
-    loss = None if lead is None else -lead
-    return _check("max_loss_to_champion", "champion minus student", loss, "at most", most)
-
-
-def _estimate(comparison: Comparison, name: str, against: str) -> float | None:
-    found = comparison.between(name, against)
-    return found.difference.estimate if found and found.difference else None
-
-
-_RELATIONS: dict[str, tuple[Callable[[float, float], bool], str, str]] = {
-    # how it is compared, what a value beyond the bound is, what one short of it is
-    "at least": (operator.ge, "above", "below"),
-    "above": (operator.gt, "above", "below"),
-    "at most": (operator.le, "below", "above"),
-}
-
-
-def _check(
-    condition: str, name: str, measured: float | None, relation: str, required: float
-) -> GateCheck:
-    """Return whether ``measured`` stands in ``relation`` to ``required``, and by how much."""
-    holds, good, bad = _RELATIONS[relation]
-    bound = f"gate.{condition}={required:g}"
-    if measured is None or not math.isfinite(measured):
-        return GateCheck(
-            condition=condition,
-            required=required,
-            measured=None,
-            passed=False,
-            sentence=f"{name} could not be computed, so {bound} fails",
-        )
-    # Sums of floats: 0.437 / 0.475 has to reach 0.92, and 0.3 - 0.1 - 0.2 must not exceed 0.
-    rounded = round(measured, 9)
-    passed, margin = holds(rounded, required), abs(rounded - required)
-    beyond = f"{margin:.4g} {good if passed else bad}" if margin else "exactly"
-    return GateCheck(
-        condition=condition,
-        required=required,
-        measured=measured,
-        passed=passed,
-        sentence=f"{name} {rounded:.4g} is {beyond} {bound}"
-        + (", not above it" if not (passed or margin) else ""),
+def _ratios(trial: Trial, gate: GateSpec) -> Iterator[GateCheck]:
+    limits: tuple[tuple[str, LimitFigure, float | None], ...] = (
+        ("max_latency_ratio", "latency_p50_s", gate.max_latency_ratio),
+        ("max_memory_ratio", "memory_bytes", gate.max_memory_ratio),
+        ("max_cost_ratio", "cost_per_1000", gate.max_cost_ratio),
     )
+    for field, figure, most in limits:
+        if most is not None:
+            asked = LimitCondition(figure=figure, against="teacher", at_most=most)
+            yield _check(field, trial, asked)
+
+
+def _is_asked(trial: Trial, against: str | None) -> bool:
+    """Return whether a condition against ``against`` is asked: not while there is no champion."""
+    return against != CHAMPION or trial.champion is not None
+
+
+def _check(field: str, trial: Trial, asked: Condition) -> GateCheck:
+    """Return whether a condition holds that ``field`` of the gate asks for."""
+    is_listed = field.startswith("conditions")
+    if isinstance(asked, LimitCondition):
+        bound = f"{field}.at_most" if is_listed else field
+        return check(bound, limit_figure(trial, asked), "at most", asked.at_most)
+    bound = f"{field}.at_least" if is_listed else field
+    relation = "at least" if asked.against is None else "above"
+    return check(bound, quality_figure(trial, asked), relation, asked.at_least)

@@ -15,12 +15,12 @@ from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import find_stage
 from distillery.teacher import Request, teacher_identity
 from distillery.teacher.generation import generation_stage, prompt_requests
-from distillery.teacher.summary import money
 from schemas.execution import StoreSpec
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.units import money_text
 
 if TYPE_CHECKING:
     from distillery.ledger import Averages, Ledger, Spending
@@ -260,8 +260,8 @@ def _cost(plan: GenerationPlan, most: str) -> str:
         return "none: the teacher runs here"
     if plan.cost is None or plan.saved_cost is None or plan.currency is None:
         return "unknown: teacher.price is not set"
-    saved = money(plan.saved_cost, plan.currency)
-    return f"{most}{money(plan.cost, plan.currency)}; the ledger saves {saved}"
+    saved = money_text(plan.saved_cost, plan.currency)
+    return f"{most}{money_text(plan.cost, plan.currency)}; the ledger saves {saved}"
 
 
 def _time(plan: GenerationPlan) -> str:
@@ -276,7 +276,7 @@ def _time(plan: GenerationPlan) -> str:
 def _cap_sentence(cap: Cap, plan: GenerationPlan) -> str:
     def words(amount: float) -> str:
         is_money = cap.name == "max_cost"
-        return money(amount, plan.currency or "") if is_money else f"{amount:,.0f} tokens"
+        return money_text(amount, plan.currency or "") if is_money else f"{amount:,.0f} tokens"
 
     spent = f"teacher.budget.{cap.name} is {words(cap.limit)}, {words(cap.spent)} are spent"
     if cap.is_enough:

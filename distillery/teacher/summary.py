@@ -15,6 +15,7 @@ from schemas.data import DataSpec, FileSource
 from schemas.errors import RecipeError, StoreError
 from schemas.refs import DatasetRef
 from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.units import money_text
 
 _JSONL_COLUMNS = (
     *("prompt_id", "split", "state", "response", "prompt_tokens", "completion_tokens"),
@@ -67,18 +68,8 @@ def _cost(facts: dict[str, Any], teacher: TeacherSpec) -> str:
     if facts["cost"] is None:
         is_priced = isinstance(teacher, OpenAITeacher)
         return "unknown: set teacher.price" if is_priced else "none: the teacher runs here"
-    paid, saved = (money(facts[name], facts["currency"]) for name in ("cost", "saved_cost"))
+    paid, saved = (money_text(facts[name], facts["currency"]) for name in ("cost", "saved_cost"))
     return f"{paid}; saved by the ledger: {saved}"
-
-
-def money(amount: float, currency: str) -> str:
-    """Return an amount in words, small ones with more digits.
-
-    >>> money(1234.5, "EUR"), money(0.0312, "USD"), money(0, "USD")
-    ('1,234.50 EUR', '0.0312 USD', '0.00 USD')
-    """
-    digits = 4 if 0 < amount < 1 else 2
-    return f"{amount:,.{digits}f} {currency}"
 
 
 def check_jsonl(path: Path, data: DataSpec) -> None:

@@ -45,7 +45,7 @@ def training_stage(
     Raises:
         TrainingError: The objective is not decided, or what it learns from is not given.
     """
-    inputs: dict[str, Any] = {"rows": rows.fingerprint}
+    inputs: dict[str, Any] = {"rows": rows.hashes or rows.fingerprint}
     read = training.model_copy(update={"objective": training.objective.as_read()})
     spec: dict[str, Any] = {"training": read, "student": student}
     if needs_scores(training):

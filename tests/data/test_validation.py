@@ -163,3 +163,25 @@ def test_gold_rows_are_ready_to_learn_from(bench: Bench) -> None:
     assert {row["split"] for row in gold} == {"train", "validation"}
     assert [row["response"] for row in gold] == ["yes"] * 100
     assert sum(row["split"] == "gold" for row in bench.rows(result)) == 100
+
+
+def test_the_hash_of_a_split_changes_with_its_own_rows_only(bench: Bench) -> None:
+    def hashes(
+        train: str = "a", gold: str = "b", test: str = "c", answer: str = "yes"
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        labelled = bench.source("gold", [{"text": gold, "answer": "no"}] * 2, reference="answer")
+        rows = bench.data([{"text": train}], [{"text": test, "answer": answer}], gold=labelled)
+        done = bench.run(rows)
+        return done.dataset("prompts").hashes, done.dataset("gold").hashes
+
+    def differing(**changed: str) -> set[str]:
+        (asked, learnt), (others, learnt_by_others) = hashes(), hashes(**changed)
+        assert (learnt != learnt_by_others) == ("gold" in changed)
+        return {split for split in asked if asked[split] != others[split]}
+
+    assert set(hashes()[0]) == {"train", "validation", "gold", "test"}
+    assert hashes() == hashes()
+    assert differing(train="d") == {"train"}
+    assert differing(gold="d") == {"gold"}
+    assert differing(test="d") == {"test"}
+    assert differing(answer="no") == {"test"}

@@ -156,17 +156,53 @@ def test_every_contestant_answers_every_test_row_and_is_measured(
     assert measured.contestants["student"].identity == "student-3"
 
 
-def test_a_new_student_makes_nobody_else_answer_again(
+def test_a_new_student_makes_none_of_the_other_three_answer_again(
     store: StoreSpec, teacher_folder: Path
 ) -> None:
-    teacher = local(teacher_folder)
-    first = run_of(store, teacher)
+    teacher, champion = local(teacher_folder), model_ref(store, "student", seed=9)
+    first = run_of(store, teacher, champion=champion)
     measured = first.measure()
     assert first.measure().reused and first.measure().manifest == measured.manifest
-    second = run_of(store, teacher, student_seed=4)
-    reused = {name: second.answer(name).reused for name in ("teacher", "baseline", "student")}
-    assert reused == {"teacher": True, "baseline": True, "student": False}
+    second = run_of(store, teacher, champion=champion, student_seed=4)
+    reused = {one.name: second.answer(one.name).reused for one in second.contestants}
+    assert reused == {"teacher": True, "baseline": True, "champion": True, "student": False}
     assert not second.measure().reused
+
+
+def test_new_training_rows_make_nobody_answer_again_or_be_timed_again(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    run = run_of(store, local(teacher_folder), champion=model_ref(store, "student", seed=9))
+    run = replace(
+        run, prompts=run.prompts.model_copy(update={"hashes": {"test": "t", "gold": "g"}})
+    )
+    run.measure()
+    later = replace(run, prompts=run.prompts.model_copy(update={"fingerprint": "0" * 64}))
+    assert all(later.answer(one.name).reused for one in later.contestants)
+    assert later.measure().reused
+
+
+def test_new_gold_rows_count_for_those_who_are_shown_some(
+    store: StoreSpec, teacher_folder: Path
+) -> None:
+    student = PretrainedStudent(model=str(teacher_folder), dtype="float32")
+    options: dict[str, Any] = {"student": student, "has_baseline": False, "in_context": True}
+    run = run_of(store, local(teacher_folder, examples=FixedExamples(num_examples=1)), **options)
+
+    def fingerprints(**hashes: str) -> dict[str, str]:
+        prompts = run.prompts.model_copy(update={"hashes": {"test": "t", "gold": "g"} | hashes})
+        return {
+            one.name: answers_stage(one, prompts, TASK, EVALUATION).fingerprint
+            for one in run.contestants
+        }
+
+    def changed(**hashes: str) -> set[str]:
+        before, after = fingerprints(), fingerprints(**hashes)
+        return {name for name in before if before[name] != after[name]}
+
+    assert changed(gold="other") == {"teacher", "in-context student"}
+    assert changed(test="other") == {"teacher", "baseline", "in-context student", "student"}
+    assert changed(train="other") == set()
 
 
 def test_the_student_that_became_champion_does_not_answer_again(

@@ -11,7 +11,8 @@ from distillery.evaluation.comparison import (
     read_comparison,
 )
 from distillery.evaluation.findings import findings, verdict
-from distillery.evaluation.tables import fidelity_rows, markdown, table_rows
+from distillery.evaluation.markdown import markdown
+from distillery.evaluation.tables import fidelity_rows, quality_rows, size_rows
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from distillery.task_types import task_type
@@ -138,7 +139,7 @@ def test_macro_f1_is_shown_beside_accuracy_and_a_cut_response_has_no_answer() ->
     found = compared(dict.fromkeys(SCORES, frame))
     macro_f1 = row(found, "student").metrics["macro F1"]
     assert macro_f1 and (macro_f1.estimate, macro_f1.num_rows) == (0.5, 3)  # a: 1, b: 0
-    assert table_rows(found)[0]["macro F1"].startswith("50.0 % [")
+    assert quality_rows(found)[0]["macro F1"].startswith("50.0 % [")
 
 
 def test_fidelity_compares_a_model_with_the_teacher_and_not_with_the_references() -> None:
@@ -185,8 +186,7 @@ def test_a_metric_that_some_rows_do_not_have_counts_where_they_do() -> None:
     assert row(found, "student").num_unscored == 0
     # What looks at the prompt says nothing of the teacher's answers.
     assert list(fidelity_rows(found)[0]) == ["model", "F1", "exact match"]
-    assert table_rows(found)[1]["F1 on teacher's answers"].startswith("100.0 %")
-    assert "in context on teacher's answers" not in table_rows(found)[1]
+    assert fidelity_rows(found)[0]["F1"].startswith("100.0 %")
     assert "| in context " in markdown(found)
 
 
@@ -264,7 +264,7 @@ def test_hosted_teacher_has_its_declared_size_and_says_so() -> None:
     found = comparison(measured=hosted, declared=declared)
     teacher = row(found, "teacher")
     assert (teacher.memory_bytes, teacher.declared_source) == (16 * 2**30, "model card")
-    assert table_rows(found)[0]["memory usage"] == "16.0 GiB (declared)"
+    assert size_rows(found)[0]["memory"] == "16.0 GiB (declared)"
     assert "source: model card" in markdown(found)
 
 
@@ -272,7 +272,7 @@ def test_hosted_teacher_of_undeclared_size_is_unknown_not_zero() -> None:
     found = comparison(measured=measurements(teacher=measurement(0, None, 0.5)))
     pair = found.between("student", "teacher")
     assert pair is not None and pair.memory_reduction is None
-    assert table_rows(found)[0]["memory usage"] == "–"  # noqa: RUF001
+    assert size_rows(found)[0]["memory"] == "–"  # noqa: RUF001
     memory = findings(found)[2]
     assert memory.met is None and "declare it under teacher.declared" in memory.text
 

@@ -1,38 +1,71 @@
 from rich.console import Console
 
+from distillery.evaluation.markdown import markdown
 from distillery.evaluation.tables import (
+    difference_rows,
+    further_tables,
     label_rows,
-    markdown,
-    table_rows,
-    terminal_metrics,
-    terminal_table,
+    main_rows,
+    relative_rows,
+    size_rows,
+    slice_rows,
+    speed_rows,
 )
+from distillery.evaluation.terminal import terminal_metrics, terminal_table
 from schemas.units import MISSING
 from tests.fixtures_comparison import SCORES, comparison
 
 
-def test_table_has_the_models_as_rows_and_the_figures_with_units() -> None:
-    rows = table_rows(comparison())
+def test_main_table_has_the_models_as_rows_and_the_figures_with_units() -> None:
+    rows = main_rows(comparison())
     assert [row["model"] for row in rows] == ["teacher", "baseline", "student"]
-    student = rows[2]
-    assert student["parameters"] == "100 k"
-    assert student["memory usage"] == "64.0 KiB"
-    assert student["inference time (p50)"] == "10.0 ms"
-    assert student["inference time (p95)"] == "20.0 ms"
-    assert student["accuracy"].startswith("90.0 % [")
-    assert student["throughput (queries/h)"] == "360,000"
-    assert student["tokens/s"] == "1,000"
-    assert student["prompt tokens"] == "17"
-    assert rows[0]["prompt tokens"] == MISSING
-    assert student["inference time vs teacher"] == "-90.0 %"
-    assert all(type(cell) is str for row in rows for cell in row.values())
+    assert rows[2] == {
+        "model": "student",
+        "accuracy": rows[2]["accuracy"],
+        "time (p50)": "10.0 ms",
+        "memory": "64.0 KiB",
+        "queries/h": "360,000",
+    }
+    assert rows[2]["accuracy"].startswith("90.0 % [")
 
 
-def test_markdown_table_is_aligned() -> None:
-    lines = [line for line in markdown(comparison()).splitlines() if line.startswith("|")]
-    assert len(lines) == 27
-    for table in (lines[:5], lines[5:10], lines[10:15], lines[15:19], lines[19:24], lines[24:]):
-        assert len({len(line) for line in table}) == 1
+def test_further_tables_hold_what_the_main_one_has_no_room_for() -> None:
+    found = comparison()
+    assert speed_rows(found)[2]["tokens read"] == "17"
+    assert speed_rows(found)[0]["tokens read"] == MISSING
+    assert (speed_rows(found)[2]["p95"], speed_rows(found)[2]["tokens/s"]) == ("20.0 ms", "1,000")
+    assert size_rows(found)[2]["parameters"] == "100 k"
+    assert [row["model"] for row in relative_rows(found)] == ["baseline", "student"]
+    assert relative_rows(found)[1]["time"] == "-90.0 %"
+    assert {row["against"] for row in difference_rows(found)} == {
+        "teacher",
+        "baseline",
+        "most frequent answer",
+    }
+
+
+def test_columns_and_tables_without_any_figure_are_left_out() -> None:
+    found = comparison()
+    assert "cost per 1,000" not in main_rows(found)[0] and "peak memory" not in size_rows(found)[0]
+    assert slice_rows(found) == []
+    assert all(further_tables(found).values())
+
+
+def test_no_table_is_wider_than_prefect_has_room_for() -> None:
+    many = {**SCORES, "in-context student": SCORES["student"], "champion": SCORES["student"]}
+    lines = [line for line in markdown(comparison(many)).splitlines() if line.startswith("|")]
+    assert max(map(len, lines)) <= 110
+
+
+def test_markdown_tables_are_aligned() -> None:
+    tables: list[list[int]] = [[]]
+    for line in markdown(comparison()).splitlines():
+        if line.startswith("|"):
+            tables[-1].append(len(line))
+        elif tables[-1]:
+            tables.append([])
+    assert len([widths for widths in tables if widths]) == 9
+    assert all(len(set(widths)) <= 1 for widths in tables)
 
 
 def test_terminal_table_fits_100_columns_without_wrapping() -> None:
@@ -87,8 +120,8 @@ def test_of_many_labels_those_are_shown_that_the_student_knows_least() -> None:
 
 def test_another_contestant_adds_a_row_and_no_column() -> None:
     few, many = (
-        table_rows(comparison()),
-        table_rows(comparison({**SCORES, "anybody": SCORES["student"]})),
+        main_rows(comparison()),
+        main_rows(comparison({**SCORES, "anybody": SCORES["student"]})),
     )
     assert list(few[0]) == list(many[0])
     assert [row["model"] for row in many] == [*(row["model"] for row in few), "anybody"]
