@@ -54,7 +54,7 @@ class Drift(_Record):
     """What the endpoint called the model then and today."""
 
     metric: str
-    """How answers are compared: the primary metric, today's answer scored against the pinned one."""
+    """How answers are compared: today's is scored in the primary metric against the pinned one."""
 
     same: Interval | None
     """Its mean today. None: no canary has both answers."""

@@ -220,8 +220,8 @@ def drift_sentence(drift: Drift) -> str:
     renamed = "" if then == today else f" The endpoint calls it {today!r}, and {then!r} then."
     if drift.has_drifted:
         return (
-            f"{name} has changed: {num_asked:,} canaries reach {figures}.{renamed} The responses in "
-            "the ledger are the old model's. Set teacher.weights to a new name to have them made "
-            "anew."
+            f"{name} has changed: {num_asked:,} canaries reach {figures}.{renamed} The responses "
+            "in the ledger are the old model's. Set teacher.weights to a new name to have them "
+            "made anew."
         )
     return f"{name}: no drift seen; {num_asked:,} canaries reach {figures}.{renamed}"
