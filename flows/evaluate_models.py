@@ -2,12 +2,13 @@
 
 from prefect import flow
 
+from distillery.evaluation.harness import takes_harness
 from schemas.contestants import ContestantSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef, Evaluated
 from schemas.task import TaskSpec
-from tasks.evaluation import answer_test_prompts, measure_performance
+from tasks.evaluation import answer_test_prompts, measure_performance, run_lm_eval
 
 
 @flow(name="evaluate-models")
@@ -26,4 +27,11 @@ def evaluate_models(
         )
         for contestant in contestants
     }
-    return measure_performance(answers, prompts, contestants, task, evaluation, store, execution)
+    harness = {
+        contestant.name: run_lm_eval(contestant, evaluation, store, execution)
+        for contestant in contestants
+        if takes_harness(contestant, evaluation)
+    }
+    return measure_performance(
+        answers, harness, prompts, contestants, task, evaluation, store, execution
+    )

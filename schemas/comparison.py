@@ -298,6 +298,32 @@ class Judgement(_Figures):
     """Share of the human preferences that it agrees with. None: nobody has checked it."""
 
 
+class HarnessFigure(_Figures):
+    """One metric of one task of lm-evaluation-harness."""
+
+    task: str
+    """Name of the task."""
+
+    metric: str
+    """Name of the metric."""
+
+    value: float
+    """Its value."""
+
+    stderr: float | None
+    """Its standard error. None: not known."""
+
+
+class HarnessFigures(_Figures):
+    """What a contestant reaches in the tasks of lm-evaluation-harness."""
+
+    version: str
+    """Version of the harness."""
+
+    figures: tuple[HarnessFigure, ...]
+    """By task and metric."""
+
+
 class DistillationCost(_Figures):
     """What making this student cost, as if nothing had been there before."""
 
@@ -406,6 +432,9 @@ class Comparison(_Figures):
 
     judgement: Judgement | None = None
     """What a judge said. None: none was asked."""
+
+    harness: dict[str, HarnessFigures] = {}
+    """What lm-evaluation-harness says of the contestants it was run on, by name."""
 
     distillation_cost: DistillationCost | None = None
     """What making the student cost. None: not known."""

@@ -23,6 +23,7 @@ class StageName(StrEnum):
     TRAIN_TEACHER = "train_teacher"
     EXPORT_STUDENT = "export_student"
     ANSWER_TEST_PROMPTS = "answer_test_prompts"
+    RUN_LM_EVAL = "run_lm_eval"
     MEASURE_PERFORMANCE = "measure_performance"
     JUDGE_ANSWERS = "judge_answers"
     COMPARE_MODELS = "compare_models"
@@ -39,7 +40,7 @@ _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     StageName.TRAIN_TEACHER: (StageName.VALIDATE_PROMPTS,),
     # Not the trainings: a model that was trained again is another contestant, and only it answers.
     StageName.ANSWER_TEST_PROMPTS: (StageName.VALIDATE_PROMPTS,),
-    StageName.MEASURE_PERFORMANCE: (StageName.ANSWER_TEST_PROMPTS,),
+    StageName.MEASURE_PERFORMANCE: (StageName.ANSWER_TEST_PROMPTS, StageName.RUN_LM_EVAL),
     StageName.EXPORT_STUDENT: (StageName.TRAIN_STUDENT,),
     StageName.JUDGE_ANSWERS: (StageName.ANSWER_TEST_PROMPTS,),
     StageName.COMPARE_MODELS: (StageName.MEASURE_PERFORMANCE, StageName.JUDGE_ANSWERS),

@@ -87,6 +87,9 @@ class Evaluated(_Bundle):
     measurements: ReportRef
     """Their speed and size."""
 
+    harness: dict[str, ReportRef] = {}
+    """What lm-evaluation-harness says, by contestant; empty where it was not asked."""
+
 
 class Lineage(_Bundle):
     """What a comparison rests on, back to the prompts; each ref leads to its stage's manifest."""

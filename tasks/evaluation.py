@@ -47,8 +47,23 @@ def answer_test_prompts(
 
 
 @stage_task
+def run_lm_eval(
+    contestant: ContestantSpec,
+    evaluation: EvaluationSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[ReportRef, StageResult]:
+    """Return what lm-evaluation-harness says of a contestant."""
+    from distillery.evaluation import harness
+
+    result = harness.run_lm_eval(contestant, evaluation, store, execution)
+    return result.report("harness"), replace(result, subject=contestant.name)
+
+
+@stage_task
 def measure_performance(
     answers: dict[str, DatasetRef],
+    harness: dict[str, ReportRef],
     prompts: DatasetRef,
     contestants: tuple[ContestantSpec, ...],
     task: TaskSpec,
@@ -60,7 +75,7 @@ def measure_performance(
     from distillery.evaluation import performance as library
 
     result = library.measure_performance(
-        answers, prompts, contestants, task, evaluation, store, execution
+        answers, harness, prompts, contestants, task, evaluation, store, execution
     )
     return library.evaluated(result), result
 

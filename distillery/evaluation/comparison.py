@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from schemas.comparison import (
     ContestantFigures,
     Difference,
     Disagreement,
+    HarnessFigures,
     Interval,
     Measurement,
     Measurements,
@@ -101,6 +103,10 @@ def compare_models(
                 "compare_models": stage.fingerprint,
             },
             funnel=funnel,
+            harness={
+                name: read_figures(ref, "harness.json", HarnessFigures, opened)
+                for name, ref in evaluated.harness.items()
+            },
         )
         examples, num_disagreements = disagreements(answers, comparison.metric, prompts, opened)
         with scratch_folder("report") as folder:
@@ -148,6 +154,7 @@ def build_comparison(
     declared: DeclaredModel | None,
     fingerprints: dict[str, str],
     funnel: dict[str, int],
+    harness: Mapping[str, HarnessFigures] = MappingProxyType({}),
 ) -> Comparison:
     """Return all figures of the contestants, alone and against each other.
 
@@ -206,6 +213,7 @@ def build_comparison(
         hardware=measurements.hardware,
         fingerprints=fingerprints,
         funnel=funnel,
+        harness=dict(harness),
     )
 
 

@@ -15,11 +15,12 @@ import numpy as np
 
 from distillery.evaluation.answers import answers_stage, questions
 from distillery.evaluation.contestants import Answered, Conversation, Opened, contestant
+from distillery.evaluation.harness import harness_stage, takes_harness
 from distillery.models.hardware import cpu_threads, hardware_record
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
-from schemas.comparison import Comparison, Measurement, Measurements, Performance
+from schemas.comparison import Comparison, HarnessFigures, Measurement, Measurements, Performance
 from schemas.contestants import ContestantSpec
 from schemas.errors import StoreError
 from schemas.evaluation import EvaluationSpec
@@ -29,6 +30,7 @@ from schemas.task import TaskSpec
 
 _LOGIC_VERSION = 2
 _FILE = "measurements.json"
+_HARNESS = "lm_eval of "
 
 # What the stage reads of the evaluation section beside what decides the answers.
 _READ = {
@@ -41,7 +43,7 @@ _READ = {
 
 Clock = Callable[[], float]
 
-_FiguresT = TypeVar("_FiguresT", Measurements, Comparison)
+_FiguresT = TypeVar("_FiguresT", Measurements, Comparison, HarnessFigures)
 
 
 def performance_stage(
@@ -55,16 +57,23 @@ def performance_stage(
         spec.name: answers_stage(spec, prompts, task, evaluation).fingerprint
         for spec in contestants
     }
+    inputs = {"answers": answers}
+    if evaluation.lm_eval:
+        harness = (
+            harness_stage(s, evaluation) for s in contestants if takes_harness(s, evaluation)
+        )
+        inputs["harness"] = {stage.inputs["contestant"]: stage.fingerprint for stage in harness}
     return Stage(
         StageName.MEASURE_PERFORMANCE,
         _LOGIC_VERSION,
-        inputs={"answers": answers},
+        inputs=inputs,
         spec={"evaluation": evaluation.model_dump(include=_READ)},
     )
 
 
 def measure_performance(
     answers: Mapping[str, DatasetRef],
+    harness: Mapping[str, ReportRef],
     prompts: DatasetRef,
     contestants: tuple[ContestantSpec, ...],
     task: TaskSpec,
@@ -74,8 +83,9 @@ def measure_performance(
 ) -> StageResult:
     """Return output `measurements`, and the contestants' answers by name as outputs beside it.
 
-    So one manifest names all that a comparison needs, and figures of different machines never meet
-    in one table. See :func:`evaluated`. The first test rows of ``prompts`` are timed.
+    So one manifest names all that a comparison needs (results of lm-evaluation-harness too), and
+    figures of different machines never meet in one table. See :func:`evaluated`. The first test
+    rows of ``prompts`` are timed.
 
     Raises:
         RecipeError: A model cannot be loaded.
@@ -111,6 +121,7 @@ def measure_performance(
             (folder / _FILE).write_text(measurements.model_dump_json(indent=1), "utf-8")
             attempt.add_folder("measurements", folder)
         attempt.outputs |= answers
+        attempt.outputs |= {f"{_HARNESS}{name}": ref for name, ref in harness.items()}
         attempt.counts |= {"contestants": len(known), "rows": len(timed)}
 
     stage = performance_stage(prompts, contestants, task, evaluation)
@@ -119,10 +130,19 @@ def measure_performance(
 
 def evaluated(measured: StageResult) -> Evaluated:
     """Return what :func:`measure_performance` left: measurements and everybody's answers."""
-    names = [name for name in measured.manifest.outputs if name != "measurements"]
+    outputs = measured.manifest.outputs
     return Evaluated(
-        answers={name: measured.dataset(name) for name in names},
+        answers={
+            name: measured.dataset(name)
+            for name, ref in outputs.items()
+            if isinstance(ref, DatasetRef)
+        },
         measurements=measured.report("measurements"),
+        harness={
+            name.removeprefix(_HARNESS): measured.report(name)
+            for name in outputs
+            if name.startswith(_HARNESS)
+        },
     )
 
 

@@ -213,6 +213,26 @@ def judge_rows(comparison: Comparison) -> list[Row]:
     )
 
 
+def harness_rows(comparison: Comparison) -> list[Row]:
+    """Return what lm-evaluation-harness says, by task and metric, with standard errors."""
+    names = dict.fromkeys(
+        (found.task, found.metric)
+        for figures in comparison.harness.values()
+        for found in figures.figures
+    )
+    cells = {
+        (name, found.task, found.metric): f"{found.value:.4g}"
+        + (f" ± {found.stderr:.2g}" if found.stderr is not None else "")
+        for name, figures in comparison.harness.items()
+        for found in figures.figures
+    }
+    return [
+        {"task": task, "metric": metric}
+        | {name: cells.get((name, task, metric), MISSING) for name in comparison.harness}
+        for task, metric in names
+    ]
+
+
 def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
     """Return what stands below the main table, by heading; none of them is empty."""
     some = f", the student's lowest {_MOST_LABELS} of {len(comparison.labels):,}"
@@ -231,6 +251,7 @@ def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
         ),
         "The student's most frequent confusions": confusion_rows(comparison),
         "What the judge says": judge_rows(comparison),
+        "lm-evaluation-harness": harness_rows(comparison),
     }
     return {title: rows for title, rows in tables.items() if rows}
 

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 
+from distillery.evaluation.harness import check_harness
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.task_types import TaskType, task_type
 from distillery.teacher.choice import check_samples
@@ -94,6 +95,8 @@ def check_recipe(
     if student is not None:
         problems.lines += _missing_test(data) + _untrained_student(student, evaluation)
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
+    if evaluation is not None:
+        problems.collect(check_harness, evaluation)
     problems.lines += _unusable_ledger(store) + _unasked_canaries(teacher, evaluation)
     if problems.lines:
         there = (

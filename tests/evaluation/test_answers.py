@@ -77,6 +77,7 @@ class Run:
         answers = {one.name: self.answer(one.name).dataset("answers") for one in self.contestants}
         return measure_performance(
             answers,
+            {},
             self.prompts,
             self.contestants,
             self.task,
