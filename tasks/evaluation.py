@@ -78,7 +78,11 @@ def ask_judge(
     """Return the verdicts on the student's responses beside those of others."""
     from distillery.evaluation.judge import judge_answers
 
-    result = judge_answers(answers, prompts, task, judge, store, execution)
+    title = "Pairs of responses judged"
+    with progress_report(f"ask_judge {task.name}", title) as progress:
+        result = judge_answers(
+            answers, prompts, task, judge, store, execution, on_progress=progress.update
+        )
     return result.dataset("verdicts"), result
 
 
