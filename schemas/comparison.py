@@ -294,6 +294,10 @@ class Judgement(_Figures):
     pairs: tuple[JudgedPair, ...]
     """The student beside the others."""
 
+    order_decided: float | None = None
+    """Share of the pairs on which the two orders were given different verdicts. None: no pair has
+    two that can be read."""
+
     agreement: Interval | None = None
     """Share of the human preferences that it agrees with. None: nobody has checked it."""
 

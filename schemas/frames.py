@@ -111,6 +111,26 @@ class ScoreFrame(_Frame):
     truncated: Series[bool]
 
 
+VERDICTS = ("win", "tie", "loss")
+
+
+class VerdictFrame(_Frame):
+    """A judge's verdicts on pairs of responses, from the side of the first: the student's.
+
+    `against` is the other contestant. It is null on the rows of `judge.preferences`, where
+    `preferred` is what people said. `shown_first` and `shown_second` are the verdicts with the
+    response in that place, null where nobody was asked or nothing could be read; `verdict` is what
+    follows from both, null where the row is unscored.
+    """
+
+    prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
+    against: Series[str] = pa.Field(nullable=True)
+    shown_first: Series[str] = pa.Field(isin=VERDICTS, nullable=True)
+    shown_second: Series[str] = pa.Field(isin=VERDICTS, nullable=True)
+    verdict: Series[str] = pa.Field(isin=VERDICTS, nullable=True)
+    preferred: Series[str] = pa.Field(isin=VERDICTS, nullable=True)
+
+
 def check_frame(frame: pd.DataFrame, contract: type[pa.DataFrameModel]) -> pd.DataFrame:
     """Return ``frame`` unchanged when it keeps ``contract``.
 

@@ -23,6 +23,12 @@ class PreferencesSpec(Spec):
     """Column with what people preferred: `first`, `second` or `tie`, or the names of the columns
     in place of the first two."""
 
+    student_first: bool = False
+    """Whether `first` holds responses of the student, or of one like it, and `second` those of
+    whom it is judged against. Then the judge's liking for one side shows, and the corrected win
+    rate is free of it. false: the rows are of any two models, or of a chosen and a rejected
+    response."""
+
 
 class JudgeSpec(Spec):
     """Pairwise verdicts on the test rows: the student's response beside another's.
@@ -32,7 +38,7 @@ class JudgeSpec(Spec):
 
     model: TeacherSpec = Field(title="Judge")
     """Who judges: any kind of teacher. Verdicts are kept in the ledger, so none is paid for twice,
-    and its `budget` caps them."""
+    and its `budget` caps them. It reads `rubric` in place of a system prompt and examples."""
 
     rubric: str = Field(
         "Prefer the response that answers what was asked, is true to the given text, leaves out "
@@ -42,11 +48,12 @@ class JudgeSpec(Spec):
     """What makes a response better."""
 
     against: tuple[str, ...] = ("teacher", "baseline", "champion")
-    """Contestants whose responses stand beside the student's; those that take no part are left
-    out."""
+    """Contestants whose responses stand beside the student's; of teacher, baseline, champion and
+    in-context student those that take no part are left out. An exported form goes by its name,
+    such as `onnx int4`."""
 
     max_rows: int | None = Field(None, ge=1)
-    """Most test rows that are judged. None: all."""
+    """Most test rows that are judged; the same ones whoever is judged. None: all."""
 
     preferences: PreferencesSpec | None = Field(None, title="Human preferences")
     """Rows to check the judge on. None: the report says that nobody has checked it."""

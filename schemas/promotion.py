@@ -37,7 +37,7 @@ class Approval(_Record):
     approved: bool
     """Whether it may be promoted. No answer in time is a no."""
 
-    approved_by: str | None
+    by: str | None
     """Name that the person gave. None: nobody answered in time."""
 
     comment: str = ""

@@ -12,10 +12,11 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.gate import GateSpec
 from schemas.judge import JudgeSpec
-from schemas.promotion import Promotion
+from schemas.promotion import Approval, Promotion, Verdict
 from schemas.refs import DatasetRef, Evaluated, Lineage, ModelRef, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
+from tasks.approval import ask_for_approval
 from tasks.artifacts import progress_report, publish_markdown, publish_table
 from tasks.stage import stage_task
 
@@ -92,7 +93,11 @@ def ask_judge(
     """Return the verdicts on the student's responses beside those of others."""
     from distillery.evaluation.judge import judge_answers
 
-    result = judge_answers(answers, prompts, task, judge, store, execution)
+    title = "Pairs of responses judged"
+    with progress_report(f"ask_judge {task.name}", title) as progress:
+        result = judge_answers(
+            answers, prompts, task, judge, store, execution, on_progress=progress.update
+        )
     return result.dataset("verdicts"), result
 
 
@@ -144,15 +149,37 @@ def find_champion(
     return rival if rival and Store(store.root).holds(rival) else None
 
 
-@prefect_task(name="promote_student", task_run_name="promote_student", persist_result=False)
-def promote_student(
+@prefect_task(name="check_gate", task_run_name="check_gate", persist_result=False)
+def check_gate(
     comparison: Comparison, lineage: Lineage, task: TaskSpec, gate: GateSpec, store: StoreSpec
+) -> Verdict:
+    """Return what the gate says of the student and its exported forms."""
+    from distillery.registry.aliases import check_student
+
+    return check_student(comparison, lineage, task, gate, Store(store.root))
+
+
+@prefect_task(name="publish_student", task_run_name="publish_student", persist_result=False)
+def publish_student(
+    comparison: Comparison,
+    lineage: Lineage,
+    task: TaskSpec,
+    gate: GateSpec,
+    store: StoreSpec,
+    approval: Approval | None,
 ) -> Promotion:
     """Return the gate's verdict; a student that passes is published under the gate's alias."""
     from distillery.registry import aliases
 
-    promotion = aliases.promote_student(comparison, lineage, task, gate, Store(store.root))
-    lines = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in promotion.checks]
+    promotion = aliases.promote_student(
+        comparison, lineage, task, gate, Store(store.root), approval
+    )
+    lines = [_line(check.passed, check.sentence) for check in promotion.checks]
+    if promotion.approval is not None:
+        lines.append(_line(promotion.approval.approved, promotion.approval.sentence))
+    for name, checks in promotion.forms.items():
+        lines += ["", f"**{name}**", ""]
+        lines += [_line(check.passed, check.sentence) for check in checks]
     verdict = "Promoted" if promotion.promoted else "Not promoted"
     publish_markdown(
         f"promotion-{task.name}",
@@ -160,3 +187,23 @@ def promote_student(
         f"{verdict}: every condition of the gate",
     )
     return promotion
+
+
+def _line(passed: bool, sentence: str) -> str:
+    return f"- {'✓' if passed else '✗'} {sentence}"
+
+
+def promote_student(
+    comparison: Comparison, lineage: Lineage, task: TaskSpec, gate: GateSpec, store: StoreSpec
+) -> Promotion:
+    """Return the gate's verdict; a student that passes, and a person approves, is published.
+
+    A person is asked once every condition holds, if the gate says so. The conditions are checked
+    again afterwards: another student may have been promoted while the person was asked.
+    """
+    verdict = check_gate(comparison, lineage, task, gate, store)
+    approval = verdict.approval
+    if verdict.passed and approval is None and gate.approval_timeout_s is not None:
+        alias = f"{task.name}/{gate.alias}"
+        approval = ask_for_approval(verdict, alias, gate.approval_timeout_s)
+    return publish_student(comparison, lineage, task, gate, store, approval)

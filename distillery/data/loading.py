@@ -68,7 +68,7 @@ def load_prompts(
                 check_source(source, _required(source, split, kind, data))
                 read = read_source(source, seed=data.seed)
                 rows = chain.from_iterable(
-                    _load_rows(row, split, source, kind, data) for row in read
+                    load_rows(row, split, source, kind, data) for row in read
                 )
                 attempt.counts[split] = 0
                 while batch := list(islice(rows, _BATCH_ROWS)):
@@ -123,7 +123,7 @@ def prompt_fields(columns: ColumnMap, kind: TaskType, data: DataSpec) -> tuple[s
     return kind.fields + kind.optional_fields
 
 
-def _load_rows(
+def load_rows(
     row: SourceRow, split: str, source: Source, kind: TaskType, data: DataSpec
 ) -> Iterator[dict[str, Any]]:
     """Yield what one source row becomes, in the columns of ``_LOADED_SCHEMA``."""

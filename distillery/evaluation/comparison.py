@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from distillery.data.chat import load_messages
+from distillery.evaluation.judgement import read_judgement
 from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
 from distillery.evaluation.markdown import markdown
 from distillery.evaluation.metrics import fidelity, metric_intervals, metric_scores
@@ -33,6 +34,7 @@ from schemas.comparison import (
     Disagreement,
     HarnessFigures,
     Interval,
+    Judgement,
     Measurement,
     Measurements,
 )
@@ -107,6 +109,7 @@ def compare_models(
                 name: read_figures(ref, "harness.json", HarnessFigures, opened)
                 for name, ref in evaluated.harness.items()
             },
+            judgement=_judgement(judged, evaluation, opened),
         )
         examples, num_disagreements = disagreements(answers, comparison.metric, prompts, opened)
         with scratch_folder("report") as folder:
@@ -128,6 +131,15 @@ def _funnel(lineage: Lineage) -> dict[str, int]:
         **filtered.drop_reasons,
         "kept": filtered.kept.num_rows,
     }
+
+
+def _judgement(
+    judged: DatasetRef | None, evaluation: EvaluationSpec, store: Store
+) -> Judgement | None:
+    if judged is None or evaluation.judge is None:
+        return None
+    verdicts = store.dataset(judged).to_table().to_pandas()
+    return read_judgement(verdicts, evaluation.judge, evaluation)
 
 
 def read_comparison(report: ReportRef, store: Store) -> Comparison:
@@ -155,6 +167,7 @@ def build_comparison(
     fingerprints: dict[str, str],
     funnel: dict[str, int],
     harness: Mapping[str, HarnessFigures] = MappingProxyType({}),
+    judgement: Judgement | None = None,
 ) -> Comparison:
     """Return all figures of the contestants, alone and against each other.
 
@@ -210,6 +223,7 @@ def build_comparison(
         labels=label_recalls(references, scores, kind) if kind.has_labels else (),
         confusions=student_confusions(answers[STUDENT], kind) if kind.has_labels else (),
         gap_recovered=gap_recovered(scores, evaluation),
+        judgement=judgement,
         hardware=measurements.hardware,
         fingerprints=fingerprints,
         funnel=funnel,

@@ -92,6 +92,7 @@ def findings(comparison: Comparison) -> list[Finding]:
         _champion_sentence(comparison),
         _majority_sentence(comparison),
         _label_sentence(comparison),
+        *_judge_sentences(comparison),
     ]
     return [
         _target(
@@ -217,6 +218,34 @@ def _label_sentence(comparison: Comparison) -> str | None:
         f"Lowest recall of the student: {percent_text(recall)} of the {rows} with "
         f"{label.label!r:.80}."
     )
+
+
+def _judge_sentences(comparison: Comparison) -> list[str]:
+    """Return what a judge said, and what that is worth."""
+    said = comparison.judgement
+    if said is None:
+        return []
+    sentences = [
+        f"The judge, {said.model}, prefers the student to the {pair.against} in "
+        f"{interval_text(pair.win_rate)} of the rows, ties counting half"
+        + (f"; people would in {interval_text(pair.corrected)}." if pair.corrected else ".")
+        for pair in said.pairs
+        if pair.win_rate
+    ]
+    if said.order_decided is not None:
+        sentences.append(
+            f"In {percent_text(said.order_decided)} of the pairs the order of the two responses "
+            "changed the judge's verdict; they are ties."
+        )
+    if said.agreement is None:
+        return [*sentences, "Nobody has checked this judge against people."]
+    sentences.append(
+        f"It agrees with people on {interval_text(said.agreement)} of {said.agreement.num_rows:,} "
+        "rows."
+    )
+    if any(pair.win_rate and not pair.corrected for pair in said.pairs):
+        sentences.append("That is no better than chance, so its verdicts say nothing.")
+    return sentences
 
 
 def notes(comparison: Comparison) -> list[str]:

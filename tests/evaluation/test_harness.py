@@ -57,7 +57,10 @@ def expected_accuracy(model: LocalModel, rows: Path) -> float:
         start = len(model.tokenizer(question).input_ids)
         with torch.no_grad():
             logits = model.model(ids).logits.log_softmax(-1)[0]
-        return sum(float(logits[at - 1, ids[0, at]]) for at in range(start, ids.shape[1]))
+        chosen: list[float] = [
+            float(logits[at - 1, ids[0, at]]) for at in range(start, ids.shape[1])
+        ]
+        return sum(chosen)
 
     right = []
     for row in map(json.loads, rows.read_text().splitlines()):

@@ -70,6 +70,7 @@ def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
         tmp_path,
         teacher.base_url,
         teacher={"system_prompt": "auto", "examples": {"kind": "nearest", "num_examples": 2}},
+        gate={"min_retention": 0.8},  # what 80 test rows can show
     )
     first = distil(raw)
     outcome = first.result()
@@ -91,7 +92,7 @@ def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
     )
     assert again.promotion.previous == outcome.student
     assert teacher.num_requests == asked
-    states = stage_states(second, last="promote_student")
+    states = stage_states(second, last="publish_student")
     reused = {name for name, state in states.items() if state == "Cached"}
     assert {"look up generate_responses", "look up train_student"} <= reused
     assert not any(name.startswith("train_model") for name in states)
