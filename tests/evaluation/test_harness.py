@@ -62,7 +62,7 @@ def expected_accuracy(model: LocalModel, rows: Path) -> float:
         ]
         return sum(chosen)
 
-    right = []
+    right: list[bool] = []
     for row in map(json.loads, rows.read_text().splitlines()):
         said = [likelihood(row["question"], choice) for choice in CHOICES]
         right.append(said.index(max(said)) == row["gold"])
