@@ -20,8 +20,12 @@ app = typer.Typer(
 )
 ledger = typer.Typer(help="Look after the ledger of teacher responses.", no_args_is_help=True)
 store = typer.Typer(help="Look after the store of results.", no_args_is_help=True)
+registry = typer.Typer(
+    help="Look up which student is in production, and change it.", no_args_is_help=True
+)
 app.add_typer(ledger, name="ledger")
 app.add_typer(store, name="store")
+app.add_typer(registry, name="registry")
 
 RecipeFile = Annotated[
     str, typer.Argument(metavar="RECIPE", help="YAML file, such as recipes/demo.yaml")
@@ -48,6 +52,9 @@ LedgerUrl = Annotated[
 StoreRecipe = Annotated[
     str | None, typer.Option("--recipe", help="recipe that names store and ledger", metavar="FILE")
 ]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="task.name of the recipe")]
+Alias = Annotated[str, typer.Option(help="gate.alias of the recipe", metavar="NAME")]
+Reason = Annotated[str, typer.Option(help="why; it is kept in the history", metavar="TEXT")]
 
 
 @app.command()
@@ -141,6 +148,7 @@ def gc(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print it and delete nothing")] = False,
     root: Root = ".distillery",
+    ledger_url: LedgerUrl = None,
     recipe: StoreRecipe = None,
 ) -> None:
     """Delete what lost or died: attempts and checkpoints that no manifest and no alias names."""
@@ -149,8 +157,87 @@ def gc(
 
     with clear_errors():
         results_s = seconds(results_older_than) if results_older_than else None
-        spec = store_spec(root, None, recipe)
+        spec = store_spec(root, ledger_url, recipe)
         collect_garbage(spec, seconds(older_than), results_s, dry_run=dry_run)
+
+
+@registry.command("list")
+def list_aliases(
+    root: Root = ".distillery", ledger_url: LedgerUrl = None, recipe: StoreRecipe = None
+) -> None:
+    """Print for whom each alias stands."""
+    from cli.places import store_spec
+    from cli.registry import print_aliases
+
+    with clear_errors():
+        print_aliases(store_spec(root, ledger_url, recipe))
+
+
+@registry.command()
+def show(
+    task: TaskName,
+    alias: Alias = "champion",
+    path: Annotated[
+        bool, typer.Option("--path", help="print nothing but where the model's files are")
+    ] = False,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            help="with --path: of this exported form, such as 'gguf q8_0'", metavar="NAME"
+        ),
+    ] = None,
+    root: Root = ".distillery",
+    ledger_url: LedgerUrl = None,
+    recipe: StoreRecipe = None,
+) -> None:
+    """Print for whom an alias stands, where its files are, and its history."""
+    from cli.places import store_spec
+    from cli.registry import print_alias, print_path
+
+    with clear_errors():
+        spec = store_spec(root, ledger_url, recipe)
+        if path or form:
+            print_path(spec, task, alias, form)
+        else:
+            print_alias(spec, task, alias)
+
+
+@registry.command()
+def rollback(
+    task: TaskName,
+    reason: Reason,
+    alias: Alias = "champion",
+    root: Root = ".distillery",
+    ledger_url: LedgerUrl = None,
+    recipe: StoreRecipe = None,
+) -> None:
+    """Let an alias stand for the student before the current one again."""
+    from cli.places import store_spec
+    from cli.registry import go_back
+
+    with clear_errors():
+        go_back(store_spec(root, ledger_url, recipe), task, alias, reason)
+
+
+@registry.command()
+def promote(
+    task: TaskName,
+    fingerprint: Annotated[
+        str, typer.Argument(metavar="FINGERPRINT", help="of the student; its beginning is enough")
+    ],
+    reason: Reason,
+    alias: Alias = "champion",
+    root: Root = ".distillery",
+    ledger_url: LedgerUrl = None,
+    recipe: StoreRecipe = None,
+) -> None:
+    """Promote a student of the store by hand, past the gate."""
+    from cli.places import store_spec
+    from cli.registry import promote as promote_student
+
+    with clear_errors():
+        spec = store_spec(root, ledger_url, recipe)
+        promote_student(spec, task, alias, fingerprint, reason)
 
 
 def main() -> None:

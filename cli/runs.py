@@ -38,7 +38,7 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
     if plan:
         _print_plan(recipe)
         return
-    outcome = run_flow(recipe, _spine)
+    outcome = run_flow(recipe, _spine, with_ui=recipe.gate.approval_timeout_s is not None)
     from distillery.evaluation.drift import drift_sentence
     from distillery.evaluation.findings import findings
     from distillery.evaluation.terminal import terminal_metrics, terminal_table
@@ -57,6 +57,12 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
     for check in outcome.promotion.checks:
         if not check.passed:
             out.print(f"  {escape(check.sentence)}")
+    if outcome.promotion.approval is not None:
+        out.print(f"  {escape(outcome.promotion.approval.sentence)}")
+    for name, checks in outcome.promotion.forms.items():
+        failed = [check.sentence for check in checks if not check.passed]
+        out.print(f"  {name}: {'not published: ' if failed else 'meets every condition'}", end="")
+        out.print(escape("; ".join(failed)))
     if outcome.drift is not None:
         out.print(escape(drift_sentence(outcome.drift)))
     out.print(f"Report:  {_place(store, outcome.report.uri)}/report.html")
@@ -119,15 +125,18 @@ def _load(path: str, overrides: Sequence[str], kind: type[RecipeT]) -> RecipeT:
     return load_recipe(path, overrides, kind)
 
 
-def run_flow(recipe: "BaseModel", load_flow: Callable[[], "Flow[..., R]"]) -> R:
+def run_flow(
+    recipe: "BaseModel", load_flow: Callable[[], "Flow[..., R]"], *, with_ui: bool = False
+) -> R:
     """Return what a flow returns for the sections of ``recipe`` that it takes.
 
-    The flow is imported here, while the temporary server starts beside it.
+    The flow is imported here, while the temporary server starts beside it. One ``with_ui`` can be
+    opened in a browser of this machine, where a person is asked something.
     """
     server = None
     if api_url() is None:
         logger.info("starting a temporary Prefect server (about 10 s the first time)")
-        server = TemporaryServer(prefect_home())
+        server = TemporaryServer(prefect_home(), with_ui=with_ui)
     with without_collections():
         flow = load_flow()
         from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings

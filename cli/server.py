@@ -28,8 +28,10 @@ _HOST = "127.0.0.1"
 class TemporaryServer:
     """The server as a process; `PREFECT_API_URL` names it to whatever is imported from now on."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, with_ui: bool = False) -> None:
         """Start it, with its database and its log in ``home``; it is not ready yet.
+
+        Pages of the UI are served only where a person is to answer a question there.
 
         Raises:
             StageError: Nothing can be written in ``home``.
@@ -51,7 +53,9 @@ class TemporaryServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cli.server", str(port)],
                 env=os.environ
-                | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+                | {"PREFECT_UI_ENABLED": str(int(with_ui)), "PREFECT_UI_API_URL": self._api_url}
+                # An ephemeral server has no pages.
+                | ({} if with_ui else {"PREFECT__SERVER_EPHEMERAL": "1"})
                 # uvicorn is found where this package is.
                 | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.PIPE,

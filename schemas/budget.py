@@ -33,13 +33,13 @@ class PriceSpec(Spec):
 class MachinePrice(Spec):
     """The price of the machine on which local models answer and are trained."""
 
-    per_hour: float = runtime_field(..., ge=0)
+    per_hour: float = Field(ge=0)
     """Price of an hour, in `currency`."""
 
-    currency: str = runtime_field("USD", pattern=r"^[A-Z]{3}$")
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
     """ISO 4217 code."""
 
-    source: str = runtime_field(..., min_length=1)
+    source: str = Field(min_length=1)
     """Where the price is from, such as a provider's price list and its date."""
 
 

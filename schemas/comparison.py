@@ -43,8 +43,12 @@ class Load(_Figures):
     queries_per_hour: float
     """Answers per hour."""
 
-    latency_p95_s: float | None = None
-    """95th percentile of the seconds until a request is answered. None: not told apart."""
+    latency_p95_s: float
+    """95th percentile (nearest rank) of the seconds until a request is answered; in a batch all
+    wait for the last one."""
+
+    num_rows: int
+    """Rows that were answered."""
 
 
 class Performance(_Figures):
@@ -70,16 +74,13 @@ class Performance(_Figures):
     """Answers per hour at the concurrency that gives most."""
 
     loads: tuple[Load, ...] = ()
-    """The same at every concurrency that was tried."""
+    """The same at every concurrency that was tried, in rising order."""
 
     tokens_per_s: float | None = None
-    """New tokens per second, in batches."""
-
-    throughput_rows: int = 0
-    """Rows timed in batches."""
+    """New tokens per second at the same concurrency."""
 
     prompt_tokens: float | None = None
-    """Median tokens that it reads per request, instructions and examples included, over the same
+    """Mean tokens that it reads per request, instructions and examples included, over the same
     rows. None: an endpoint does not count them."""
 
     new_tokens: float | None = None
@@ -118,8 +119,10 @@ class Measurement(_Figures):
     """Its speed."""
 
     peak_memory_bytes: int | None = None
-    """Most memory that answering held at once beyond what the process held before the model was
-    loaded. None: it answers elsewhere."""
+    """Most memory that it took to answer the longest of the timed rows at the highest concurrency:
+    the weights and what comes on top of them. On a GPU what torch allocated. On a CPU resident
+    memory, sampled; in a process that others have left memory to, what comes on top may look
+    smaller than it is. None: it answers elsewhere."""
 
 
 class Measurements(_Figures):

@@ -7,6 +7,7 @@ DistilleryError
 ├── TeacherError          the teacher cannot answer (also a RuntimeError)
 ├── BudgetError           a cap of teacher.budget is reached (also a RuntimeError)
 ├── TrainingError         training cannot start or go on (also a RuntimeError)
+├── RegistryError         an alias does not stand as is needed (also a RuntimeError)
 ├── ReleaseError          the training set does not pass its release gate (also a RuntimeError)
 └── StageError            a stage ended without a result (also a RuntimeError)
 
@@ -41,6 +42,10 @@ class BudgetError(DistilleryError, RuntimeError):
 
 class TrainingError(DistilleryError, RuntimeError):
     """Training cannot start or go on."""
+
+
+class RegistryError(DistilleryError, RuntimeError):
+    """The registry refuses: the alias has moved meanwhile, or there is none."""
 
 
 class ReleaseError(DistilleryError, RuntimeError):

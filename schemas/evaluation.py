@@ -1,5 +1,7 @@
 """How teacher, baseline and student are compared."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from schemas.base import Spec, runtime_field
@@ -32,10 +34,13 @@ class EvaluationSpec(Spec):
     """Rows answered by each model before the clock counts."""
 
     throughput_rows: int = Field(256, ge=1)
-    """Test rows on which throughput is measured, `throughput_batch_size` at a time."""
+    """Most test rows on which throughput is measured at one concurrency, eight batches as a rule.
+    At a concurrency of 1 it is that of the `latency_rows`."""
 
-    throughput_batch_size: int = Field(32, ge=1)
-    """Rows per forward pass while throughput is measured; the same for all local models."""
+    concurrencies: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 8, 32), min_length=1)
+    """Requests at once at which throughput is measured, in rising order up to where it grows by
+    less than 5 %: rows per batch of a local model, requests in flight to a served one. A model
+    that takes fewer is measured at what it takes. A GPU has room for more than 32."""
 
     context_tokens: int = Field(2048, ge=1)
     """Context at which the KV cache is counted into memory usage, tokens."""
@@ -67,7 +72,7 @@ class EvaluationSpec(Spec):
     """Who says which of two responses is better, for conversation and summarization. None: nobody
     is asked."""
 
-    machine_price: MachinePrice | None = Field(None, title="Machine price")
+    machine_price: MachinePrice | None = runtime_field(None, title="Machine price")
     """What an hour of the machine that serves local models costs. None: their cost is not known."""
 
     canaries: int = runtime_field(0, ge=0)

@@ -1,6 +1,7 @@
-"""The gate's verdict and the pointer to the promoted student."""
+"""The gate's verdict, and the history of an alias."""
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,8 +19,8 @@ class GateCheck(_Record):
     condition: str
     """Field of the gate, such as `min_retention` or `conditions[0].at_least`."""
 
-    required: float
-    """What the gate asks for."""
+    required: float | None
+    """What the gate asks for. None: what it asks for is no number."""
 
     measured: float | None
     """What was measured. None: the figure is missing, and the condition fails."""
@@ -47,39 +48,18 @@ class Approval(_Record):
     """The same in words."""
 
 
-class PromotedStudent(_Record):
-    """One promotion: which student, on what figures, when."""
-
-    student: ModelRef
-    """The model."""
-
-    promoted_at: datetime
-    """When, UTC."""
-
-    compared: str
-    """Fingerprint of the comparison on which it passed."""
-
-    num_rows: int
-    """Test rows of that comparison."""
-
-    metrics: dict[str, Interval | None]
-    """The student's metrics, the primary one first."""
-
-    differences: tuple[Difference, ...]
-    """The student against every other contestant."""
-
-    checks: tuple[GateCheck, ...]
-    """The conditions it passed."""
-
-    forms: dict[str, ModelRef] = {}
-    """The exported forms that met the same conditions and are published with it, by name."""
-
-    approval: Approval | None = None
-    """Who approved it. None: nobody was asked."""
+EntryKind = Literal["promotion", "manual", "rollback"]
+"""promotion: by the gate. manual: by a person, past the gate. rollback: back to the one before."""
 
 
-class ChampionPointer(_Record):
-    """Content of `aliases/<task>/<alias>.json`: the promoted student and those before it."""
+class HistoryEntry(_Record):
+    """One event in the life of an alias, and the student that it stands for since."""
+
+    id: str
+    """Made before it is written, so that a write whose answer was lost can be repeated."""
+
+    kind: EntryKind
+    """What happened."""
 
     task: str
     """Name of the task."""
@@ -87,11 +67,48 @@ class ChampionPointer(_Record):
     alias: str
     """Name of the alias."""
 
-    current: PromotedStudent
-    """The student that the alias stands for."""
+    student: ModelRef
+    """The student that the alias stands for since. Its `uri` is relative to the store's root."""
 
-    previous: tuple[PromotedStudent, ...] = ()
-    """Those before it, newest first."""
+    forms: dict[str, ModelRef] = {}
+    """Its exported forms that passed the gate, by name."""
+
+    at: datetime
+    """When, UTC."""
+
+    by: str
+    """Who ran it."""
+
+    reason: str
+    """Why."""
+
+    restores: str | None = None
+    """Of a rollback: the entry that stands again."""
+
+    compared: str | None = None
+    """Fingerprint of the comparison on which the student passed. None: it never did."""
+
+    num_rows: int = 0
+    """Test rows of that comparison."""
+
+    metrics: dict[str, Interval | None] = {}
+    """The student's metrics, the primary one first."""
+
+    differences: tuple[Difference, ...] = ()
+    """The student against every other contestant."""
+
+    checks: tuple[GateCheck, ...] = ()
+    """The conditions it passed."""
+
+    approval: Approval | None = None
+    """Who approved it. None: nobody was asked."""
+
+
+class AliasFile(HistoryEntry):
+    """Content of `aliases/<task>/<alias>.json`: a copy of the registry's newest entry."""
+
+    history: tuple[str, ...]
+    """Ids of all entries, oldest first; the last is this one."""
 
 
 class Verdict(_Record):
@@ -129,6 +146,9 @@ class Promotion(Verdict):
 
     previous: ModelRef | None
     """The student that the alias stood for before, if any."""
+
+    entry: str | None = None
+    """Id of the entry in the registry's history. None: nothing was promoted."""
 
     @property
     def sentence(self) -> str:

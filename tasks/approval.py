@@ -12,6 +12,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.states import Running
+from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from schemas.promotion import Approval, Verdict
@@ -41,7 +42,7 @@ def ask_for_approval(verdict: Verdict, alias: str, timeout_s: float) -> Approval
         timeout_s: How long to wait, seconds.
     """
     until = datetime.now(UTC) + timedelta(seconds=timeout_s)
-    where = flow_run.ui_url
+    where = url_for("flow-run", obj_id=str(flow_run.get_id())) or "the Prefect UI"
     logger.info("waiting until %s for approval: press Resume at %s", f"{until:%F %T} UTC", where)
     form = Decision.with_initial_data(description=_description(verdict, alias))
     try:

@@ -143,9 +143,9 @@ def find_champion(
     student: ModelRef, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> ModelRef | None:
     """Return the promoted student that ``student`` would replace, if its files are there."""
-    from distillery.registry.aliases import find_rival
+    from distillery.registry.promotion import find_rival
 
-    rival = find_rival(student, task, gate.alias, Store(store.root))
+    rival = find_rival(student, task, gate, store)
     return rival if rival and Store(store.root).holds(rival) else None
 
 
@@ -154,9 +154,9 @@ def check_gate(
     comparison: Comparison, lineage: Lineage, task: TaskSpec, gate: GateSpec, store: StoreSpec
 ) -> Verdict:
     """Return what the gate says of the student and its exported forms."""
-    from distillery.registry.aliases import check_student
+    from distillery.registry.promotion import check_student
 
-    return check_student(comparison, lineage, task, gate, Store(store.root))
+    return check_student(comparison, lineage, task, gate, store)
 
 
 @prefect_task(name="publish_student", task_run_name="publish_student", persist_result=False)
@@ -169,11 +169,9 @@ def publish_student(
     approval: Approval | None,
 ) -> Promotion:
     """Return the gate's verdict; a student that passes is published under the gate's alias."""
-    from distillery.registry import aliases
+    from distillery.registry import promotion as library
 
-    promotion = aliases.promote_student(
-        comparison, lineage, task, gate, Store(store.root), approval
-    )
+    promotion = library.promote_student(comparison, lineage, task, gate, store, approval)
     lines = [_line(check.passed, check.sentence) for check in promotion.checks]
     if promotion.approval is not None:
         lines.append(_line(promotion.approval.approved, promotion.approval.sentence))

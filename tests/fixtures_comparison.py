@@ -57,7 +57,6 @@ def measurement(
             latency_rows=30,
             queries_per_hour=latency_s and 3600 / latency_s,
             tokens_per_s=latency_s and 10 / latency_s,
-            throughput_rows=256,
             prompt_tokens=prompt_tokens,
         ),
     )

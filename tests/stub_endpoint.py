@@ -9,6 +9,7 @@ Each request takes the next scripted reply; after the last one `respond` decides
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ class Reply:
     """Promise the whole body, send so many bytes of it, and close the connection."""
     endless: bytes | None = None
     """Sent again and again as a body without end."""
+    streams: bool = False
+    """Send the text word by word to whoever asks for a stream."""
 
 
 STANDS_STILL = Reply(delay_s=3600)
@@ -148,6 +151,8 @@ class StubEndpoint:
             response = _response(reply, body)
             if reply.endless is not None:
                 return await _send_for_ever(request, reply.endless)
+            if reply.streams and body.get("stream"):
+                return await _send_word_by_word(request, json.loads(response.text or ""))
             if reply.close_after is not None:
                 return await _send_a_part(request, response, reply.close_after)
             return response
@@ -171,6 +176,29 @@ async def _send_for_ever(request: web.Request, piece: bytes) -> web.StreamRespon
         while True:
             await stream.write(piece)
             await asyncio.sleep(0.005)
+    return stream
+
+
+async def _send_word_by_word(
+    request: web.Request, completion: dict[str, Any]
+) -> web.StreamResponse:
+    [choice] = completion.pop("choices")
+    deltas = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": word} for word in re.findall(r"\S+\s*", choice["message"]["content"])]
+    ends = [None] * (len(deltas) - 1) + [choice["finish_reason"]]
+    usage = completion.pop("usage", None)
+    chunks = [
+        {**completion, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
+        for delta, end in zip(deltas, ends, strict=True)
+    ]
+    if usage is not None:
+        chunks.append({**completion, "choices": [], "usage": usage})
+    stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await stream.prepare(request)
+    for chunk in chunks:
+        await stream.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        await asyncio.sleep(0.005)
+    await stream.write(b"data: [DONE]\n\n")
     return stream
 
 

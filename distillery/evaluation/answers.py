@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from distillery.evaluation.contestants import Answered, Question, contestant
+from distillery.evaluation.contestants import contestant
+from distillery.evaluation.protocol import Answered, Question
 from distillery.models.hardware import cpu_threads
 from distillery.storage.fingerprint import canonical_json
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage

@@ -254,6 +254,8 @@ def _figures(
         identity=measured.identity,
         num_parameters=shown.num_parameters if shown else size and size.num_parameters,
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
+        disk_bytes=size and size.disk_bytes,
+        peak_memory_bytes=measured.peak_memory_bytes,
         declared_source=shown.source if shown else None,
         performance=measured.performance,
         metrics=metric_intervals(frame, kind, evaluation),

@@ -3,17 +3,22 @@
 A new kind of contestant is one branch in `schemas/contestants.py` and one function here.
 """
 
-import abc
 import contextlib
 import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any
 
-from distillery.data.chat import Message
-from distillery.ledger import LedgerRow
+from distillery.evaluation.protocol import (
+    Answered,
+    Ask,
+    Contestant,
+    Conversation,
+    Opened,
+    Question,
+)
+from distillery.evaluation.served import ServedModel, answered
 from distillery.models.loading import ModelFiles, read_template
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import model_identity, sha256
@@ -21,17 +26,14 @@ from distillery.storage.stage import Attempt
 from distillery.storage.store import Store
 from distillery.teacher import (
     Request,
-    Response,
     ResponseSchema,
     Sampling,
-    Teacher,
     make_request,
     open_teacher,
     teacher_identity,
 )
 from distillery.teacher.local import release_models
 from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
-from distillery.teacher.protocol import NO_TEXT, kept
 from distillery.teacher.session import AskedFor, TeacherSession
 from schemas.comparison import Size
 from schemas.contestants import (
@@ -55,10 +57,6 @@ from schemas.refs import DatasetRef, Lineage, ModelRef
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
-
-Conversation = list[Message]
-
-_HOSTED_TURN = 8  # times the concurrency: the first request of a turn goes alone
 
 
 def line_up(
@@ -109,77 +107,6 @@ def line_up(
             for format in export.formats
         ),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A test prompt and the right answers to it."""
-
-    prompt_id: str
-    conversation: Conversation
-    references: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answered:
-    """A contestant's response to one prompt."""
-
-    response: str | None
-    """None where the endpoint declined to answer."""
-
-    truncated: bool
-    """Whether it was cut at the token limit."""
-
-    prompt_tokens: int | None
-    """Tokens that were read for it. None where nobody counted them."""
-
-    new_tokens: int | None
-    """Its tokens. None where nobody counted them."""
-
-
-Ask = Callable[[Sequence[Question]], list[Answered]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """A contestant that is ready to be timed."""
-
-    answer: Callable[[Sequence[Conversation], int], list[Answered]]
-    """Answers conversations in batches of a size, in order."""
-
-    batch_size: int
-    """Rows that it is given at once while throughput is measured."""
-
-    warm_batch: bool = True
-    """Whether one batch goes before the clock counts, so that memory for it is there. A hosted
-    model has its memory already, and its answers cost money."""
-
-    size: Size | None = None
-    """None: it is not known here."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant(abc.ABC):
-    """Takes part in a comparison."""
-
-    model: str
-    """The model's name for people."""
-
-    identity: str
-    """What tells its weights from others."""
-
-    inputs: dict[str, Any]
-    """All that decides its answers to given prompts: weights, precision, decoding."""
-
-    evaluation: EvaluationSpec
-
-    @abc.abstractmethod
-    def answering(self, attempt: Attempt) -> contextlib.AbstractContextManager[Ask]:
-        """Open it for the quality of its answers; what it costs goes into ``attempt``."""
-
-    @abc.abstractmethod
-    def opened(self, store: Store) -> contextlib.AbstractContextManager[Opened]:
-        """Open it for the clock; it stays in memory inside."""
 
 
 def contestant(
@@ -252,12 +179,12 @@ def _pretrained(student: PretrainedStudent, device: str, evaluation: EvaluationS
 
     @contextlib.contextmanager
     def load(_: Store) -> Iterator[LocalModel]:
-        key = sha256([identity, student.dtype, device])
+        key, files = sha256([identity, student.dtype, device]), ModelFiles.of(student)
         if (weights := _untrained.get(key)) is None:
-            model = LocalModel.of(student, device=device)
+            model = LocalModel.load(files, dtype=student.dtype, device=device)
             _untrained[key] = model.model
         else:
-            model = LocalModel(weights, ModelFiles.of(student).chat_format())
+            model = LocalModel(weights, files.chat_format(), disk_bytes=files.weight_bytes())
         yield model
 
     return _Local(student.model, identity, inputs, evaluation, load)
@@ -361,7 +288,7 @@ class _Teacher(Contestant):
                 f"from the teacher yet. Last error: {session.totals.last_error!r}. The finished "
                 "ones are kept. Run again: only the missing ones are asked."
             )
-        answers = [_answered(found[request.request_hash]) for request in requests]
+        answers = [answered(found[request.request_hash]) for request in requests]
         # A response that was made under a longer limit would have been cut under this one.
         return [
             dataclasses.replace(
@@ -376,44 +303,14 @@ class _Teacher(Contestant):
             model = LocalModel.of(self.teacher, device=self.teacher.device)
             yield _timed(model, self.sampling, self.evaluation, self.prompt)
             return
-        turn = max(self.evaluation.throughput_batch_size, _HOSTED_TURN * self.teacher.concurrency)
-        endpoint = open_teacher(self.teacher)
-        try:
-            yield Opened(functools.partial(self._ask_now, endpoint), turn, warm_batch=False)
-        finally:
-            endpoint.close()
+        with contextlib.closing(open_teacher(self.teacher)) as endpoint:
+            served = ServedModel(endpoint)
 
-    def _ask_now(
-        self, endpoint: Teacher, conversations: Sequence[Conversation], _batch_size: int
-    ) -> list[Answered]:
-        """Return the answers of an endpoint, which batches by itself.
+            def answer(conversations: Sequence[Conversation], concurrency: int) -> list[Answered]:
+                prompt_ids = [*map(str, range(len(conversations)))]
+                return served.answer(self._requests(conversations, prompt_ids), concurrency)
 
-        Timed by the caller: wall clock, connection and retries included, as a user would wait.
-
-        Raises:
-            TeacherError: Some request got no answer in all attempts, so there is nothing to time.
-        """
-        responses: dict[str, Response] = {}
-
-        def note(response: Response) -> "Future[None]":
-            responses[response.request.prompt_id] = response
-            return kept()
-
-        requests = self._requests(conversations, [*map(str, range(len(conversations)))])
-        endpoint.answer(requests, note)
-        if failed := [r.error for r in responses.values() if r.state == "failed"]:
-            raise TeacherError(
-                f"{len(failed)} of {len(requests)} requests got no answer while the teacher's "
-                f"speed was measured. Last error: {failed[-1]!r}. Answers for the scores "
-                "are kept. Run again when the endpoint is well."
-            )
-        return [_answered(responses[str(number)]) for number in range(len(requests))]
-
-
-def _answered(found: Response | LedgerRow) -> Answered:
-    text = None if found.state in NO_TEXT else found.text
-    is_cut = found.state == "truncated"
-    return Answered(text, is_cut, found.prompt_tokens, found.completion_tokens)
+            yield Opened(answer, max_concurrency=self.teacher.concurrency, is_served=True)
 
 
 def _timed(
@@ -433,6 +330,7 @@ def _timed(
                 truncated=answer.finish_reason == "length",
                 prompt_tokens=answer.prompt_tokens,
                 new_tokens=answer.completion_tokens,
+                first_token_s=answer.first_token_s,
             )
             for answer in model.answer(asked, batch_size=batch_size, **how)
         ]
@@ -441,5 +339,6 @@ def _timed(
         num_parameters=model.model.num_parameters(),
         weight_bytes=model.model.get_memory_footprint(return_buffers=False),
         kv_cache_bytes=model.kv_cache_bytes(evaluation.context_tokens),
+        disk_bytes=model.disk_bytes,
     )
-    return Opened(answer, evaluation.throughput_batch_size, size=size)
+    return Opened(answer, size)

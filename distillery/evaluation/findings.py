@@ -257,8 +257,8 @@ def notes(comparison: Comparison) -> list[str]:
         f"Quality: {comparison.num_rows:,} test rows, at most {comparison.max_new_tokens} new "
         "tokens; the teacher samples as the recipe says, all others decode greedily; paired "
         f"bootstrap, {comparison.confidence * 100:.0f} % intervals.",
-        f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput and "
-        f"prompt tokens (median per request): {speed.throughput_rows:,} rows in batches. On "
+        f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput at "
+        "the number of requests at once that gives most; tokens are means per request. On "
         f"{machine}.",
         f"Memory: weights plus KV cache at {comparison.context_tokens} tokens.",
     ]

@@ -273,7 +273,7 @@ def _change_text(reduction: float | None) -> str:
 
 
 def tokens_text(value: float | None) -> str:
-    """Return a number of tokens, whole; a median of two may lie between.
+    """Return a number of tokens, whole.
 
     >>> tokens_text(1203.5)
     '1,204'

@@ -39,7 +39,6 @@ def hardware_record() -> dict[str, str | int | None]:
         "torch": version("torch"),
         "transformers": version("transformers"),
         "peak_of_the_measuring_process": bytes_text(process_peak_bytes()),
-        "peak_on_the_GPU": bytes_text(torch.cuda.max_memory_allocated()) if has_gpu else None,
     }
 
 

@@ -130,6 +130,18 @@ class ModelFiles:
             )
         return model
 
+    def weight_bytes(self) -> int | None:
+        """Return the bytes of the files with the weights; None where they are not on this disk."""
+        from huggingface_hub import try_to_load_from_cache
+
+        folder = Path(self.model).expanduser()
+        if not folder.is_dir():
+            config = try_to_load_from_cache(self.model, "config.json", revision=self.revision)
+            if not isinstance(config, str):
+                return None
+            folder = Path(config).parent
+        return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) or None
+
     @property
     def _shared(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}

@@ -6,6 +6,7 @@ says about sampling or penalties is not used, only the tokens at which it stops 
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -36,14 +37,21 @@ class LocalResponse:
     completion_tokens: int
     """Tokens generated, thoughts and the end included."""
 
+    first_token_s: float | None = dataclasses.field(default=None, compare=False)
+    """Seconds until the first token of its batch was there, the prompt's rendering included. None:
+    there was no room for one."""
+
 
 class LocalModel:
     """A causal LM and its chat format, ready to answer. Make one with :meth:`load`."""
 
-    def __init__(self, model: Any, chat_format: ChatFormat) -> None:
-        """Take over a transformers model and its chat format."""
+    def __init__(
+        self, model: Any, chat_format: ChatFormat, *, disk_bytes: int | None = None
+    ) -> None:
+        """Take over a transformers model and its chat format, and the size of its files."""
         self.model = model.eval()
         self.chat_format = chat_format
+        self.disk_bytes = disk_bytes
         self._config = model.config.get_text_config(decoder=True)
 
     @classmethod
@@ -68,7 +76,8 @@ class LocalModel:
         target = resolve_device(device)
         if not isinstance(model, ModelFiles):
             model = ModelFiles(str(model))
-        return cls(model.weights(dtype).to(target), model.chat_format())
+        weights = model.weights(dtype).to(target)
+        return cls(weights, model.chat_format(), disk_bytes=model.weight_bytes())
 
     @classmethod
     def of(cls, spec: PretrainedStudent | TransformersTeacher, *, device: str) -> Self:
@@ -140,17 +149,20 @@ class LocalModel:
         Raises:
             RecipeError: The chat template refuses the messages.
         """
+        start = time.perf_counter()
         prompts = [self.chat_format.prompt_ids(messages) for messages in conversations]
         for batch, limit in self._batches(prompts, max_new_tokens, batch_size):
             if limit < 1:
                 yield {i: LocalResponse("", "", "length", len(prompts[i]), 0) for i in batch}
                 continue
             sampler = (sampling_temperature, top_p, seed) if sampling_temperature > 0 else None
-            generated = self._generate([prompts[i] for i in batch], limit, sampler)
+            first_token = _FirstToken(self.model.device)
+            generated = self._generate([prompts[i] for i in batch], limit, sampler, first_token)
             yield {
-                i: self._response(len(prompts[i]), new_ids)
+                i: self._response(len(prompts[i]), new_ids, first_token.at - start)
                 for i, new_ids in zip(batch, generated, strict=True)
             }
+            start = time.perf_counter()
 
     def _batches(
         self, prompts: list[list[int]], max_new_tokens: int, batch_size: int
@@ -170,7 +182,11 @@ class LocalModel:
             yield batch, limits[batch[0]]
 
     def _generate(
-        self, prompts: list[list[int]], limit: int, sampler: tuple[float, float, int] | None
+        self,
+        prompts: list[list[int]],
+        limit: int,
+        sampler: tuple[float, float, int] | None,
+        first_token: "_FirstToken",
     ) -> list[list[int]]:
         """Return the generated ids of one batch, cut after their end of sequence."""
         import torch
@@ -190,6 +206,7 @@ class LocalModel:
         processors = LogitsProcessorList()
         if sampler is not None:
             processors.append(_GumbelSampler(prompts, *sampler, device=device))
+        processors.append(first_token)
         with torch.inference_mode():
             sequences_BT = self.model.generate(
                 input_ids=ids_BT.to(device),
@@ -198,11 +215,29 @@ class LocalModel:
             )
         return [_through_end(row, end_ids) for row in sequences_BT[:, width:].tolist()]
 
-    def _response(self, prompt_tokens: int, new_ids: list[int]) -> LocalResponse:
+    def _response(
+        self, prompt_tokens: int, new_ids: list[int], first_token_s: float
+    ) -> LocalResponse:
         stopped = bool(new_ids) and new_ids[-1] in self.chat_format.end_ids
         reasoning, text = self.chat_format.split(new_ids)
         reason: Literal["stop", "length"] = "stop" if stopped else "length"
-        return LocalResponse(text, reasoning, reason, prompt_tokens, len(new_ids))
+        return LocalResponse(text, reasoning, reason, prompt_tokens, len(new_ids), first_token_s)
+
+
+class _FirstToken:
+    """Notes when the scores of the first token are there, which is the greatest of them."""
+
+    def __init__(self, device: Any) -> None:
+        self._device, self.at = device, 0.0
+
+    def __call__(self, input_ids: Any, scores_BV: Any) -> Any:
+        import torch
+
+        if not self.at:
+            if self._device.type == "cuda":  # which has them when all that it was given is done
+                torch.cuda.synchronize(self._device)
+            self.at = time.perf_counter()
+        return scores_BV
 
 
 class _GumbelSampler:

@@ -97,7 +97,13 @@ def check_recipe(
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
     if evaluation is not None:
         problems.collect(check_harness, evaluation)
-    problems.lines += _unusable_ledger(store) + _unasked_canaries(teacher, evaluation)
+    problems.lines += _unasked_canaries(teacher, evaluation)
+    unusable = _unusable_ledger(store)
+    problems.lines += unusable
+    if gate is not None and not unusable:
+        from distillery.preflight.registry import check_registry
+
+        problems.collect(check_registry, task, gate, store)
     if problems.lines:
         there = (
             teacher if teacher_is_there and is_instructed else None,

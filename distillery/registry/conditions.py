@@ -43,8 +43,8 @@ class Trial:
             uri = self.champion.uri
             if self.is_lost:
                 return (
-                    f"the champion {uri!r} is gone from the store. Restore its files, or delete "
-                    "the alias to start over"
+                    f"the champion {uri!r} is gone from the store. Restore its files, or set "
+                    "gate.alias to another name"
                 )
             if found is None or found.identity != self.champion.fingerprint:
                 return f"{uri!r} was promoted while this run was under way. Run again"

@@ -3,7 +3,7 @@
     <root>/<stage>/<fingerprint>/<attempt>/...      what an attempt wrote
     <root>/<stage>/<fingerprint>/manifest.json      put last, in one piece; names the winner
     <root>/<stage>/<fingerprint>/checkpoints/...    what an attempt leaves for the next one
-    <root>/aliases/<task>/<alias>.json              the promoted student
+    <root>/aliases/<task>/<alias>.json              a copy of what the registry says
 
 No renames, so it holds on object stores; a second writer of the same fingerprint harms nobody.
 """
@@ -13,7 +13,7 @@ import errno
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,6 @@ from schemas.base import Ref
 from schemas.errors import StoreError
 from schemas.execution import StageName
 from schemas.manifest import SCHEMA_VERSION, Manifest
-from schemas.promotion import ChampionPointer
 from schemas.refs import DatasetRef
 
 if TYPE_CHECKING:
@@ -84,6 +83,12 @@ class Store:
         if self.is_local:
             return Path(self.path(ref.uri), file).absolute().as_uri()
         return f"{self.root}/{ref.uri}/{file}"
+
+    def location(self, uri: str) -> str:
+        """Return where ``uri`` is for other programs: an absolute path, or a URL."""
+        if self.is_local:
+            return str(Path(self.path(uri)).absolute())
+        return f"{self.root.rstrip('/')}/{uri}"
 
     # -- manifests ---------------------------------------------------------------------------
 
@@ -246,15 +251,17 @@ class Store:
     def gc(
         self,
         *,
+        keep: Collection[Ref] = (),
         older_than_s: float = 7 * 86_400.0,
         results_older_than_s: float | None = None,
         dry_run: bool = False,
     ) -> list[Garbage]:
         """Delete what nobody needs any more and return it.
 
-        What an alias names stays, and so does what the manifest of a result that stays names.
+        What the manifest of a result that stays names stays, too.
 
         Args:
+            keep: What is needed whatever its age: what an alias stands for or can go back to.
             older_than_s: Age of attempts that lost or died, and of checkpoints of stages that are
                 finished or abandoned. A week by default: no attempt takes that long, so nothing
                 under way is hit.
@@ -262,7 +269,7 @@ class Store:
                 again; teacher responses come from the ledger. None: all stay.
             dry_run: Delete nothing.
         """
-        promoted = self._promoted()
+        kept = set(map(_attempt, keep))
         results = {
             uri: {_attempt(ref) for ref in manifest.outputs.values()}
             for uri in self._stages()
@@ -270,12 +277,12 @@ class Store:
         }
         old = set()
         if results_older_than_s is not None:
-            candidates = (uri for uri, attempts in results.items() if not attempts & promoted)
+            candidates = (uri for uri, attempts in results.items() if not attempts & kept)
             old = {uri for uri in candidates if self._age_s(uri) > results_older_than_s}
         # What a younger result names is kept with all that is beside it.
-        needed = promoted.union(*(results[uri] for uri in results if uri not in old))
+        needed = kept.union(*(results[uri] for uri in results if uri not in old))
         found = sorted(old - {attempt.rpartition("/")[0] for attempt in needed})
-        named = promoted.union(*results.values())
+        named = kept.union(*results.values())
         for uri in self._stages():
             if uri not in found:
                 folders = [f"{uri}/{folder}" for folder in self.list_folders(uri)]
@@ -290,15 +297,6 @@ class Store:
         """Yield the folders of stages, as stage/fingerprint."""
         for stage in StageName:
             yield from (f"{stage}/{fingerprint}" for fingerprint in self.list_folders(stage))
-
-    def _promoted(self) -> set[str]:
-        """Return the attempts that aliases name."""
-        students: list[Ref] = []
-        for file in self.fs.glob(self.path("aliases/*/*.json")):
-            uri = "/".join(file.split("/")[-3:])
-            pointer = ChampionPointer.model_validate(self.read_json(uri))
-            students += [pointer.current.student, *(p.student for p in pointer.previous)]
-        return set(map(_attempt, students))
 
     def _age_s(self, uri: str) -> float:
         """Return the seconds since anything below ``uri`` was written."""

@@ -97,6 +97,10 @@ class Request:
     was_cut: bool = False
     """Whether the ledger has a response that a lower limit cut; no part of the hash."""
 
+    is_streamed: bool = False
+    """Whether an endpoint sends the response piece by piece, which tells when its first token
+    comes; no part of the hash."""
+
     @property
     def num_chars(self) -> int:
         """Return the length of its messages."""
@@ -129,6 +133,9 @@ class Response:
 
     latency_s: float = 0.0
     """Seconds from the last sending to the response; for a local model those of its batch."""
+
+    first_token_s: float | None = None
+    """Seconds from the last sending to the first token. None: the response was not streamed."""
 
     attempts: int = 1
     """Attempts that it took in this run."""

@@ -41,6 +41,25 @@ def test_a_killed_run_leaves_no_server(tmp_path: Path) -> None:
     wait_until(lambda: not _lives(server))
 
 
+PAGES = """
+import os, sys, urllib.request
+from pathlib import Path
+from cli.server import TemporaryServer
+server = TemporaryServer(Path(sys.argv[1]), with_ui=True)
+server.wait()
+page = urllib.request.urlopen(os.environ["PREFECT_API_URL"].removesuffix("api"), timeout=30)
+print(page.read().decode())
+"""
+
+
+@pytest.mark.slow
+def test_a_server_on_which_a_person_is_asked_has_pages(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PAGES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "<title>" in run.stdout, run.stderr
+
+
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(StageError, match=r"home': .*Set PREFECT_HOME to a folder"):

@@ -162,7 +162,7 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> str:
                 "latency_rows": 5,
                 "latency_warmup": 1,
                 "throughput_rows": 8,
-                "throughput_batch_size": 8,
+                "concurrencies": [1, 8],
                 "bootstrap_samples": 100,
             },
             "store": {"root": str(folder / "store")},

@@ -43,7 +43,7 @@ EVALUATION = EvaluationSpec(
     latency_rows=5,
     latency_warmup=1,
     throughput_rows=6,
-    throughput_batch_size=4,
+    concurrencies=(1, 4),
     context_tokens=64,
 )
 FROM_SCRATCH = FromScratchStudent(num_layers=1, hidden_size=8, intermediate_size=16, num_heads=2)
@@ -149,7 +149,15 @@ def test_every_contestant_answers_every_test_row_and_is_measured(
         assert run.frame(name)["accuracy"].notna().sum() == NUM_ROWS
         assert model.size is not None
         assert model.performance.latency_p50_s and model.performance.queries_per_hour
-        assert (model.performance.latency_rows, model.performance.throughput_rows) == (5, 6)
+        assert model.performance.latency_rows == 5
+        assert [(load.concurrency, load.num_rows) for load in model.performance.loads] == [
+            (1, 5),
+            (4, 4),
+        ]
+        assert model.performance.first_token_p50_s is not None
+        assert model.performance.first_token_p50_s < model.performance.latency_p50_s
+        assert model.peak_memory_bytes and model.peak_memory_bytes >= model.size.weight_bytes
+        assert model.size.disk_bytes and model.size.disk_bytes >= model.size.weight_bytes
     teacher = measured.contestants["teacher"].size
     assert teacher is not None
     assert teacher.weight_bytes == 4 * teacher.num_parameters
@@ -301,6 +309,10 @@ def test_a_served_teacher_is_scored_and_timed_with_the_requests_of_its_recipe(
         for request in stub.requests
     ]
     assert len(asked) == NUM_ROWS + 1 + 5 + 6
+    # One request at a time is streamed, as that tells when the first token comes.
+    streamed = [request for request in asked if request.pop("stream", False)]
+    usage = [request.pop("stream_options") for request in streamed]
+    assert usage == 5 * [{"include_usage": True}]
     assert all(request == asked[0] for request in asked)
     assert (asked[0]["temperature"], asked[0]["top_p"], asked[0]["seed"]) == (1.0, 0.9, 7)
     assert asked[0]["reasoning_effort"] == "low" and "response_format" in asked[0]
@@ -417,7 +429,7 @@ def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_e
         evaluation(bootstrap_samples=100, confidence=0.9, seed=1),
     ):
         assert answers(evaluation=same) == answers() and figures(evaluation=same) == figures()
-    for timing in (evaluation(throughput_batch_size=5), evaluation(latency_rows=6)):
+    for timing in (evaluation(concurrencies=(5,)), evaluation(latency_rows=6)):
         assert answers(evaluation=timing) == answers() and figures(evaluation=timing) != figures()
     longer = evaluation(max_new_tokens=5)
     assert answers(evaluation=longer) != answers() and figures(evaluation=longer) != figures()

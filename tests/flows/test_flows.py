@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from distillery.registry.aliases import read_champion
+from distillery.registry import open_registry
 from distillery.storage.store import Store
 from schemas.errors import DistilleryError, InputDataError, RecipeError, TeacherError
-from schemas.task import TaskSpec
+from schemas.execution import StoreSpec
 from tests.fixtures_recipe import load, make_recipe, scripted_teacher, write_rows
 from tests.stub_endpoint import Reply, StubEndpoint, listing
 
@@ -125,8 +125,8 @@ def test_a_student_that_fails_the_gate_is_not_published_and_the_run_says_by_how_
     outcome = distil(raw).result()
     assert not outcome.promotion.promoted
     assert "gate.min_retention=1.5" in outcome.promotion.sentence
-    task = TaskSpec.model_validate(raw["task"])
-    assert read_champion(task, "champion", Store(raw["store"]["root"])) is None
+    with open_registry(StoreSpec.model_validate(raw["store"])) as registry:
+        assert registry.champion(raw["task"]["name"], "champion") is None
 
 
 def test_a_wrong_key_costs_one_request_and_keeps_what_is_there(tmp_path: Path) -> None:

@@ -582,7 +582,7 @@ def test_a_champion_whose_files_are_gone_closes_the_gate() -> None:
             "max_loss_to_champion",
             "upper end of the interval of champion minus student could not be computed, so "
             "gate.max_loss_to_champion=0 fails: the champion 'train_student/c/a/model' is gone "
-            "from the store. Restore its files, or delete the alias to start over",
+            "from the store. Restore its files, or set gate.alias to another name",
         )
     ]
 

@@ -14,11 +14,10 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-from distillery.registry.aliases import read_champion
-from distillery.storage.store import Store
+from distillery.registry import open_registry
 from schemas.execution import StoreSpec
 from schemas.gate import GateSpec
-from schemas.promotion import PromotedStudent, Promotion
+from schemas.promotion import HistoryEntry, Promotion
 from tasks.evaluation import promote_student
 from tests.fixtures_comparison import STUDENT_REF, TASK, comparison
 from tests.fixtures_lineage import lineage_of
@@ -90,9 +89,9 @@ def answer(**said: str) -> Callable[[UUID], None]:
     return resume
 
 
-def champion(store: StoreSpec) -> PromotedStudent | None:
-    pointer = read_champion(TASK, "champion", Store(store.root))
-    return pointer.current if pointer else None
+def champion(store: StoreSpec) -> HistoryEntry | None:
+    with open_registry(store) as registry:
+        return registry.champion(TASK.name, "champion")
 
 
 def test_a_student_that_somebody_approves_is_promoted_and_the_record_says_who(

@@ -31,6 +31,7 @@ from distillery.teacher.http.replies import (
     Unreachable,
     used_up_s,
 )
+from distillery.teacher.http.stream import Stream, whole
 from distillery.teacher.protocol import Activity, OnResponse, Request, Response
 from schemas.errors import BudgetError, TeacherError
 
@@ -210,21 +211,23 @@ class Channel:
         """Return the response that one attempt brings."""
         was_full = self._gate.in_flight >= self._limit
         request, messages = item.request, item.attempts.messages
-        start = time.perf_counter()
+        start, stream = time.perf_counter(), Stream()
         reply = await self._connection.exchange(
             self._endpoint.url,
             request_json(self._spec, request, messages),
             timeout_s=self._spec.timeout_s,
             most_bytes=_BODY_BYTES + _BYTES_PER_TOKEN * request.sampling.max_new_tokens,
+            on_part=stream.take if request.is_streamed else None,
         )
         latency_s = time.perf_counter() - start
-        response = self._endpoint.without_key(read_reply(reply, request))
+        response = self._endpoint.without_key(read_reply(whole(reply), request))
         item.attempts.spend(*_tokens(response, request.num_chars))
         self._oddities.check(response)
         self._gate.note_answer(used_up_s(reply.headers))
         if was_full and response.state != "refused":
             self._gate.window.grow()
-        return dataclasses.replace(response, latency_s=latency_s)
+        first_token_s = stream.first_token_at and stream.first_token_at - start
+        return dataclasses.replace(response, latency_s=latency_s, first_token_s=first_token_s)
 
     async def _settle(self, item: Item, response: Response) -> None:
         """Hand over the response, or ask again where that may help."""

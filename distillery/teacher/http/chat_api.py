@@ -38,6 +38,8 @@ def request_json(spec: OpenAITeacher, request: Request, messages: list[Message])
     elif schema is not None and schema.mode == "json_schema":
         described = {"name": "response", "schema": json.loads(schema.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": described}
+    if request.is_streamed:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     body |= spec.extra_body
     return {name: value for name, value in body.items() if value is not None}
 

@@ -61,8 +61,11 @@ class Connection:
         *,
         timeout_s: float,
         most_bytes: int,
+        on_part: Callable[[bytes], None] | None = None,
     ) -> Reply:
         """Return the reply to ``body``, posted as JSON, or to a GET without one.
+
+        ``on_part`` is given each part of its content when it comes.
 
         Raises:
             Unreachable: No connection could be made.
@@ -80,7 +83,7 @@ class Connection:
             async with self._session.request(
                 method, url, data=data, allow_redirects=False, timeout=timeout
             ) as reply:
-                content = self.endpoint.clean(await _read(reply, most_bytes))
+                content = self.endpoint.clean(await _read(reply, most_bytes, on_part))
                 return Reply(reply.status, reply.headers, content)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(self.endpoint.redact(str(error))) from None
@@ -114,7 +117,9 @@ def backoff_s(first_s: float, failures: int) -> float:
     return random.uniform(0, min(_MAX_BACKOFF_S, first_s * 2 ** min(max(0, failures - 1), 16)))
 
 
-async def _read(reply: aiohttp.ClientResponse, most: int) -> bytes:
+async def _read(
+    reply: aiohttp.ClientResponse, most: int, on_part: Callable[[bytes], None] | None
+) -> bytes:
     """Return the body.
 
     Raises:
@@ -123,6 +128,8 @@ async def _read(reply: aiohttp.ClientResponse, most: int) -> bytes:
     parts, size = [], 0
     async for part in reply.content.iter_any():
         parts.append(part)
+        if on_part is not None:
+            on_part(part)
         size += len(part)
         if size > most:
             raise PassingFault(f"a body of more than {most:,} bytes", status=reply.status)
