@@ -94,7 +94,8 @@ def distill_student(
         baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, hard).model("model")
 
     exported = {
-        format.name: write(student_model, format).model("model") for format in export.formats
+        format.name: write(student_model, training_set, format).model("model")
+        for format in export.formats
     }
     lineage = Lineage(
         prompts=rows,

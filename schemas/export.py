@@ -18,7 +18,7 @@ class OnnxFormat(_Format):
     """ONNX."""
 
     precision: Literal["fp32", "fp16", "int4"] = "int4"
-    """Precision of the weights. fp16 is for GPUs."""
+    """Precision of the weights. fp16 runs on GPUs only."""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class GgufFormat(_Format):
     kind: Literal["gguf"] = "gguf"
     """GGUF."""
 
-    precision: Literal["f32", "f16", "q8_0", "q4_k_m"] = "q8_0"
+    precision: Literal["f32", "f16", "q8_0"] = "q8_0"
     """Type of the weights, by llama.cpp's name."""
 
     @property

@@ -3,16 +3,20 @@
 from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.export import ExportFormat
-from schemas.refs import ModelRef
+from schemas.refs import DatasetRef, ModelRef
 from tasks.stage import stage_task
 
 
 @stage_task
 def write_format(
-    student: ModelRef, format: ExportFormat, store: StoreSpec, execution: ExecutionSpec
+    student: ModelRef,
+    rows: DatasetRef,
+    format: ExportFormat,
+    store: StoreSpec,
+    execution: ExecutionSpec,
 ) -> tuple[ModelRef, StageResult]:
     """Return the student in ``format``, with all that its runtime needs."""
     from distillery.export.stage import export_student
 
-    result = export_student(student, format, store, execution)
+    result = export_student(student, rows, format, store, execution)
     return result.model("model"), result

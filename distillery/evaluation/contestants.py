@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from distillery.evaluation.exported import Exported
 from distillery.evaluation.protocol import (
     Answered,
     Ask,
@@ -137,7 +138,7 @@ def contestant(
         case TrainedContestant():
             return _trained(spec, evaluation)
         case ExportedContestant():
-            raise NotImplementedError
+            return Exported.of(spec, evaluation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,53 @@
+import pytest
+
+from distillery.evaluation.exported import Exported
+from distillery.models.local import LocalModel
+from distillery.storage.store import Store
+from schemas.contestants import ExportedContestant
+from schemas.evaluation import EvaluationSpec
+from schemas.export import ExportFormat, GgufFormat, OnnxFormat
+from tests.fixtures_export import TrainedStudent
+
+EXACT = [OnnxFormat(precision="fp32"), GgufFormat(precision="f32")]
+LOSSY = [OnnxFormat(precision="int4"), GgufFormat(precision="q8_0"), GgufFormat(precision="f16")]
+
+
+@pytest.mark.parametrize("format", EXACT, ids=lambda f: f.name)
+def test_a_file_in_full_precision_answers_as_the_student_does(
+    trained: TrainedStudent, format: ExportFormat
+) -> None:
+    made = trained.export(format)
+
+    check = made.manifest.facts["check"]
+    assert isinstance(check, dict)
+    assert (check["prompts_answered"], check["same_answers"]) == (4, 4)
+    assert made.model("model").num_parameters == trained.student.num_parameters
+
+    spec = ExportedContestant(name=format.name, model=made.model("model"), format=format)
+    evaluation = EvaluationSpec(max_new_tokens=12, context_tokens=64)
+    with Exported.of(spec, evaluation).opened(Store(trained.store.root)) as opened:
+        answers = opened.answer(trained.conversations, 1)
+    student = LocalModel.load(trained.files)
+    expected = student.answer(trained.conversations, max_new_tokens=12, batch_size=1)
+    assert [a.response for a in answers] == [e.text for e in expected]
+    assert [a.prompt_tokens for a in answers] == [e.prompt_tokens for e in expected]
+    assert [a.new_tokens for a in answers] == [e.completion_tokens for e in expected]
+    assert [a.truncated for a in answers] == [e.finish_reason == "length" for e in expected]
+    assert all((a.first_token_s or 0) > 0 for a in answers)
+    assert (
+        opened.size is not None and opened.size.disk_bytes == made.manifest.counts["weight_bytes"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", LOSSY, ids=lambda f: f.name)
+def test_a_smaller_file_is_written_and_its_loss_is_recorded(
+    trained: TrainedStudent, format: ExportFormat
+) -> None:
+    made = trained.export(format)
+
+    check = made.manifest.facts["check"]
+    assert isinstance(check, dict)
+    assert check["prompts_answered"] == 4 and check["largest_gap_nats"] >= 0  # type: ignore[operator]
+    assert made.manifest.counts["weight_bytes"] < 4 * 130_000
+    assert set(made.manifest.timings_s) == {"write", "check", "total"}
