@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from distillery.evaluation.harness import check_harness
+from distillery.preflight.gate import unanswerable_conditions
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.task_types import TaskType, task_type
 from distillery.teacher.choice import check_samples
@@ -97,6 +98,8 @@ def check_recipe(
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
     if evaluation is not None:
         problems.collect(check_harness, evaluation)
+    if gate is not None and evaluation is not None:
+        problems.lines += unanswerable_conditions(gate, kind, teacher, evaluation)
     problems.lines += _unasked_canaries(teacher, evaluation)
     unusable = _unusable_ledger(store)
     problems.lines += unusable
