@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from distillery.data.chat import Message
 from distillery.data.sources import source_identity
 from distillery.evaluation.answers import questions
-from distillery.evaluation.preferences import read_preferences
 from distillery.ledger import LedgerRow
 from distillery.models.hardware import cpu_threads
 from distillery.storage.fingerprint import sha256
@@ -180,8 +179,16 @@ def naming_the_judge() -> Iterator[None]:
     try:
         yield
     except DistilleryError as error:
-        told = re.sub(r"\bteacher\.(?=\w)", "evaluation.judge.model.", str(error))
-        raise type(error)(told) from error
+        raise type(error)(as_the_judges(str(error))) from error
+
+
+def as_the_judges(text: str) -> str:
+    """Return a message about a teacher as one about the judge.
+
+    >>> as_the_judges("does not know teacher.model 'm'. Correct teacher.model.")
+    "does not know evaluation.judge.model.model 'm'. Correct evaluation.judge.model.model."
+    """
+    return re.sub(r"\bteacher\.(?=\w)", "evaluation.judge.model.", text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +280,8 @@ def _schema(judge: JudgeSpec) -> ResponseSchema | None:
 
 
 def _preferences(judge: JudgeSpec, kind: TaskType) -> list[_Pair]:
+    from distillery.evaluation.preferences import read_preferences  # brings pandas
+
     if judge.preferences is None:
         return []
     return [

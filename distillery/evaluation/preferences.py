@@ -37,7 +37,10 @@ def read_preferences(spec: PreferencesSpec, kind: TaskType) -> list[Preference]:
     """
     columns = spec.source.columns
     asked = (columns.messages,) if columns.messages else tuple(map(columns.of, kind.fields))
-    check_source(spec.source, (*asked, spec.first, spec.second, spec.preferred))
+    try:
+        check_source(spec.source, (*asked, spec.first, spec.second, spec.preferred))
+    except InputDataError as error:
+        raise InputDataError(f"{_PLACE}: {error}") from None
     return [_preference(row, spec, kind) for row in read_source(spec.source, seed=_SEED)]
 
 

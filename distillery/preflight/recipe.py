@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from distillery.evaluation.harness import check_harness
 from distillery.preflight.gate import unanswerable_conditions
+from distillery.preflight.judge import check_judges_endpoint, judge_problems, self_preference
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.task_types import TaskType, task_type
 from distillery.teacher.choice import check_samples
@@ -22,6 +23,7 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.export import ExportSpec
 from schemas.gate import GateSpec
+from schemas.judge import JudgeSpec
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -107,12 +109,20 @@ def check_recipe(
         from distillery.preflight.registry import check_registry
 
         problems.collect(check_registry, task, gate, store)
+    judge = evaluation.judge if evaluation else None
+    wrong_judge = judge_problems(judge, kind, export) if judge else []
+    problems.lines += wrong_judge
+    if judge is not None:
+        for warning in self_preference(judge, teacher, student):
+            logger.warning(warning)
     if problems.lines:
         there = (
             teacher if teacher_is_there and is_instructed else None,
             student if student_is_there else None,
         )
         _open_and_ask(problems, task, data, *there, training, execution, evaluation)
+        if judge is not None and not wrong_judge:
+            problems.collect(_ask_judge, judge, task)
     problems.refuse()
 
 
@@ -136,6 +146,8 @@ def check_first_request(
     """
     problems = _Problems()
     _open_and_ask(problems, task, data, teacher, student, training, execution, evaluation)
+    if evaluation is not None and evaluation.judge is not None:
+        problems.collect(_ask_judge, evaluation.judge, task)
     if not problems.lines:
         from distillery.preflight.models import check_prompts
 
@@ -166,6 +178,11 @@ def _ask_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> None:
     from distillery.preflight.endpoint import check_endpoint
 
     for warning in check_endpoint(teacher, task):
+        logger.warning(warning)
+
+
+def _ask_judge(judge: JudgeSpec, task: TaskSpec) -> None:
+    for warning in check_judges_endpoint(judge, task_type(task)):
         logger.warning(warning)
 
 
