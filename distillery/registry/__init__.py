@@ -17,7 +17,9 @@ def open_registry(store: StoreSpec, *, outage_s: float | None = None) -> Registr
         StoreError: The folder of a local database cannot be created.
     """
     if isinstance(store.registry, MlflowRegistry):
-        raise NotImplementedError
+        from distillery.registry import mlflow
+
+        return mlflow.MlflowRegistry(store, store.registry, outage_s=outage_s)
     from distillery.registry.database import DatabaseRegistry
 
     return DatabaseRegistry(store, outage_s=outage_s)
