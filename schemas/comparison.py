@@ -384,6 +384,19 @@ class Confusion(_Figures):
     """Test rows."""
 
 
+class FunnelStep(_Figures):
+    """Rows that reached one point on their way from the files to the student."""
+
+    name: str
+    """Which point, such as `responses`."""
+
+    num_rows: int
+    """Rows there."""
+
+    dropped: dict[str, int] = {}
+    """Rows that went no further, by reason, the most frequent first."""
+
+
 class Comparison(_Figures):
     """All contestants side by side."""
 
@@ -452,8 +465,8 @@ class Comparison(_Figures):
     fingerprints: dict[str, str]
     """Fingerprints of the stages it rests on, by name."""
 
-    funnel: dict[str, int] = {}
-    """Rows of the training set by what became of them, in the order of the stages."""
+    funnel: tuple[FunnelStep, ...] = ()
+    """What became of the rows to learn from, in the order of the stages."""
 
     def contestant(self, name: str) -> ContestantFigures | None:
         """Return the figures of ``name``, or None when it did not take part."""
@@ -468,13 +481,27 @@ class Comparison(_Figures):
         return next((d for d in self.differences if (d.name, d.against, d.metric) == wanted), None)
 
 
-class Disagreement(_Figures):
-    """A test row on which teacher and student score differently."""
+class DifferingRow(_Figures):
+    """A test row on which teacher or champion and student score differently."""
 
     prompt_id: str
+    """Which row."""
+
     prompt: str
+    """The last turn of the conversation."""
+
     references: tuple[str, ...]
-    teacher_response: str | None
-    teacher_score: float
-    student_response: str | None
-    student_score: float
+    """Right answers."""
+
+    responses: dict[str, str | None]
+    """What teacher, champion and student wrote. None: nothing was obtained."""
+
+    scores: dict[str, float | None]
+    """Their scores in the primary metric. None: unscored."""
+
+    lead: float
+    """The student's score minus another's: of whoever is better by most, or, where nobody is
+    better, of whoever is worse by most. Below 0: a loss."""
+
+    slices: tuple[str, ...] = ()
+    """Slices that the row is in, such as `label=refund`."""

@@ -10,7 +10,7 @@ from distillery.evaluation.comparison import build_comparison
 from distillery.evaluation.performance import evaluated
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, run_stage
-from schemas.comparison import Comparison, Measurement, Measurements, Performance, Size
+from schemas.comparison import Comparison, FunnelStep, Measurement, Measurements, Performance, Size
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, ScoreFrame, arrow_schema, check_frame
@@ -99,7 +99,7 @@ def comparison(
     references: Sequence[str] = REFERENCES,
     measured: Measurements | None = None,
     declared: DeclaredModel | None = None,
-    funnel: dict[str, int] | None = None,
+    funnel: tuple[FunnelStep, ...] = (),
     task: TaskSpec = TASK,
 ) -> Comparison:
     """Return the comparison of these scores."""
@@ -110,7 +110,7 @@ def comparison(
         evaluation=EVALUATION,
         declared=declared,
         fingerprints={"compare_models": "e" * 64},
-        funnel=funnel or {},
+        funnel=funnel,
     )
 
 

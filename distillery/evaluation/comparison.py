@@ -6,12 +6,11 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.dataset as pads
 
-from distillery.data.chat import load_messages
+from distillery.evaluation.cards import data_card, model_card
 from distillery.evaluation.judgement import read_judgement
 from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
+from distillery.evaluation.lineage import funnel, read_origins
 from distillery.evaluation.markdown import markdown
 from distillery.evaluation.metrics import fidelity, metric_intervals, metric_scores
 from distillery.evaluation.performance import read_figures
@@ -22,6 +21,7 @@ from distillery.evaluation.statistics import (
     paired_bootstrap,
     ratio_interval,
 )
+from distillery.evaluation.wins_and_losses import differing_rows
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
@@ -31,7 +31,7 @@ from schemas.comparison import (
     Comparison,
     ContestantFigures,
     Difference,
-    Disagreement,
+    FunnelStep,
     HarnessFigures,
     Interval,
     Judgement,
@@ -45,8 +45,7 @@ from schemas.refs import DatasetRef, Evaluated, Lineage, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 4
-_NUM_EXAMPLES = 20
+_LOGIC_VERSION = 5
 
 
 def compare_models(
@@ -60,7 +59,7 @@ def compare_models(
     store: StoreSpec,
     execution: ExecutionSpec,
 ) -> StageResult:
-    """Return output `report`: comparison.json, comparison.md and report.html in one folder.
+    """Return output `report`: one folder with the page, the figures, and cards of model and data.
 
     Args:
         evaluated: Everybody's answers, with their speed and size.
@@ -72,25 +71,26 @@ def compare_models(
         store: Where everything is.
         execution: What to rerun.
     """
-    prompts, funnel = lineage.prompts.prompts, _funnel(lineage)
+    prompts = lineage.prompts.prompts
     stage = Stage(
         StageName.COMPARE_MODELS,
         _LOGIC_VERSION,
         inputs={
             "measurements": evaluated.measurements.fingerprint,
             "judged": judged and judged.fingerprint,
-            "prompts": prompts.fingerprint,
+            "harness": {name: ref.fingerprint for name, ref in evaluated.harness.items()},
+            "lineage": lineage.model_dump(mode="json"),
         },
         spec={
             "task": task.name,
             "declared": declared,
             "intervals": evaluation.model_dump(include={"bootstrap_samples", "confidence", "seed"}),
-            "funnel": funnel,
         },
     )
 
     def work(attempt: Attempt) -> None:
         opened = attempt.store
+        origins = read_origins(lineage, evaluated, opened)
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
         comparison = build_comparison(
             answers,
@@ -104,33 +104,28 @@ def compare_models(
                 "measure_performance": evaluated.measurements.fingerprint,
                 "compare_models": stage.fingerprint,
             },
-            funnel=funnel,
+            funnel=funnel(lineage, origins),
             harness={
                 name: read_figures(ref, "harness.json", HarnessFigures, opened)
                 for name, ref in evaluated.harness.items()
             },
             judgement=_judgement(judged, evaluation, opened),
         )
-        examples, num_disagreements = disagreements(answers, comparison.metric, prompts, opened)
+        rows, num_differing = differing_rows(answers, comparison.metric, prompts, opened)
+        files = {
+            "comparison.json": comparison.model_dump_json(indent=1),
+            "comparison.md": markdown(comparison),
+            "report.html": render_report(comparison, origins, rows, num_differing=num_differing),
+            "model-card.md": model_card(comparison, origins, task),
+            "data-card.md": data_card(comparison, origins, task),
+        }
         with scratch_folder("report") as folder:
-            page = render_report(comparison, examples, num_disagreements=num_disagreements)
-            (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1), "utf-8")
-            (folder / "comparison.md").write_text(markdown(comparison), "utf-8")
-            (folder / "report.html").write_text(page, "utf-8")
+            for name, text in files.items():
+                (folder / name).write_text(text, "utf-8")
             attempt.add_folder("report", folder)
-        attempt.counts |= {"rows": comparison.num_rows, "disagreements": num_disagreements}
+        attempt.counts |= {"rows": comparison.num_rows, "differing": num_differing}
 
     return run_stage(stage, store, execution, work)
-
-
-def _funnel(lineage: Lineage) -> dict[str, int]:
-    """Return the rows of the training set by what became of them."""
-    filtered = lineage.filtered
-    return {
-        "responses": filtered.num_responses,
-        **filtered.drop_reasons,
-        "kept": filtered.kept.num_rows,
-    }
 
 
 def _judgement(
@@ -165,7 +160,7 @@ def build_comparison(
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
     fingerprints: dict[str, str],
-    funnel: dict[str, int],
+    funnel: tuple[FunnelStep, ...],
     harness: Mapping[str, HarnessFigures] = MappingProxyType({}),
     judgement: Judgement | None = None,
 ) -> Comparison:
@@ -310,37 +305,3 @@ def gap_recovered(scores: Mapping[str, Scores], evaluation: EvaluationSpec) -> I
         return np.divide(student - baseline, gap, out=np.full_like(gap, np.nan), where=gap > 0)
 
     return paired_bootstrap([scores[n] for n in (TEACHER, BASELINE, STUDENT)], share, evaluation)
-
-
-def disagreements(
-    answers: Mapping[str, pd.DataFrame],
-    metric: str,
-    prompts: DatasetRef,
-    store: Store,
-) -> tuple[list[Disagreement], int]:
-    """Return test rows that teacher and student score differently: some, and how many there are.
-
-    Those that differ most come first, rows that differ alike in the order of their ids.
-    """
-    teacher, student = answers[TEACHER], answers[STUDENT]
-    gaps = (teacher[metric] - student[metric]).abs()
-    differing = gaps[gaps > 0].sort_values(ascending=False, kind="stable").index
-    shown = list(differing[:_NUM_EXAMPLES])
-    # Typed, as an empty list would be of nulls.
-    is_shown = pads.field("prompt_id").isin(pa.array(shown, pa.string()))
-    wanted = (pads.field("split") == "test") & is_shown
-    table = store.dataset(prompts).to_table(columns=["prompt_id", "messages"], filter=wanted)
-    conversations = {row["prompt_id"]: load_messages(row["messages"]) for row in table.to_pylist()}
-    examples = [
-        Disagreement(
-            prompt_id=prompt_id,
-            prompt=conversations[prompt_id][-1]["content"],
-            references=tuple(json.loads(str(teacher.at[prompt_id, "references"]))),
-            teacher_response=teacher.at[prompt_id, "response"],
-            teacher_score=teacher.at[prompt_id, metric],
-            student_response=student.at[prompt_id, "response"],
-            student_score=student.at[prompt_id, metric],
-        )
-        for prompt_id in shown
-    ]
-    return examples, len(differing)

@@ -7,7 +7,8 @@ from schemas.contestants import BASELINE, CHAMPION, IN_CONTEXT, STUDENT, TEACHER
 from schemas.units import MISSING, bytes_text, percent_text, seconds_text
 
 TARGET_RETENTION, TARGET_LATENCY_REDUCTION, TARGET_MEMORY_REDUCTION = 0.92, 0.85, 0.95
-"""What the project aims at: of the primary metric kept, of time saved, of memory saved."""
+TARGET_COST_REDUCTION = 0.6
+"""What the project aims at: of the primary metric kept; of time, memory and cost saved."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,6 @@ def _ends(interval: Interval) -> str:
     return f" [{interval.low * 100:.1f}, {interval.high * 100:.1f}]"
 
 
-def verdict(comparison: Comparison) -> str:
-    """Return the one line above everything else."""
-    _, _, found = _student_and_teacher(comparison)
-    if found.ratio is None:
-        return "The student could not be scored against the teacher."
-    parts = [f"keeps {percent_text(found.ratio.estimate)} of the teacher's {comparison.metric}"]
-    if found.latency_reduction is not None:
-        parts.append(f"answers in {_more_or_less(found.latency_reduction)} time")
-    if found.memory_reduction is not None:
-        parts.append(f"needs {_more_or_less(found.memory_reduction)} memory")
-    head, last = ", ".join(parts[:-1]), parts[-1]
-    return f"The student {head} and {last}." if head else f"The student {last}."
-
-
 def _student_and_teacher(
     comparison: Comparison,
 ) -> tuple[ContestantFigures, ContestantFigures, Difference]:
@@ -70,10 +57,10 @@ def _student_and_teacher(
     return student, teacher, found
 
 
-def _more_or_less(reduction: float) -> str:
+def more_or_less(reduction: float) -> str:
     """Return a reduction in words; from twice as much on as a multiple.
 
-    >>> _more_or_less(0.878), _more_or_less(-0.05), _more_or_less(-504.2)
+    >>> more_or_less(0.878), more_or_less(-0.05), more_or_less(-504.2)
     ('87.8 % less', '5.0 % more', '505 times as much')
     """
     if reduction <= -1:
@@ -130,7 +117,7 @@ def _target(
     if value is None:
         return Finding(f"{text}: no verdict on the target of {aim}, as {missing}.", None)
     met = value >= target
-    reached = f", {_more_or_less(value)}" if unit else ""
+    reached = f", {more_or_less(value)}" if unit else ""
     state = "met" if met else "missed"
     if value > -1:
         state += f", {abs(value - target) * 100:.1f} points {'above' if met else 'short of'} it"

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from distillery.evaluation.findings import findings, notes, verdict
+from distillery.evaluation.findings import findings, notes
 from distillery.evaluation.tables import Row, further_tables, main_rows
+from distillery.evaluation.verdict import verdict
 from schemas.comparison import Comparison
 
 

@@ -1,15 +1,19 @@
-"""The picture of quality against latency, as an SVG that follows the page's colours."""
+"""Pictures in the page's colours, as SVG: quality against time and cost, training curves."""
 
 import io
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from schemas.comparison import Comparison, Interval
+from schemas.comparison import Comparison, ContestantFigures, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import XAxis, YAxis
+    from matplotlib.figure import Figure
 
-NUM_COLOURS = 6
+NUM_COLOURS = 8
 """Colours that the page has for contestants."""
 
 # Stand-ins, which the page replaces by its own, so that the picture follows light and dark mode.
@@ -20,7 +24,7 @@ _STYLE_OF_COLOUR = {
     _GRID: "var(--line)",
     **{colour: f"var(--model-{number})" for number, colour in enumerate(_COLOURS)},
 }
-_MARKERS = "s^Dovp"
+_MARKERS = "s^DovpPX"
 
 
 def quality_against_latency(comparison: Comparison) -> str | None:
@@ -28,41 +32,98 @@ def quality_against_latency(comparison: Comparison) -> str | None:
 
     Upward bars are the interval of the metric; the bar to the right ends at the p95 latency.
     """
+
+    def times(row: ContestantFigures) -> tuple[float, float] | None:
+        speed = row.performance
+        if not speed.latency_p50_s:
+            return None
+        return speed.latency_p50_s * 1000, (speed.latency_p95_s or speed.latency_p50_s) * 1000
+
+    return _quality_against(comparison, times, "inference time per answer", "ms")
+
+
+def quality_against_cost(comparison: Comparison) -> str | None:
+    """Return the same against the cost of a thousand requests; None when nobody has both."""
+
+    def cost(row: ContestantFigures) -> tuple[float, float] | None:
+        return (row.cost.per_1000, row.cost.per_1000) if row.cost and row.cost.per_1000 else None
+
+    currencies = {row.cost.currency for row in comparison.contestants if row.cost}
+    if len(currencies) != 1:  # nothing to compare, or not comparable
+        return None
+    return _quality_against(comparison, cost, "cost per 1,000 requests", currencies.pop())
+
+
+def _quality_against(
+    comparison: Comparison,
+    values: Callable[[ContestantFigures], tuple[float, float] | None],
+    what: str,
+    unit: str,
+) -> str | None:
+    """Return the primary metric against a figure, drawn as a value and a slower or dearer end."""
+    with _figure(3.9) as figure:
+        axes = figure.add_subplot()
+        num_drawn = 0
+        for number, row in enumerate(comparison.contestants):
+            quality, ends = row.metrics[comparison.metric], values(row)
+            if quality and ends:
+                _draw(axes, number, row.name, quality, *ends)
+                num_drawn += 1
+        if not num_drawn:
+            return None
+        _draw_axes(axes, comparison.metric, f"{what}, {unit} (log scale)")
+        _add_legend(figure)
+        return _inline_svg(figure, f"{comparison.metric} against {what}")
+
+
+def training_curve(curve: Sequence[Mapping[str, float]]) -> str | None:
+    """Return an inline SVG of loss and validation loss by step; None when nothing was logged."""
+    with _figure(3.0) as figure:
+        axes = figure.add_subplot()
+        lines = (("loss", "training", "-"), ("eval_loss", "validation", "o-"))
+        for number, (key, label, style) in enumerate(lines):
+            points = [(entry["step"], entry[key]) for entry in curve if key in entry]
+            if points:
+                steps, losses = zip(*points, strict=True)
+                colour = _COLOURS[2 * number]
+                axes.plot(steps, losses, style, color=colour, label=label, markersize=4)
+        if not axes.lines:
+            return None
+        axes.set_yscale("log")
+        _label_log(axes.yaxis, *axes.get_ylim())
+        axes.set_xlabel("optimizer step", color=_INK)
+        axes.set_ylabel("nats per response token", color=_INK)
+        _style(axes)
+        _add_legend(figure)
+        return _inline_svg(figure, "Training and validation loss by optimizer step")
+
+
+@contextmanager
+def _figure(height: float) -> "Iterator[Figure]":
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     # Text stays text: it can be read aloud and found. The salt makes the ids reproducible.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillery", "font.size": 12}):
-        figure = Figure(figsize=(5.4, 3.9), layout="constrained")
-        axes = figure.add_subplot()
-        num_drawn = 0
-        for number, row in enumerate(comparison.contestants):
-            quality, speed = row.metrics[comparison.metric], row.performance
-            if quality and speed.latency_p50_s:
-                slow_s = speed.latency_p95_s or speed.latency_p50_s
-                _draw(axes, number, row.name, quality, speed.latency_p50_s, slow_s)
-                num_drawn += 1
-        if not num_drawn:
-            return None
-        _draw_axes(axes, comparison.metric)
-        figure.legend(
-            loc="outside upper left", ncols=3, frameon=False, labelcolor="linecolor", handlelength=1
-        )
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _inline_svg(file.getvalue(), f"{comparison.metric} against inference time per answer")
+        yield Figure(figsize=(5.4, height), layout="constrained")
+
+
+def _add_legend(figure: "Figure") -> None:
+    figure.legend(
+        loc="outside upper left", ncols=3, frameon=False, labelcolor="linecolor", handlelength=1
+    )
 
 
 def _draw(
-    axes: "Axes", number: int, name: str, quality: Interval, p50_s: float, p95_s: float
+    axes: "Axes", number: int, name: str, quality: Interval, x: float, worst_x: float
 ) -> None:
-    x, y = p50_s * 1000, quality.estimate * 100
+    y = quality.estimate * 100
     low = y if quality.low is None else quality.low * 100
     high = y if quality.high is None else quality.high * 100
     axes.errorbar(
         [x],
         [y],
-        xerr=[[0.0], [max(0.0, p95_s * 1000 - x)]],
+        xerr=[[0.0], [max(0.0, worst_x - x)]],
         yerr=[[max(0.0, y - low)], [max(0.0, high - y)]],
         color=_COLOURS[number % NUM_COLOURS],
         marker=_MARKERS[number % NUM_COLOURS],
@@ -73,19 +134,28 @@ def _draw(
     )
 
 
-def _draw_axes(axes: "Axes", metric: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _draw_axes(axes: "Axes", metric: str, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter
 
     axes.set_xscale("log")
     axes.margins(0.25, 0.2)
-    low, high = axes.get_xlim()
-    # Labels of more than two decades would run into each other.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _label_log(axes.xaxis, *axes.get_xlim())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.set_xlabel("inference time per answer, ms (log scale)", color=_INK)
+    axes.set_xlabel(label, color=_INK)
     axes.set_ylabel(metric, color=_INK)
+    _style(axes)
+
+
+def _label_log(axis: "XAxis | YAxis", low: float, high: float) -> None:
+    """Write plain numbers; labels of more than two decades would run into each other."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _style(axes: "Axes") -> None:
     axes.tick_params(colors=_INK, which="both", length=0)
     axes.grid(True, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -93,8 +163,11 @@ def _draw_axes(axes: "Axes", metric: str) -> None:
     axes.spines["bottom"].set_color(_GRID)
 
 
-def _inline_svg(text: str, label: str) -> str:
+def _inline_svg(figure: "Figure", label: str) -> str:
     """Return the SVG element alone, without metadata, its colours replaced by the page's."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, style in _STYLE_OF_COLOUR.items():
         text = text.replace(colour, style)

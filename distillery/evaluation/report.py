@@ -1,23 +1,77 @@
-"""The HTML report: one file, no network, one picture of quality against latency."""
+"""The HTML report: one file, no network; the verdict first, then what it rests on."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distillery.evaluation.findings import findings, notes, points_text, verdict
-from distillery.evaluation.picture import NUM_COLOURS, quality_against_latency
-from distillery.evaluation.tables import further_tables, main_rows
-from schemas.comparison import Comparison, Disagreement
+from distillery.evaluation import tables
+from distillery.evaluation.axis import Axis, Bar
+from distillery.evaluation.findings import findings, notes
+from distillery.evaluation.lineage import Origins, licence_of
+from distillery.evaluation.picture import (
+    NUM_COLOURS,
+    quality_against_cost,
+    quality_against_latency,
+    training_curve,
+)
+from distillery.evaluation.verdict import verdict
+from schemas.comparison import Comparison, DifferingRow, Interval
+from schemas.contestants import TEACHER
+from schemas.units import money_text, rate_text, seconds_text
+
+_MOST_SLICES = 200
+_NOT_IN_SCRIPTS = "<>&\u2028\u2029"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; of one column's intervals there may be a drawing beside them."""
+
+    rows: Sequence[tables.Row]
+
+    drawn: str | None = None
+    """Column whose intervals are drawn."""
+
+    axis: Axis | None = None
+    bars: Sequence[Bar | None] = ()
+    """By row."""
+
+    marked: frozenset[int] = frozenset()
+    """Rows that a reader must not miss."""
+
+    @classmethod
+    def drawing(
+        cls,
+        column: str,
+        rows: list[tables.Row],
+        intervals: Sequence[Interval | None],
+        *,
+        mark: float | None,
+        marked: frozenset[int] = frozenset(),
+    ) -> "Table":
+        """Return a table beside whose ``column`` stand its intervals, one for each row."""
+        if not any(intervals):
+            return cls(rows, marked=marked)
+        axis = Axis.of(intervals, mark=mark)
+        return cls(rows, column, axis, [*map(axis.bar, intervals)], marked)
 
 
 def render_report(
-    comparison: Comparison, examples: Sequence[Disagreement], *, num_disagreements: int
+    comparison: Comparison,
+    origins: Origins,
+    rows: Sequence[DifferingRow],
+    *,
+    num_differing: int,
 ) -> str:
     """Return the page as HTML text; everything that comes from models or files is escaped.
 
     Args:
         comparison: All figures.
-        examples: Rows that teacher and student score differently.
-        num_disagreements: How many there are in all.
+        origins: What led to them.
+        rows: Test rows on which teacher or champion and student differ.
+        num_differing: How many there are in all.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -33,31 +87,174 @@ def render_report(
         comparison=comparison,
         verdict=verdict(comparison),
         findings=findings(comparison),
-        tables=_tables(comparison),
         number_of={row.name: n % NUM_COLOURS for n, row in enumerate(comparison.contestants)},
-        picture=quality_against_latency(comparison),
+        tables=_comparison_tables(comparison),
+        by_latency=quality_against_latency(comparison),
+        by_cost=quality_against_cost(comparison),
+        figures=_named(
+            {
+                "Speed": tables.speed_rows(comparison),
+                "Queries per hour, by requests at once": tables.load_rows(comparison),
+                "Size": tables.size_rows(comparison),
+                "Every metric": tables.quality_rows(comparison),
+                "Fidelity: the teacher's answers as references": tables.fidelity_rows(comparison),
+                "lm-evaluation-harness": tables.harness_rows(comparison),
+            }
+        ),
+        curves={
+            name: picture
+            for name, curve in origins.curves.items()
+            if (picture := training_curve(curve))
+        },
+        slices=_slice_table(comparison),
+        labels=_named(
+            {
+                "Recall by label": tables.label_rows(comparison),
+                "The student's most frequent confusions": tables.confusion_rows(comparison),
+            }
+        ),
+        judge=_judge_table(comparison),
+        costs=_costs(comparison),
+        rows_json=script_json([_packed(row) for row in rows]),
+        num_shown=len(rows),
+        num_differing=num_differing,
         notes=notes(comparison),
-        details=_details(comparison),
-        examples=examples,
-        num_disagreements=num_disagreements,
+        lineage=_lineage(comparison, origins),
+        details=_details(comparison, origins),
     )
 
 
-def _tables(comparison: Comparison) -> dict[str, list[dict[str, str]]]:
-    """Return the tables by heading; the first column of each is its rows' heading."""
-    title = f"Comparison on {comparison.num_rows:,} held-out rows"
-    return {title: main_rows(comparison)} | further_tables(comparison)
+def _named(by_title: Mapping[str, list[tables.Row]]) -> dict[str, Table]:
+    return {title: Table(rows) for title, rows in by_title.items() if rows}
 
 
-def _details(comparison: Comparison) -> dict[str, dict[str, str]]:
+def _comparison_tables(comparison: Comparison) -> dict[str, Table]:
+    teacher = comparison.contestant(TEACHER)
+    quality = teacher.metrics[comparison.metric] if teacher else None
+    relative = tables.relative_rows(comparison)
+    pairs = [comparison.between(row["model"], TEACHER) for row in relative]
+    found = {
+        "": Table.drawing(
+            comparison.metric,
+            tables.main_rows(comparison),
+            [row.metrics[comparison.metric] for row in comparison.contestants],
+            mark=quality.estimate if quality else None,
+        ),
+        "Relative to the teacher": Table.drawing(
+            f"{comparison.metric} kept", relative, [p.ratio if p else None for p in pairs], mark=1.0
+        ),
+        "Differences": Table.drawing(
+            "difference",
+            tables.difference_rows(comparison),
+            [pair.difference for pair in comparison.differences],
+            mark=0.0,
+        ),
+    }
+    return {title: table for title, table in found.items() if table.rows}
+
+
+def _slice_table(comparison: Comparison) -> Table:
+    shown = tables.worst_slices(comparison)[:_MOST_SLICES]
+    worse = frozenset(number for number, part in enumerate(shown) if part.regressions)
+    leads = [*map(tables.slice_lead, shown)]
+    rows = tables.slice_rows(shown)
+    return Table.drawing(f"student minus {TEACHER}", rows, leads, mark=0.0, marked=worse)
+
+
+def _judge_table(comparison: Comparison) -> Table:
+    pairs = comparison.judgement.pairs if comparison.judgement else ()
+    rows = tables.judge_rows(comparison)
+    return Table.drawing("win rate", rows, [pair.win_rate for pair in pairs], mark=0.5)
+
+
+def _costs(comparison: Comparison) -> dict[str, str]:
+    """Return what requests and the distillation cost, as names and values."""
+    found = {
+        f"1,000 requests to the {row.name}": (
+            f"{money_text(row.cost.per_1000, row.cost.currency)}: {row.cost.source}"
+        )
+        for row in comparison.contestants
+        if row.cost
+    }
+    made = comparison.distillation_cost
+    if made is None:
+        return found
+    currency = made.currency
+    found["teacher's responses"] = money_text(made.teacher, currency)
+    hours = made.training_hours
+    took = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
+    found["training"] = f"{money_text(made.training, currency)} for {took}"
+    found["this distillation"] = money_text(made.total, currency)
+    found["break-even"] = (
+        "not known, or never: a price is missing, or the student is no cheaper per request"
+        if made.break_even_requests is None
+        else f"after {rate_text(made.break_even_requests)} requests"
+    )
+    return found
+
+
+def script_json(value: Any) -> str:
+    r"""Return JSON that may stand in a script element: no text in it can end the element.
+
+    >>> script_json(["</script>", "a\u2028b"])
+    '["\\u003c/script\\u003e","a\\u2028b"]'
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in _NOT_IN_SCRIPTS:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _packed(row: DifferingRow) -> list[Any]:
+    """Return a row as `report.js` reads it."""
+    answers = [[name, text, row.scores[name]] for name, text in row.responses.items()]
+    return [row.prompt_id, row.prompt, row.references, answers, row.lead, row.slices]
+
+
+def _lineage(comparison: Comparison, origins: Origins) -> dict[str, list[tables.Row]]:
+    """Return tables of stages, models, files and versions, by heading."""
+    stages = [
+        {
+            "stage": name,
+            "made, UTC": f"{made.created_at:%Y-%m-%d %H:%M}",
+            "took": seconds_text(made.timings_s.get("total")),
+            "counted": ", ".join(f"{count:,} {what}" for what, count in made.counts.items()),
+            "code": (made.git_sha or "not known")[:10],
+            "fingerprint": made.fingerprint[:12],
+        }
+        for name, made in origins.manifests.items()
+    ]
+    models = [
+        {
+            "contestant": row.name,
+            "model": row.model,
+            "licence": licence_of(row.model) or "not known",
+            "identity": row.identity[:12],
+        }
+        for row in comparison.contestants
+    ]
+    files = [
+        {"file of": split, "rows": f"{num_rows:,}", "fingerprint": fingerprint[:12]}
+        for split, num_rows, fingerprint in origins.files
+    ]
+    versions: dict[str, set[str]] = {}
+    for made in origins.manifests.values():
+        for name, version in made.versions.items():
+            versions.setdefault(name, set()).add(version)
+    libraries = [{"library": name, "version": ", ".join(sorted(v))} for name, v in versions.items()]
+    found = {"Stages": stages, "Models": models, "Files": files, "Libraries": libraries}
+    return {title: rows for title, rows in found.items() if rows}
+
+
+def _details(comparison: Comparison, origins: Origins) -> dict[str, dict[str, str]]:
     """Return what stands under the details, by heading: names and values."""
     machine = {name.replace("_", " "): value for name, value in comparison.hardware.items()}
-    return {
+    found = {
         "Machine": {name: str(value) for name, value in machine.items() if value is not None},
-        "Differences": {
-            f"{found.name} minus {found.against}": points_text(found.difference)
-            for found in comparison.differences
+        "Fingerprints in full": {
+            **{name: made.fingerprint for name, made in origins.manifests.items()},
+            **comparison.fingerprints,
         },
-        "Models": {r.name: f"{r.model} ({r.identity[:12]})" for r in comparison.contestants},
-        "Fingerprints": comparison.fingerprints,
+        "Identities in full": {row.name: row.identity for row in comparison.contestants},
     }
+    return {title: pairs for title, pairs in found.items() if pairs}

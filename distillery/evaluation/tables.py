@@ -1,10 +1,11 @@
 """The comparison in tables, as text by column; who shows them decides how they look."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from distillery.evaluation.findings import interval_text, points_text
-from schemas.comparison import Comparison, ContestantFigures
-from schemas.contestants import STUDENT, TEACHER
+from schemas.comparison import Comparison, ContestantFigures, Interval, SliceFigures
+from schemas.contestants import CHAMPION, STUDENT, TEACHER
 from schemas.units import (
     MISSING,
     bytes_text,
@@ -148,20 +149,37 @@ def fidelity_rows(comparison: Comparison) -> list[Row]:
     ]
 
 
-def slice_rows(comparison: Comparison) -> list[Row]:
-    """Return the slices on which the student falls most behind the teacher, worst first."""
+def worst_slices(comparison: Comparison) -> list[SliceFigures]:
+    """Return the slices in which the student is worse than somebody, then by its lead, all of them.
 
-    def lead(number: int) -> float:
-        found = next((d for d in slices[number].differences if d.against == TEACHER), None)
-        return found.difference.estimate if found and found.difference else float("inf")
+    The lead is over the teacher.
+    """
+    return sorted(
+        comparison.slices, key=lambda part: (not part.regressions, _estimate(slice_lead(part)))
+    )
 
-    slices = comparison.slices
-    worst = sorted(range(len(slices)), key=lambda n: (not slices[n].regressions, lead(n)))
+
+def _estimate(lead: Interval | None) -> float:
+    return math.inf if lead is None else lead.estimate
+
+
+def slice_lead(part: SliceFigures) -> Interval | None:
+    """Return the student's lead over the teacher in a slice."""
+    leads = (d for d in part.differences if (d.name, d.against) == (STUDENT, TEACHER))
+    return next((found.difference for found in leads), None)
+
+
+def slice_rows(slices: Sequence[SliceFigures]) -> list[Row]:
+    """Return the quality of teacher, champion and student in each slice, and where it is worse."""
     return _without_empty_columns(
         {
             "rows of": f"{part.name:.60}",
             "rows": f"{part.num_rows:,}",
-            **{name: percent_text(q.estimate if q else None) for name, q in part.quality.items()},
+            **{
+                name: percent_text(found.estimate if found else None)
+                for name, found in part.quality.items()
+                if name in (TEACHER, CHAMPION, STUDENT)  # more have no room
+            },
             **{
                 f"student minus {found.against}": points_text(found.difference)
                 for found in part.differences
@@ -169,7 +187,7 @@ def slice_rows(comparison: Comparison) -> list[Row]:
             },
             "worse than": ", ".join(part.regressions) or MISSING,
         }
-        for part in (slices[number] for number in worst[:_MOST_SLICES])
+        for part in slices
     )
 
 
@@ -245,7 +263,9 @@ def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
         "Size": size_rows(comparison),
         "Every metric": quality_rows(comparison),
         "Fidelity: the teacher's answers as references": fidelity_rows(comparison),
-        "Slices" + (worst if len(comparison.slices) > _MOST_SLICES else ""): slice_rows(comparison),
+        "Slices" + (worst if len(comparison.slices) > _MOST_SLICES else ""): slice_rows(
+            worst_slices(comparison)[:_MOST_SLICES]
+        ),
         "Recall by label" + (some if len(comparison.labels) > _MOST_LABELS else ""): label_rows(
             comparison
         ),

@@ -10,9 +10,10 @@ from distillery.evaluation.comparison import (
     gap_recovered,
     read_comparison,
 )
-from distillery.evaluation.findings import findings, verdict
+from distillery.evaluation.findings import findings
 from distillery.evaluation.markdown import markdown
 from distillery.evaluation.tables import fidelity_rows, quality_rows, size_rows
+from distillery.evaluation.verdict import verdict
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from distillery.task_types import task_type
@@ -60,7 +61,7 @@ def compared(answers: dict[str, pd.DataFrame], task: TaskSpec = TASK) -> Compari
         evaluation=EVALUATION,
         declared=None,
         fingerprints={},
-        funnel={},
+        funnel=(),
     )
 
 
@@ -305,18 +306,40 @@ def compare(store: StoreSpec, **changed: Any) -> StageResult:
     )
 
 
-def test_stage_writes_three_files_and_is_reused(store: StoreSpec) -> None:
+def test_stage_writes_report_figures_and_cards_and_is_reused(store: StoreSpec) -> None:
     first, second = compare(store), compare(store)
     assert (first.reused, second.reused) == (False, True)
     with Store(store.root).local_copy(first.report("report")) as folder:
         names = sorted(file.name for file in folder.iterdir())
         page = (folder / "report.html").read_text()
-    assert names == ["comparison.json", "comparison.md", "report.html"]
-    assert "&lt;script&gt;alert(18)" in page and "<script>alert" not in page
+    assert names == [
+        "comparison.json",
+        "comparison.md",
+        "data-card.md",
+        "model-card.md",
+        "report.html",
+    ]
+    assert "\\u003cscript\\u003ealert(18)" in page and "<script>alert" not in page
     found = read_comparison(first.report("report"), Store(store.root))
     assert found.num_rows == 20
     assert found.fingerprints["compare_models"] == first.manifest.fingerprint
-    assert first.manifest.counts == {"rows": 20, "disagreements": 1}
+    assert first.manifest.counts == {"rows": 20, "differing": 1}
+
+
+def test_another_training_set_makes_another_report(store: StoreSpec) -> None:
+    first = compare(store)
+    other = STUDENT_REF.model_copy(update={"fingerprint": "6" * 64})
+    again = compare_models(
+        seal_scores(store),
+        None,
+        lineage_of(other, prompts=seal_prompts(store, prompt_frame(20))),
+        task=TASK,
+        evaluation=EVALUATION,
+        declared=None,
+        store=store,
+        execution=ExecutionSpec(),
+    )
+    assert not again.reused and again.manifest.fingerprint != first.manifest.fingerprint
 
 
 def test_models_that_agree_on_every_row_are_compared(store: StoreSpec) -> None:
@@ -332,7 +355,7 @@ def test_models_that_agree_on_every_row_are_compared(store: StoreSpec) -> None:
         store=store,
         execution=ExecutionSpec(),
     )
-    assert result.manifest.counts == {"rows": 20, "disagreements": 0}
+    assert result.manifest.counts == {"rows": 20, "differing": 0}
 
 
 def test_declared_size_and_intervals_change_the_comparison_but_batches_do_not(

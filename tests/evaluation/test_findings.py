@@ -1,4 +1,5 @@
-from distillery.evaluation.findings import findings
+from distillery.evaluation.findings import findings, interval_text
+from distillery.evaluation.verdict import verdict
 from tests.fixtures_comparison import SCORES, comparison
 
 
@@ -40,3 +41,26 @@ def test_a_prompt_that_does_as_well_as_the_training_is_told() -> None:
         for f in findings(comparison(nothing))
     )
     assert not any("untrained" in finding.text for finding in findings(comparison()))
+
+
+def test_verdict_says_what_is_kept_and_saved_and_which_target_is_missed() -> None:
+    found = comparison()
+    kept = found.between("student", "teacher")
+    assert kept and kept.ratio
+    assert verdict(found) == (
+        f"The student keeps {interval_text(kept.ratio)} of the teacher's accuracy, answers in "
+        "90.0 % less time and needs 93.8 % less memory: it misses the target for memory (95 % "
+        "less), though the interval of the accuracy kept reaches below 92 %; there is no figure "
+        "for cost."
+    )
+
+
+def test_verdict_is_plain_where_every_target_is_met() -> None:
+    found = comparison({**SCORES, "student": SCORES["teacher"]})
+    [kept] = [d for d in found.differences if (d.name, d.against) == ("student", "teacher")]
+    better = kept.model_copy(update={"memory_reduction": 0.96, "cost_reduction": 0.7})
+    found = found.model_copy(update={"differences": (better,)})
+    assert verdict(found).endswith(
+        "answers in 90.0 % less time, needs 96.0 % less memory and costs 70.0 % less: every "
+        "target is met."
+    )

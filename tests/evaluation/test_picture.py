@@ -1,7 +1,12 @@
 import re
 
-from distillery.evaluation.picture import quality_against_latency
-from tests.fixtures_comparison import SCORES, comparison
+from distillery.evaluation.picture import (
+    quality_against_cost,
+    quality_against_latency,
+    training_curve,
+)
+from tests.fixtures_comparison import SCORES, comparison, measurement, measurements
+from tests.fixtures_report import ORIGINS, rich_comparison
 
 
 def test_picture_names_every_model_once() -> None:
@@ -22,3 +27,27 @@ def test_every_contestant_has_a_colour_of_its_own_which_the_page_sets() -> None:
         re.findall(r"var\(--model-\d\)", picture)
     )
     assert "#0a0b" not in picture
+
+
+def test_cost_is_drawn_where_it_is_known_in_one_currency() -> None:
+    found = rich_comparison()
+    picture = quality_against_cost(found)
+    assert picture is not None and "cost per 1,000 requests, EUR" in picture
+    assert quality_against_cost(comparison()) is None
+    first, *others = found.contestants
+    dollars = first.cost and first.cost.model_copy(update={"currency": "USD"})
+    mixed = (first.model_copy(update={"cost": dollars}), *others)
+    assert quality_against_cost(found.model_copy(update={"contestants": mixed})) is None
+
+
+def test_without_latency_there_is_no_picture() -> None:
+    blind = measurement(1, 1, None)
+    found = comparison(measured=measurements(teacher=blind, baseline=blind, student=blind))
+    assert quality_against_latency(found) is None
+
+
+def test_training_curve_has_both_losses() -> None:
+    picture = training_curve(ORIGINS.curves["train_student"])
+    assert picture is not None
+    assert ">training</text>" in picture and ">validation</text>" in picture
+    assert training_curve([{"step": 1.0}]) is None

@@ -1,0 +1,136 @@
+"""What a comparison rests on, read from the manifests of the stages before it."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distillery.storage.store import Store
+from schemas.base import Ref
+from schemas.comparison import FunnelStep
+from schemas.manifest import Manifest
+from schemas.refs import DatasetRef, Evaluated, Lineage
+
+_LEARNT = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Manifests of the stages behind a comparison, in the order of the journey.
+
+    A stage whose result was removed from the store is missing; nothing is made up for it.
+    """
+
+    manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    """By stage; with its subject where one ran for several, such as `answer_test_prompts teacher`
+    or `export_student gguf q8_0`."""
+
+    quarantined: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Prompts put aside, by split and reason, the most frequent first."""
+
+    @property
+    def curves(self) -> dict[str, list[dict[str, float]]]:
+        """Return the training curves by stage, as the loop logged them."""
+        found: dict[str, Any] = {n: made.facts.get("curve") for n, made in self.manifests.items()}
+        return {name: curve for name, curve in found.items() if curve}
+
+    @property
+    def files(self) -> list[tuple[str, int, str]]:
+        """Return the files that were read: split, rows, fingerprint."""
+        loaded = self.manifests.get("load_prompts")
+        if loaded is None:
+            return []
+        return [(name, loaded.counts.get(name, 0), str(f)) for name, f in loaded.inputs.items()]
+
+    def counts(self, stage: str) -> dict[str, int]:
+        """Return what a stage counted, or nothing."""
+        made = self.manifests.get(stage)
+        return made.counts if made else {}
+
+
+def read_origins(lineage: Lineage, evaluated: Evaluated, store: Store) -> Origins:
+    """Return what the store still knows of all refs of ``lineage``."""
+    stages: dict[str, Ref] = {
+        "validate_prompts": lineage.prompts.prompts,
+        "generate_responses": lineage.responses,
+        "filter_responses": lineage.filtered.kept,
+        "train_student": lineage.student,
+        **({"score_soft_targets": lineage.soft_targets} if lineage.soft_targets else {}),
+        **({"train_baseline": lineage.baseline} if lineage.baseline else {}),
+        **{f"export_student {name}": ref for name, ref in lineage.exported.items()},
+        **{f"answer_test_prompts {name}": ref for name, ref in evaluated.answers.items()},
+        "measure_performance": evaluated.measurements,
+    }
+    found = {name: store.find(name.split()[0], ref.fingerprint) for name, ref in stages.items()}
+    known = {name: made for name, made in found.items() if made is not None}
+    if validated := known.get("validate_prompts"):
+        loaded = store.find("load_prompts", str(validated.inputs.get("loaded")))
+        known = ({"load_prompts": loaded} if loaded else {}) | known
+    return Origins(known, _quarantined(lineage.prompts.quarantined, store))
+
+
+def _quarantined(ref: DatasetRef, store: Store) -> dict[str, dict[str, int]]:
+    if not ref.num_rows or not store.holds(ref):
+        return {}
+    table = store.dataset(ref).to_table(columns=["split", "reason"])
+    by_split: dict[str, Counter[str]] = {}
+    for row in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        by_split.setdefault(row["split"], Counter())[row["reason"]] += row["count_all"]
+    return {split: dict(reasons.most_common()) for split, reasons in by_split.items()}
+
+
+def funnel(lineage: Lineage, origins: Origins) -> tuple[FunnelStep, ...]:
+    """Return the rows to learn from, from the files to the training; steps not known are left out.
+
+    Rows for tests and gold rows are not counted: they take another way.
+    """
+    filtered = lineage.filtered
+    loaded = _sum(origins.counts("load_prompts"), *_LEARNT)
+    valid = _sum(origins.counts("validate_prompts"), *_LEARNT)
+    put_aside: Counter[str] = Counter()
+    for split in _LEARNT:
+        put_aside.update(origins.quarantined.get(split, {}))
+    training = origins.counts("train_student")
+    left_out = {
+        name.removeprefix("left_out_"): count
+        for name, count in training.items()
+        if name.startswith("left_out") and count
+    }
+    steps: tuple[tuple[str, int | None, dict[str, int]], ...] = (
+        ("prompts loaded", loaded, dict(put_aside.most_common())),
+        ("valid prompts", valid, {}),
+        ("responses", filtered.num_responses, filtered.drop_reasons),
+        ("kept", filtered.kept.num_rows, left_out),
+        ("learnt from", training.get("train_rows"), {}),
+        ("for validation", training.get("validation_rows"), {}),
+    )
+    return tuple(
+        FunnelStep(name=name, num_rows=rows, dropped=dropped)
+        for name, rows, dropped in steps
+        if rows is not None
+    )
+
+
+def _sum(counts: Mapping[str, int], *names: str) -> int | None:
+    """Return the sum of the named counts; None where there are no counts."""
+    return sum(counts.get(name, 0) for name in names) if counts else None
+
+
+def licence_of(model: str) -> str | None:
+    """Return the licence that a model's folder states: in its card, or in its configuration.
+
+    None: it states none, or ``model`` is not a folder of this machine.
+    """
+    folder = Path(model).expanduser()
+    if (card := folder / "README.md").is_file():
+        from huggingface_hub.repocard import metadata_load
+
+        stated = (metadata_load(card) or {}).get("license")
+        if stated:
+            return str(stated)
+    if (config := folder / "config.json").is_file():
+        stated = json.loads(config.read_text("utf-8")).get("license")
+        return str(stated) if stated else None
+    return None

@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from distillery.evaluation.lineage import Origins, funnel, licence_of, read_origins
+from distillery.storage.stage import Attempt, Stage, run_stage
+from distillery.storage.store import Store
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.frames import QuarantineFrame, arrow_schema
+from schemas.refs import FilteredSet, PromptSet
+from tests.fixtures_comparison import STUDENT_REF, seal_scores
+from tests.fixtures_lineage import dataset_ref, lineage_of
+from tests.fixtures_report import ORIGINS, manifest
+
+
+def test_what_the_store_still_has_is_read_and_nothing_else(store: StoreSpec) -> None:
+    evaluated = seal_scores(store)
+    origins = read_origins(lineage_of(STUDENT_REF), evaluated, Store(store.root))
+    assert list(origins.manifests) == [
+        "answer_test_prompts teacher",
+        "answer_test_prompts baseline",
+        "answer_test_prompts student",
+        "measure_performance",
+    ]
+    assert (origins.curves, origins.files, origins.counts("train_student")) == ({}, [], {})
+
+
+def test_the_files_are_found_and_quarantined_rows_are_counted_by_split(store: StoreSpec) -> None:
+    def load(attempt: Attempt) -> None:
+        attempt.counts |= {"train": 7}
+
+    loading = Stage(StageName.LOAD_PROMPTS, 1, inputs={"train": "f" * 64}, spec={})
+    loaded = run_stage(loading, store, ExecutionSpec(), load)
+
+    def validate(attempt: Attempt) -> None:
+        schema = arrow_schema(QuarantineFrame)
+        for name in ("prompts", "gold"):
+            with attempt.row_writer(name, schema):
+                pass
+        rows = {"prompt_id": None, "messages": None, "references": None, "detail": ""}
+        reasons = ["duplicate", "found_in_test", "found_in_test"]
+        frame = pd.DataFrame([rows | {"split": "train", "reason": r} for r in reasons])
+        frame["source_row"] = range(1, 4)
+        with attempt.row_writer("quarantined", schema) as writer:
+            writer.write(frame[schema.names])
+
+    stage = Stage(
+        StageName.VALIDATE_PROMPTS, 1, inputs={"loaded": loaded.manifest.fingerprint}, spec={}
+    )
+    made = run_stage(stage, store, ExecutionSpec(), validate)
+    names = ("prompts", "gold", "quarantined")
+    prompts = PromptSet(**{name: made.dataset(name) for name in names})
+    lineage = lineage_of(STUDENT_REF).model_copy(update={"prompts": prompts})
+    origins = read_origins(lineage, seal_scores(store), Store(store.root))
+    assert list(origins.manifests)[:2] == ["load_prompts", "validate_prompts"]
+    assert origins.files == [("train", 7, "f" * 64)]
+    assert origins.quarantined == {"train": {"found_in_test": 2, "duplicate": 1}}
+
+
+def test_funnel_leads_from_the_files_to_the_training_with_every_reason() -> None:
+    kept = dataset_ref("filter_responses", 3800)
+    lineage = lineage_of(STUDENT_REF).model_copy(
+        update={
+            "filtered": FilteredSet(
+                kept=kept, rejected=kept, num_responses=3900, drop_reasons={"refusal": 100}
+            )
+        }
+    )
+    counts = {"train": 3900, "validation": 50, "gold": 7, "test": 9}
+    trained = ORIGINS.manifests["train_student"]
+    origins = Origins(
+        {
+            **ORIGINS.manifests,
+            "validate_prompts": manifest("validate_prompts", counts=counts),
+            "train_student": trained.model_copy(
+                update={"counts": trained.counts | {"left_out_too_long": 3}}
+            ),
+        },
+        ORIGINS.quarantined,
+    )
+    assert [(s.name, s.num_rows, s.dropped) for s in funnel(lineage, origins)] == [
+        ("prompts loaded", 4000, {"duplicate": 50}),
+        ("valid prompts", 3950, {}),
+        ("responses", 3900, {"refusal": 100}),
+        ("kept", 3800, {"too_long": 3}),
+        ("learnt from", 3700, {}),
+        ("for validation", 100, {}),
+    ]
+    assert [step.name for step in funnel(lineage, Origins())] == ["responses", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("files", "stated"),
+    [
+        ({"README.md": "---\nlicense: gemma\n---\nText"}, "gemma"),
+        ({"README.md": "No metadata", "config.json": json.dumps({"license": "mit"})}, "mit"),
+        ({"config.json": "{}"}, None),
+    ],
+)
+def test_licence_is_what_the_folder_states(
+    tmp_path: Path, files: dict[str, Any], stated: str | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert licence_of(str(tmp_path)) == stated
+
+
+def test_licence_of_a_model_elsewhere_is_not_known() -> None:
+    assert licence_of("someone/model") is None
