@@ -31,7 +31,7 @@ def interval_text(interval: Interval | None) -> str:
     return percent_text(interval.estimate) + _ends(interval)
 
 
-def points_text(interval: Interval | None) -> str:
+def points_text(interval: Interval | None, *, unit: str = " points") -> str:
     """Return a difference and its interval in percentage points, signed.
 
     >>> points_text(Interval(estimate=0.054, low=-0.01, high=0.1, num_rows=500))
@@ -39,7 +39,7 @@ def points_text(interval: Interval | None) -> str:
     """
     if interval is None:
         return MISSING
-    return f"{interval.estimate * 100:+.1f} points" + _ends(interval)
+    return f"{interval.estimate * 100:+.1f}{unit}" + _ends(interval)
 
 
 def _ends(interval: Interval) -> str:

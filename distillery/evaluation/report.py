@@ -22,6 +22,8 @@ from schemas.contestants import TEACHER
 from schemas.units import money_text, rate_text, seconds_text
 
 _MOST_SLICES = 200
+_MOST_BYTES = 4_000_000
+"""Of differing rows, so that the page stays below 5 MB."""
 _NOT_IN_SCRIPTS = "<>&\u2028\u2029"
 
 
@@ -70,11 +72,12 @@ def render_report(
     Args:
         comparison: All figures.
         origins: What led to them.
-        rows: Test rows on which teacher or champion and student differ.
+        rows: Test rows on which teacher or champion and student differ, the most important first.
         num_differing: How many there are in all.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    packed = _packed(rows)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -89,6 +92,12 @@ def render_report(
         findings=findings(comparison),
         number_of={row.name: n % NUM_COLOURS for n, row in enumerate(comparison.contestants)},
         tables=_comparison_tables(comparison),
+        differences=Table.drawing(
+            "difference",
+            tables.difference_rows(comparison),
+            [pair.difference for pair in comparison.differences],
+            mark=0.0,
+        ),
         by_latency=quality_against_latency(comparison),
         by_cost=quality_against_cost(comparison),
         figures=_named(
@@ -115,8 +124,8 @@ def render_report(
         ),
         judge=_judge_table(comparison),
         costs=_costs(comparison),
-        rows_json=script_json([_packed(row) for row in rows]),
-        num_shown=len(rows),
+        rows_json=f"[{','.join(packed)}]",
+        num_shown=len(packed),
         num_differing=num_differing,
         notes=notes(comparison),
         lineage=_lineage(comparison, origins),
@@ -143,12 +152,6 @@ def _comparison_tables(comparison: Comparison) -> dict[str, Table]:
         "Relative to the teacher": Table.drawing(
             f"{comparison.metric} kept", relative, [p.ratio if p else None for p in pairs], mark=1.0
         ),
-        "Differences": Table.drawing(
-            "difference",
-            tables.difference_rows(comparison),
-            [pair.difference for pair in comparison.differences],
-            mark=0.0,
-        ),
     }
     return {title: table for title, table in found.items() if table.rows}
 
@@ -158,7 +161,7 @@ def _slice_table(comparison: Comparison) -> Table:
     worse = frozenset(number for number, part in enumerate(shown) if part.regressions)
     leads = [*map(tables.slice_lead, shown)]
     rows = tables.slice_rows(shown)
-    return Table.drawing(f"student minus {TEACHER}", rows, leads, mark=0.0, marked=worse)
+    return Table.drawing(f"minus {TEACHER}, points", rows, leads, mark=0.0, marked=worse)
 
 
 def _judge_table(comparison: Comparison) -> Table:
@@ -205,10 +208,20 @@ def script_json(value: Any) -> str:
     return text
 
 
-def _packed(row: DifferingRow) -> list[Any]:
-    """Return a row as `report.js` reads it."""
-    answers = [[name, text, row.scores[name]] for name, text in row.responses.items()]
-    return [row.prompt_id, row.prompt, row.references, answers, row.lead, row.slices]
+def _packed(rows: Sequence[DifferingRow]) -> list[str]:
+    """Return rows as `report.js` reads them, the student's worst first; as many as have room."""
+    packed: list[tuple[float, str]] = []
+    num_bytes = 0
+    for row in rows:
+        answers = [[name, text, row.scores[name]] for name, text in row.responses.items()]
+        text = script_json(
+            [row.prompt_id, row.prompt, row.references, answers, row.lead, row.slices]
+        )
+        num_bytes += len(text.encode())
+        if num_bytes > _MOST_BYTES:
+            break
+        packed.append((row.lead, text))
+    return [text for _, text in sorted(packed, key=lambda pair: pair[0])]
 
 
 def _lineage(comparison: Comparison, origins: Origins) -> dict[str, list[tables.Row]]:

@@ -181,7 +181,7 @@ def slice_rows(slices: Sequence[SliceFigures]) -> list[Row]:
                 if name in (TEACHER, CHAMPION, STUDENT)  # more have no room
             },
             **{
-                f"student minus {found.against}": points_text(found.difference)
+                f"minus {found.against}, points": points_text(found.difference, unit="")
                 for found in part.differences
                 if found.name == STUDENT
             },

@@ -14,8 +14,6 @@ from schemas.contestants import CHAMPION, STUDENT, TEACHER
 from schemas.refs import DatasetRef
 
 _MOST_ROWS = 5000
-_MOST_CHARS = 3_000_000
-"""Text of all rows together, so that the page stays below 5 MB."""
 _MOST_CHARS_OF_TEXT = 4000
 
 
@@ -28,7 +26,7 @@ def differing_rows(
 ) -> tuple[list[DifferingRow], int]:
     """Return rows on which teacher or champion and student differ, and how many there are.
 
-    Worst for the student first; of too many those that differ most, then in the order of ids.
+    Those that differ most come first, rows that differ alike in the order of their ids.
 
     Args:
         answers: By contestant, what `read_answers` returns.
@@ -49,10 +47,8 @@ def differing_rows(
     shown = scores.loc[chosen].astype(object)
     given = shown.where(shown.notna(), None).to_dict("index")
     texts = _last_turns(prompts, list(chosen), store)
-    rows: list[DifferingRow] = []
-    num_chars = 0
-    for prompt_id in chosen:
-        row = DifferingRow(
+    rows = [
+        DifferingRow(
             prompt_id=prompt_id,
             prompt=_cut(texts[prompt_id]),
             references=tuple(
@@ -67,11 +63,9 @@ def differing_rows(
                 if pd.notna(values.get(prompt_id))
             ),
         )
-        num_chars += _num_chars(row)
-        if num_chars > _MOST_CHARS:
-            break
-        rows.append(row)
-    return sorted(rows, key=lambda row: row.lead), len(differing)
+        for prompt_id in chosen
+    ]
+    return rows, len(differing)
 
 
 def _last_turns(prompts: DatasetRef, prompt_ids: list[str], store: Store) -> dict[str, str]:
@@ -94,9 +88,3 @@ def _cut(text: str) -> str:
     if len(text) <= _MOST_CHARS_OF_TEXT:
         return text
     return f"{text[:_MOST_CHARS_OF_TEXT]} … ({len(text):,} characters)"
-
-
-def _num_chars(row: DifferingRow) -> int:
-    """Return the room that a row takes in the page."""
-    texts = (row.prompt_id, row.prompt, *row.references, *row.responses.values(), *row.slices)
-    return 60 + sum(len(text.encode("utf-8")) for text in texts if text)

@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from distillery.evaluation import report
 from distillery.evaluation.lineage import Origins
 from distillery.evaluation.report import render_report
 from schemas.comparison import Comparison
@@ -117,6 +118,18 @@ def test_no_heading_is_without_content() -> None:
     ]
     assert "they score alike on every row" in page
     assert "<svg" not in page and 'class="funnel"' not in page
+
+
+def test_losses_stand_first_and_rows_without_room_are_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [differing_row(number) for number in range(4)]
+    whole = parsed(render_report(comparison(), ORIGINS, rows, num_differing=4)).scripts[0]
+    monkeypatch.setattr(report, "_MOST_BYTES", len(whole) - 10)
+    page = render_report(comparison(), ORIGINS, rows, num_differing=4)
+    assert "here are 3 of them" in page
+    shown = json.loads(parsed(page).scripts[0])
+    assert [prompt_id for prompt_id, *_ in shown] == ["test-000", "test-002", "test-001"]
 
 
 def test_slices_stand_worst_first_and_regressions_are_marked() -> None:

@@ -26,17 +26,17 @@ def differing(
     return differing_rows(answers, "accuracy", prompts, Store(store.root))
 
 
-def test_rows_on_which_teacher_or_champion_differ_stand_worst_first(store: StoreSpec) -> None:
+def test_rows_on_which_teacher_or_champion_differ_are_found(store: StoreSpec) -> None:
     rows, num_differing = differing(store)
     assert [(row.prompt_id, row.lead) for row in rows] == [
+        ("test-001", 1.0),
         ("test-002", -1.0),
         ("test-003", -1.0),
-        ("test-001", 1.0),
     ]
     assert num_differing == 3
-    assert rows[1].scores == {"teacher": None, "champion": 1.0, "student": 0.0}
-    assert rows[2].responses == {"teacher": "<b>no</b>", "champion": "yes", "student": "yes"}
-    assert rows[0].references == ("yes",) and "alert(2)" in rows[0].prompt
+    assert rows[2].scores == {"teacher": None, "champion": 1.0, "student": 0.0}
+    assert rows[0].responses == {"teacher": "<b>no</b>", "champion": "yes", "student": "yes"}
+    assert rows[1].references == ("yes",) and "alert(2)" in rows[1].prompt
 
 
 def test_a_loss_to_one_counts_more_than_a_win_over_the_other(store: StoreSpec) -> None:
@@ -54,15 +54,10 @@ def test_of_too_many_those_are_kept_that_differ_most(
     assert ([row.prompt_id for row in rows], num_differing) == (["test-001", "test-002"], 3)
 
 
-def test_long_texts_are_cut_and_all_together_have_a_limit(
-    store: StoreSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frame = prompt_frame(3)
+def test_long_texts_are_cut(store: StoreSpec) -> None:
+    frame = prompt_frame(1)
     frame["messages"] = json.dumps([{"role": "user", "content": "x" * 5000}])
     prompts = seal_prompts(store, frame)
-    scores = {"teacher": [1.0] * 3, "student": [0.0] * 3}
-    answers = {name: answer_frame(values, ["yes"] * 3) for name, values in scores.items()}
-    monkeypatch.setattr(wins_and_losses, "_MOST_CHARS", 9000)
-    rows, num_differing = differing_rows(answers, "accuracy", prompts, Store(store.root))
-    assert (len(rows), num_differing) == (2, 3)
-    assert rows[0].prompt.endswith("x … (5,000 characters)") and len(rows[0].prompt) < 4100
+    answers = {"teacher": answer_frame([1.0], ["yes"]), "student": answer_frame([0.0], ["yes"])}
+    [row], _ = differing_rows(answers, "accuracy", prompts, Store(store.root))
+    assert row.prompt.endswith("x … (5,000 characters)") and len(row.prompt) < 4100
