@@ -63,6 +63,19 @@ class ModelFiles:
             config = AutoConfig.from_pretrained(place, **self._shared)
         return config.get_text_config(decoder=True)
 
+    def architecture(self) -> str:
+        """Return the name of the class that transformers opens for it.
+
+        Raises:
+            RecipeError: Its configuration cannot be read.
+        """
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        with self._errors_named("model") as place:
+            config = AutoConfig.from_pretrained(place, **self._shared)
+        return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type))
+
     def chat_format(self) -> ChatFormat:
         """Return the chat format; its tokenizer has a pad token.
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 from distillery.evaluation.harness import check_harness
+from distillery.preflight.export import unwritable_formats
 from distillery.preflight.gate import unanswerable_conditions
 from distillery.preflight.judge import check_judges_endpoint, judge_problems, self_preference
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
@@ -100,6 +101,8 @@ def check_recipe(
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
     if evaluation is not None:
         problems.collect(check_harness, evaluation)
+    if export is not None and student is not None and student_is_there:
+        problems.lines += unwritable_formats(export, student, execution)
     if gate is not None and evaluation is not None:
         problems.lines += unanswerable_conditions(gate, kind, teacher, evaluation)
     problems.lines += _unasked_canaries(teacher, evaluation)

@@ -1,0 +1,81 @@
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillery.preflight.export import unwritable_formats
+from schemas.execution import ExecutionSpec
+from schemas.export import ExportSpec, GgufFormat, OnnxFormat
+from schemas.student import FromScratchStudent, PretrainedStudent
+from tests.fixtures_models import make_tiny_model
+
+HERE, ELSEWHERE = ExecutionSpec(), ExecutionSpec(mode="deployment")
+BOTH = ExportSpec(formats=(OnnxFormat(), GgufFormat()))
+NEW = FromScratchStudent(num_layers=1, hidden_size=8, intermediate_size=8, num_heads=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny, tmp_path / "model")
+
+
+def _problems(student: Path, export: ExportSpec = BOTH) -> list[str]:
+    return unwritable_formats(export, PretrainedStudent(model=str(student)), HERE)
+
+
+def test_a_llama_can_be_written_in_all_formats_that_a_cpu_runs(tiny: Path) -> None:
+    assert _problems(tiny) == []
+    assert unwritable_formats(BOTH, NEW, HERE) == []
+
+
+def test_a_missing_extra_is_named_with_the_command_that_brings_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name in ("onnxruntime_genai", "xllamacpp") else found(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    onnx, gguf = _problems(tiny)
+    assert "onnxruntime-genai" in onnx and "pip install 'distillery[onnx]'" in onnx
+    assert "xllamacpp" in gguf and "pip install 'distillery[gguf]'" in gguf
+    student = PretrainedStudent(model=str(tiny))
+    assert unwritable_formats(BOTH, student, ELSEWHERE) == []  # the worker may have them
+
+
+def test_half_precision_onnx_is_refused_where_there_is_no_gpu(tiny: Path) -> None:
+    (problem,) = _problems(tiny, ExportSpec(formats=(OnnxFormat(precision="fp16"),)))
+    assert "'onnx fp16'" in problem and "has no CUDA" in problem and "int4" in problem
+
+
+def test_an_architecture_that_no_builder_knows_is_refused_by_name(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "ctrl"}))
+    problems = _problems(folder)
+    assert [("'CTRLLMHeadModel'" in line, "does not know" in line) for line in problems] == [
+        (True, True),
+        (True, True),
+    ]
+
+
+def test_a_tokenizer_that_llama_cpp_has_not_is_refused_and_onnx_reads_it(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    by_words = {"type": "Whitespace"}
+    file.write_text(json.dumps(spec | {"pre_tokenizer": by_words}))
+    (problem,) = _problems(folder)
+    assert "asks for gguf" in problem and "after Whitespace" in problem
+
+
+def test_a_format_that_is_named_twice_is_refused() -> None:
+    (problem,) = unwritable_formats(ExportSpec(formats=(OnnxFormat(), OnnxFormat())), NEW, HERE)
+    assert "'onnx int4' 2 times" in problem
