@@ -61,10 +61,10 @@ class StoreSpec(Spec):
     registry: RegistrySpec = Field(DatabaseRegistry(), title="Registry")
     """Where promoted students are recorded."""
 
-    browse_url: str | None = None
-    """Address under which a browser reaches the files of `root`, such as a bucket's web address or
-    that of a file server. Artifacts link to reports there. None: artifacts name the file, and
-    `distillery` on this machine opens it."""
+    browse_url: str | None = Field(None, pattern=r"^https?://[^/\s]+")
+    """Address under which browsers reach the files of `root`, such as a bucket's web address or
+    that of a file server. Artifacts link to reports there. None: artifacts name the file's place
+    (docs/reports.md)."""
 
 
 class ExecutionSpec(Spec):

@@ -3,8 +3,8 @@
 import logging
 from typing import cast
 
+from distillery.storage.links import file_link
 from distillery.storage.stage import StageResult
-from distillery.storage.store import Store
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, FilteredSet
@@ -61,11 +61,11 @@ def release_dataset(
     from distillery.data import release
 
     result = release.release_dataset(filtered, task, filters, store, execution)
-    docs = Store(store.root).address(result.report("data_docs"), "index.html")
+    docs = file_link("Data Docs", result.report("data_docs"), "index.html", store)
     publish_markdown(
         f"release-{task.name}",
         f"Released {filtered.kept.num_rows:,} rows: all "
-        f"{result.manifest.facts['expectations']} expectations hold. [Data Docs]({docs})",
+        f"{result.manifest.facts['expectations']} expectations hold. {docs}",
         "Release gate of the training set",
     )
     return result.dataset("training_set"), result

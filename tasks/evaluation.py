@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from prefect import task as prefect_task
 
+from distillery.storage.links import file_link
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Comparison
@@ -132,7 +133,7 @@ def compare_models(
     publish_table(
         f"comparison-{task.name}",
         main_rows(comparison),
-        markdown(comparison) + f"\n\n[Report]({Store(store.root).address(report, 'report.html')})",
+        file_link("Report", report, "report.html", store) + "\n\n" + markdown(comparison),
         "All contestants on the same held-out rows",
     )
     return (comparison, report), result

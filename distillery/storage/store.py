@@ -78,12 +78,6 @@ class Store:
         """Return the file-system path of a ref's ``uri``, which is relative to the root."""
         return f"{self._base}/{uri}"
 
-    def address(self, ref: Ref, file: str) -> str:
-        """Return the URL of a file of ``ref``, for links: `file://` in a local store."""
-        if self.is_local:
-            return Path(self.path(ref.uri), file).absolute().as_uri()
-        return f"{self.root}/{ref.uri}/{file}"
-
     def location(self, uri: str) -> str:
         """Return where ``uri`` is for other programs: an absolute path, or a URL."""
         if self.is_local:
