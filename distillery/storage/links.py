@@ -19,6 +19,6 @@ def file_link(title: str, ref: Ref, file: str, store: StoreSpec) -> str:
     opened = Store(store.root)
     where = " on the machine that ran this" if opened.is_local else ""
     return (
-        f"{title}: `{opened.location(uri)}`{where}. Set `store.browse_url` to the address under which browsers reach the "
-        "store, and this becomes a link (docs/reports.md)."
+        f"{title}: `{opened.location(uri)}`{where}. Set `store.browse_url` to the address under "
+        "which browsers reach the store, and this becomes a link (docs/reports.md)."
     )
