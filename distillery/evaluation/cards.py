@@ -81,7 +81,7 @@ def model_card(comparison: Comparison, origins: Origins, task: TaskSpec) -> str:
         "",
         markdown_table(main_rows(comparison)),
         "",
-        *(["", markdown_table(rows), ""] if (rows := quality_rows(comparison)) else []),
+        *([markdown_table(rows), ""] if (rows := quality_rows(comparison)) else []),
         *[f"- {finding.text}" for finding in findings(comparison)],
         "",
         *[f"{note}  " for note in notes(comparison)],

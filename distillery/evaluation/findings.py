@@ -36,10 +36,13 @@ def points_text(interval: Interval | None, *, unit: str = " points") -> str:
 
     >>> points_text(Interval(estimate=0.054, low=-0.01, high=0.1, num_rows=500))
     '+5.4 points [-1.0, 10.0]'
+    >>> points_text(Interval(estimate=-1e-9, low=None, high=None, num_rows=1))
+    '+0.0 points'
     """
     if interval is None:
         return MISSING
-    return f"{interval.estimate * 100:+.1f}{unit}" + _ends(interval)
+    points = round(interval.estimate * 100, 1) + 0.0  # not -0.0
+    return f"{points:+.1f}{unit}" + _ends(interval)
 
 
 def _ends(interval: Interval) -> str:
