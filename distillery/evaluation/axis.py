@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 from schemas.comparison import Interval
 
-_ROOM = 0.06
-"""Free space at both ends, of the axis."""
-
 
 @dataclass(frozen=True)
 class Bar:
@@ -30,12 +27,12 @@ class Axis:
 
     @classmethod
     def of(cls, intervals: Iterable[Interval | None], *, mark: float | None = None) -> "Axis":
-        """Return an axis on which all ``intervals`` and the mark have room."""
+        """Return an axis from the lowest to the highest of ``intervals`` and the mark."""
         known = [found for found in intervals if found]
         ends = [value for found in known for value in (found.low, found.estimate, found.high)]
         values = [value for value in (*ends, mark) if value is not None] or [0.0, 1.0]
         low, high = min(values), max(values)
-        room = (high - low or abs(high) or 1.0) * _ROOM
+        room = 0.0 if high > low else 0.01
         return cls(low - room, high + room, mark)
 
     def bar(self, interval: Interval | None) -> Bar | None:

@@ -57,10 +57,11 @@ def model_card(comparison: Comparison, origins: Origins, task: TaskSpec) -> str:
     )
     training = origins.manifests.get("train_student")
     facts = {
-        "Made from": f"`{base}`" if base else "nothing: it was trained from scratch",
-        "Licence of that model": licence or _UNKNOWN,
-        "Teacher": f"`{teacher.model}`; what its terms say about models trained on its responses "
-        "is not known here",
+        "Made from": f"`{base}`, licence: {licence or _UNKNOWN}"
+        if base
+        else "random weights: it was trained from scratch",
+        "Teacher": f"`{teacher.model}`, licence: {licence_of(teacher.model) or _UNKNOWN}; its "
+        "terms may bind models trained on its responses",
         "Parameters": count_text(student.num_parameters),
         "Objective": str(training.facts.get("objective", _UNKNOWN)) if training else _UNKNOWN,
         "Rows learnt from": _rows(comparison, "learnt from"),
@@ -107,7 +108,7 @@ def data_card(comparison: Comparison, origins: Origins, task: TaskSpec) -> str:
     generated = origins.manifests.get("generate_responses")
     asked = generated.spec.get("teacher") if generated else None
     facts = {
-        "Responses by": f"`{teacher.model}`",
+        "Responses by": f"`{teacher.model}`, licence: {licence_of(teacher.model) or _UNKNOWN}",
         "Asked with": ", ".join(f"{name} {value}" for name, value in asked.items())
         if isinstance(asked, dict)
         else _UNKNOWN,

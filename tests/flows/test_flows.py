@@ -81,6 +81,8 @@ def test_a_run_distils_and_the_next_one_asks_and_trains_nothing(
     assert Store(raw["store"]["root"]).holds(outcome.report)
     rows = {row["model"] for row in json.loads(artifact("comparison-colours").data)}
     assert rows == {"teacher", "baseline", "student"}
+    shown = str(artifact("comparison-colours-text").data)
+    assert shown.startswith(f"Report: `{raw['store']['root']}/{outcome.report.uri}/report.html`")
 
     asked = teacher.num_requests
     second = distil(raw)
