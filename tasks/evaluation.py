@@ -115,6 +115,7 @@ def compare_models(
 ) -> tuple[tuple[Comparison, ReportRef], StageResult]:
     """Return the comparison and its report; the table is an artifact with a Markdown twin."""
     from distillery.evaluation.comparison import compare_models, read_comparison
+    from distillery.evaluation.cost import Prices
     from distillery.evaluation.markdown import markdown
     from distillery.evaluation.tables import main_rows
 
@@ -125,6 +126,7 @@ def compare_models(
         task=task,
         evaluation=evaluation,
         declared=teacher.declared if isinstance(teacher, OpenAITeacher) else None,
+        prices=Prices.of(teacher, evaluation.machine_price),
         store=store,
         execution=execution,
     )

@@ -7,6 +7,7 @@ from functools import partial
 import pandas as pd
 
 from distillery.evaluation.comparison import build_comparison
+from distillery.evaluation.cost import Prices
 from distillery.evaluation.performance import evaluated
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, run_stage
@@ -20,6 +21,7 @@ from schemas.teacher import DeclaredModel
 
 TASK = TaskSpec.model_validate({"name": "tickets", "type": "classification"})
 EVALUATION = EvaluationSpec(bootstrap_samples=200)
+NO_PRICES = Prices()
 STUDENT_FINGERPRINT = "5" * 64
 CHAMPION_FINGERPRINT = "c" * 64
 STUDENT_REF = ModelRef(
@@ -99,6 +101,7 @@ def comparison(
     references: Sequence[str] = REFERENCES,
     measured: Measurements | None = None,
     declared: DeclaredModel | None = None,
+    prices: Prices = NO_PRICES,
     funnel: tuple[FunnelStep, ...] = (),
     task: TaskSpec = TASK,
 ) -> Comparison:
@@ -109,6 +112,7 @@ def comparison(
         task=task,
         evaluation=EVALUATION,
         declared=declared,
+        prices=prices,
         fingerprints={"compare_models": "e" * 64},
         funnel=funnel,
     )

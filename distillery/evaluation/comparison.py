@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from distillery.evaluation.cards import data_card, model_card
+from distillery.evaluation.cost import Prices, cost_of_requests, distillation_cost
 from distillery.evaluation.judgement import read_judgement
 from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
 from distillery.evaluation.lineage import funnel, read_origins
@@ -56,6 +57,7 @@ def compare_models(
     task: TaskSpec,
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
+    prices: Prices,
     store: StoreSpec,
     execution: ExecutionSpec,
 ) -> StageResult:
@@ -68,6 +70,7 @@ def compare_models(
         task: What is compared.
         evaluation: How.
         declared: Size of a hosted teacher, which cannot be measured.
+        prices: Of tokens and of the machine.
         store: Where everything is.
         execution: What to rerun.
     """
@@ -84,6 +87,7 @@ def compare_models(
         spec={
             "task": task.name,
             "declared": declared,
+            "prices": prices._asdict(),
             "intervals": evaluation.model_dump(include={"bootstrap_samples", "confidence", "seed"}),
         },
     )
@@ -98,6 +102,7 @@ def compare_models(
             task=task,
             evaluation=evaluation,
             declared=declared,
+            prices=prices,
             fingerprints={
                 "prompts": prompts.fingerprint,
                 **{f"answers of {name}": r.fingerprint for name, r in evaluated.answers.items()},
@@ -111,6 +116,8 @@ def compare_models(
             },
             judgement=_judgement(judged, evaluation, opened),
         )
+        cost = distillation_cost(comparison, lineage, prices, opened)
+        comparison = comparison.model_copy(update={"distillation_cost": cost})
         rows, num_differing = differing_rows(answers, comparison.metric, prompts, opened)
         files = {
             "comparison.json": comparison.model_dump_json(indent=1),
@@ -159,6 +166,7 @@ def build_comparison(
     task: TaskSpec,
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
+    prices: Prices,
     fingerprints: dict[str, str],
     funnel: tuple[FunnelStep, ...],
     harness: Mapping[str, HarnessFigures] = MappingProxyType({}),
@@ -180,6 +188,7 @@ def build_comparison(
             kind,
             evaluation,
             declared,
+            prices,
             teacher=None if name == TEACHER else answers[TEACHER],
         )
         for name, frame in answers.items()
@@ -233,6 +242,7 @@ def _figures(
     kind: TaskType,
     evaluation: EvaluationSpec,
     declared: DeclaredModel | None,
+    prices: Prices,
     *,
     teacher: pd.DataFrame | None,
 ) -> ContestantFigures:
@@ -251,6 +261,7 @@ def _figures(
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
         disk_bytes=size and size.disk_bytes,
         peak_memory_bytes=measured.peak_memory_bytes,
+        cost=cost_of_requests(measured.performance, prices, is_served=size is None),
         declared_source=shown.source if shown else None,
         performance=measured.performance,
         metrics=metric_intervals(frame, kind, evaluation),
@@ -277,6 +288,7 @@ def _difference(
         latency_reduction=reduction(*latencies),
         memory_reduction=reduction(row.memory_bytes, other.memory_bytes),
         parameter_reduction=reduction(row.num_parameters, other.num_parameters),
+        cost_reduction=reduction(*(r.cost.per_1000 if r.cost else None for r in (row, other))),
     )
 
 

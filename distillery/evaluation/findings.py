@@ -4,11 +4,19 @@ from dataclasses import dataclass
 
 from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Difference, Interval
 from schemas.contestants import BASELINE, CHAMPION, IN_CONTEXT, STUDENT, TEACHER
-from schemas.units import MISSING, bytes_text, percent_text, seconds_text
+from schemas.units import (
+    MISSING,
+    bytes_text,
+    money_text,
+    percent_text,
+    rate_text,
+    seconds_text,
+)
 
 TARGET_RETENTION, TARGET_LATENCY_REDUCTION, TARGET_MEMORY_REDUCTION = 0.92, 0.85, 0.95
-TARGET_COST_REDUCTION = 0.6
-"""What the project aims at: of the primary metric kept; of time, memory and cost saved."""
+TARGET_COST_REDUCTION, TARGET_USERS = 0.6, 10
+"""What the project aims at: of the primary metric kept; of time, memory and cost saved; and how
+many times as many users are served."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,11 @@ def more_or_less(reduction: float) -> str:
 
 
 def findings(comparison: Comparison) -> list[Finding]:
-    """Return what the figures say: the three targets, then the student against the others."""
+    """Return what the figures say: the five targets, then the student against the others."""
     student, teacher, found = _student_and_teacher(comparison)
     metric, retention = comparison.metric, found.ratio
     sentences = [
+        _pay_off_sentence(comparison),
         _gain_sentence(comparison),
         _gap_sentence(comparison),
         _in_context_sentence(comparison),
@@ -108,6 +117,8 @@ def findings(comparison: Comparison) -> list[Finding]:
             missing="the teacher's is not known; declare it under teacher.declared",
             unit="less",
         ),
+        _cost_finding(student, teacher, found),
+        _users_finding(student, teacher),
         *[Finding(sentence, None) for sentence in sentences if sentence],
     ]
 
@@ -125,6 +136,56 @@ def _target(
     if value > -1:
         state += f", {abs(value - target) * 100:.1f} points {'above' if met else 'short of'} it"
     return Finding(f"{text}{reached}: target of {aim} {state}.", met)
+
+
+def _cost_finding(
+    student: ContestantFigures, teacher: ContestantFigures, found: Difference
+) -> Finding:
+    costs = [
+        money_text(row.cost.per_1000, row.cost.currency) if row.cost else MISSING
+        for row in (student, teacher)
+    ]
+    return _target(
+        f"A thousand requests cost {costs[0]} instead of {costs[1]}",
+        found.cost_reduction,
+        TARGET_COST_REDUCTION,
+        missing="a price is missing: teacher.price for a served teacher, evaluation.machine_price "
+        "for what runs here",
+        unit="less",
+    )
+
+
+def _users_finding(student: ContestantFigures, teacher: ContestantFigures) -> Finding:
+    rates = student.performance.queries_per_hour, teacher.performance.queries_per_hour
+    text = f"Queries per hour: {rate_text(rates[0])} against {rate_text(rates[1])}"
+    aim = f"target of {TARGET_USERS} times as many users"
+    if not rates[0] or not rates[1]:
+        return Finding(f"{text}: no verdict on the {aim}, as one could not be measured.", None)
+    times = rates[0] / rates[1]
+    met = times >= TARGET_USERS
+    return Finding(f"{text}, {times:,.1f} times: {aim} {'met' if met else 'missed'}.", met)
+
+
+def _pay_off_sentence(comparison: Comparison) -> str | None:
+    cost = comparison.distillation_cost
+    if cost is None or cost.currency is None:
+        return None
+    if cost.total is None:
+        hours = f"{cost.training_hours:.2g} hours of training"
+        lacks = "what the teacher's responses" if cost.teacher is None else f"what {hours}"
+        return f"What this distillation cost is not known, as {lacks} cost is not."
+    text = (
+        f"The distillation cost {money_text(cost.total, cost.currency)} as if nothing had been "
+        f"cached: {money_text(cost.teacher, cost.currency)} for the teacher's responses and "
+        f"{money_text(cost.training, cost.currency)} for {cost.training_hours:.2g} hours of "
+        "training"
+    )
+    if cost.break_even_requests is not None:
+        return f"{text}. It has paid for itself after {cost.break_even_requests:,.0f} requests."
+    found = comparison.between(STUDENT, TEACHER)
+    if found is None or found.cost_reduction is None:
+        return f"{text}."
+    return f"{text}. It never pays for itself, as a request to the student saves nothing."
 
 
 def _points(comparison: Comparison, name: str, against: str) -> Interval | None:
@@ -250,9 +311,12 @@ def notes(comparison: Comparison) -> list[str]:
         f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput at "
         "the number of requests at once that gives most; tokens are means per request. On "
         f"{machine}.",
-        f"Memory: weights plus KV cache at {comparison.context_tokens} tokens.",
+        f"Memory: weights plus KV cache at {comparison.context_tokens} tokens; peak memory: the "
+        "longest of the timed rows at the highest concurrency.",
     ]
     for row in comparison.contestants:
+        if row.cost and row.name in (TEACHER, STUDENT):
+            lines.append(f"Cost of the {row.name}: {row.cost.source}.")
         if row.declared_source:
             lines.append(
                 f"Parameters and memory of the {row.name} are declared, not measured; source: "

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 
+from distillery.evaluation.cost import Prices
 from distillery.evaluation.harness import check_harness
 from distillery.preflight.export import unwritable_formats
 from distillery.preflight.gate import unanswerable_conditions
@@ -101,6 +102,7 @@ def check_recipe(
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
     if evaluation is not None:
         problems.collect(check_harness, evaluation)
+        problems.lines += _two_currencies(teacher, evaluation)
     if export is not None and student is not None and student_is_there:
         problems.lines += unwritable_formats(export, student, execution)
     if gate is not None and evaluation is not None:
@@ -245,6 +247,17 @@ def _untrained_student(student: StudentSpec, evaluation: EvaluationSpec | None) 
     return [
         "evaluation.in_context_student is set, but a student from scratch knows nothing before it "
         "is trained. Remove it, or name a pretrained student."
+    ]
+
+
+def _two_currencies(teacher: TeacherSpec, evaluation: EvaluationSpec) -> list[str]:
+    tokens, machine = Prices.of(teacher, evaluation.machine_price)
+    if tokens is None or machine is None or tokens.currency == machine.currency:
+        return []
+    return [
+        f"teacher.price is in {tokens.currency!r} and evaluation.machine_price in "
+        f"{machine.currency!r}, so what teacher and student cost cannot be compared. Give both in "
+        "one currency."
     ]
 
 

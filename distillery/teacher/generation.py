@@ -193,6 +193,7 @@ def collect_responses(
         # The asking went on before this attempt at collecting.
         attempt.timings_s["asking"] = attempt.timings_s["total"] = totals.seconds or 0.0
         attempt.cost, attempt.currency = totals.cost, totals.currency
+        attempt.facts["bill"] = {**collection.bill}
         attempt.facts["generation"] = totals.facts() | {
             "models_reported": [*sorted(collection.models_reported)]
         }
@@ -243,6 +244,8 @@ class _Collection:
         self._requests_of = _request_maker(prompts, teacher, task, store)
         self.by_state: collections.Counter[str] = collections.Counter()
         self.models_reported: set[str] = set()
+        self.bill = {"responses": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        """What all samples took, over all attempts, from the ledger or not."""
         self.num_missing = 0
         self._first_missing: list[str] = []
 
@@ -281,6 +284,9 @@ class _Collection:
         samples = [Sample(response.state, response.text) for response in responses]
         chosen = choose(samples, self._teacher.samples.choice, task=self._task)
         response = responses[chosen.index]
+        self.bill["responses"] += len(responses)
+        self.bill["prompt_tokens"] += sum(r.billed_prompt_tokens for r in responses)
+        self.bill["completion_tokens"] += sum(r.billed_completion_tokens for r in responses)
         self.by_state[response.state] += 1
         self.models_reported |= {r.model_reported for r in responses if r.model_reported}
         return {

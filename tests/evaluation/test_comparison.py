@@ -10,6 +10,7 @@ from distillery.evaluation.comparison import (
     gap_recovered,
     read_comparison,
 )
+from distillery.evaluation.cost import Prices
 from distillery.evaluation.findings import findings
 from distillery.evaluation.markdown import markdown
 from distillery.evaluation.tables import fidelity_rows, quality_rows, size_rows
@@ -18,6 +19,7 @@ from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from distillery.task_types import task_type
 from distillery.task_types.qa import UNANSWERABLE
+from schemas.budget import MachinePrice
 from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Interval
 from schemas.errors import StoreError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
@@ -25,6 +27,7 @@ from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import DeclaredModel
 from tests.fixtures_comparison import (
     EVALUATION,
+    NO_PRICES,
     SCORES,
     STUDENT_REF,
     TASK,
@@ -60,6 +63,7 @@ def compared(answers: dict[str, pd.DataFrame], task: TaskSpec = TASK) -> Compari
         task=task,
         evaluation=EVALUATION,
         declared=None,
+        prices=NO_PRICES,
         fingerprints={},
         funnel=(),
     )
@@ -294,6 +298,7 @@ def compare(store: StoreSpec, **changed: Any) -> StageResult:
         "task": TASK,
         "evaluation": EVALUATION,
         "declared": None,
+        "prices": NO_PRICES,
         "store": store,
         "execution": ExecutionSpec(),
     }
@@ -336,6 +341,7 @@ def test_another_training_set_makes_another_report(store: StoreSpec) -> None:
         task=TASK,
         evaluation=EVALUATION,
         declared=None,
+        prices=NO_PRICES,
         store=store,
         execution=ExecutionSpec(),
     )
@@ -352,6 +358,7 @@ def test_models_that_agree_on_every_row_are_compared(store: StoreSpec) -> None:
         task=TASK,
         evaluation=EVALUATION,
         declared=None,
+        prices=NO_PRICES,
         store=store,
         execution=ExecutionSpec(),
     )
@@ -371,6 +378,15 @@ def test_declared_size_and_intervals_change_the_comparison_but_batches_do_not(
     assert not again.reused and again.manifest.fingerprint == first.manifest.fingerprint
 
 
+def test_a_price_reruns_the_comparison(store: StoreSpec) -> None:
+    prices = Prices(machine=MachinePrice(per_hour=1.0, source="a bill"))
+    first = compare(store)
+    assert not compare(store, prices=prices).reused
+    assert compare(store, prices=prices).reused and compare(store).manifest == first.manifest
+    dearer = Prices(machine=MachinePrice(per_hour=2.0, source="a bill"))
+    assert not compare(store, prices=dearer).reused
+
+
 def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
     sealed = seal_scores(store)
     Store(store.root).delete(sealed.measurements.uri)
@@ -382,6 +398,7 @@ def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
             task=TASK,
             evaluation=EVALUATION,
             declared=None,
+            prices=NO_PRICES,
             store=store,
             execution=ExecutionSpec(),
         )

@@ -4,10 +4,11 @@ from tests.fixtures_comparison import SCORES, comparison
 
 
 def test_sentences_say_which_target_is_missed_and_by_how_much() -> None:
-    retention, latency, memory, gain, *_ = findings(comparison())
+    retention, latency, memory, _, users, gain, *_ = findings(comparison())
     assert retention.met and "2.7 points above" in retention.text
     assert latency.met and "5.0 points above" in latency.text
     assert memory.met is False and "1.2 points short of" in memory.text
+    assert users.met and users.text.endswith("10.0 times: target of 10 times as many users met.")
     assert "the interval is above 0" in gain.text
 
 

@@ -194,6 +194,16 @@ def test_what_the_teachers_prompt_lacks_is_told_before_anything_is_read() -> Non
         assert problem in told
 
 
+def test_prices_in_two_currencies_are_refused() -> None:
+    price = {"prompt_per_million": 1.0, "completion_per_million": 2.0}
+    machine = {"per_hour": 1.0, "currency": "EUR", "source": "a bill"}
+    raw = changed("teacher.price", price)
+    raw["teacher"]["base_url"] = "http://127.0.0.1:1/v1"
+    raw["evaluation"] = {"machine_price": machine}
+    with pytest.raises(RecipeError, match=r"teacher.price is in 'USD' and .* in 'EUR'"):
+        check(validate_recipe(raw, Recipe, source="r.yaml"))
+
+
 def test_a_conversation_needs_messages_in_every_split() -> None:
     raw = changed("task.type", "conversation")
     raw["data"]["prompt_template"] = "{question}"

@@ -89,6 +89,8 @@ RUNTIME_FIELDS = {
     "TrainingSpec.gradient_checkpointing",
     "TrainingSpec.device",
     "EvaluationSpec.batch_size",
+    "EvaluationSpec.machine_price",
+    "EvaluationSpec.canaries",
     "PretrainedStudent.chat_template",
     "FromScratchStudent.chat_template",
 }
@@ -124,6 +126,11 @@ OTHER_VALUES: dict[str, Any] = {
     "OpenAITeacher.api_key_secret": "secret-name",
     "OpenAITeacher.declared": {"num_parameters": 1, "memory_gib": 1.0, "source": "card"},
     "JsonFormat.json_schema": {"type": "array"},
+    "EvaluationSpec.concurrencies": (1, 8),
+    "EvaluationSpec.judge": {"model": {"kind": "transformers", "model": "judge"}},
+    "EvaluationSpec.machine_price": {"per_hour": 1.0, "source": "a bill"},
+    "GateSpec.regressions_against": ("teacher",),
+    "GateSpec.conditions": ({"kind": "quality", "at_least": 0.9},),
 }
 
 

@@ -458,6 +458,12 @@ def test_more_samples_pay_only_for_those_that_are_new(store: StoreSpec) -> None:
         result = run_all(prompts, sampled(stub, 5, {"kind": "majority"}), store)
         assert stub.num_requests == 10
     assert result.manifest.counts == {"ok": 2, "from_ledger": 4, "asked": 6}
+    # What they all cost counts, whoever paid for them and when.
+    assert result.manifest.facts["bill"] == {
+        "responses": 10,
+        "prompt_tokens": 70,
+        "completion_tokens": 20,
+    }
 
 
 def test_row_with_a_missing_sample_is_unsealed_and_only_that_sample_asked_again(

@@ -1,0 +1,117 @@
+"""What requests cost, what the distillation cost, and when it has paid for itself."""
+
+from typing import Any, NamedTuple
+
+from distillery.storage.store import Store
+from schemas.base import Ref
+from schemas.budget import MachinePrice, PriceSpec
+from schemas.comparison import Comparison, Cost, DistillationCost, Performance
+from schemas.contestants import STUDENT, TEACHER
+from schemas.manifest import Manifest
+from schemas.refs import Lineage
+from schemas.teacher import OpenAITeacher, TeacherSpec
+
+
+class Prices(NamedTuple):
+    """The prices that a recipe names, all in one currency."""
+
+    tokens: PriceSpec | None = None
+    """`teacher.price`, of a served teacher."""
+
+    machine: MachinePrice | None = None
+    """`evaluation.machine_price`, of what runs here."""
+
+    @classmethod
+    def of(cls, teacher: TeacherSpec, machine: MachinePrice | None) -> "Prices":
+        """Return the prices of a recipe."""
+        return cls(teacher.price if isinstance(teacher, OpenAITeacher) else None, machine)
+
+
+def cost_of_requests(speed: Performance, prices: Prices, *, is_served: bool) -> Cost | None:
+    """Return what a thousand requests cost; None where a price, or what it is of, is not known.
+
+    A served model is paid for by the token. A local one takes the machine for as long as it needs
+    at the concurrency that gives most: the cost of a machine that is kept busy.
+
+    >>> speed = Performance(queries_per_hour=36_000, prompt_tokens=500.0, new_tokens=20.0)
+    >>> tokens = PriceSpec(prompt_per_million=2, completion_per_million=10, source="a list")
+    >>> prices = Prices(tokens, MachinePrice(per_hour=0.9, source="a bill"))
+    >>> cost_of_requests(speed, prices, is_served=True).per_1000
+    1.2
+    >>> cost_of_requests(speed, prices, is_served=False).per_1000
+    0.025
+    """
+    tokens, machine = prices
+    if is_served:
+        read, written = speed.prompt_tokens, speed.new_tokens
+        if tokens is None or read is None or written is None:
+            return None
+        return Cost(
+            per_1000=tokens.cost(1000 * read, 1000 * written),
+            currency=tokens.currency,
+            source=f"{read:,.0f} tokens read and {written:,.0f} written per request, at "
+            f"{tokens.prompt_per_million:g} and {tokens.completion_per_million:g} "
+            f"{tokens.currency} per million ({tokens.source or 'the recipe'})",
+        )
+    if machine is None or not speed.queries_per_hour:
+        return None
+    return Cost(
+        per_1000=1000 * machine.per_hour / speed.queries_per_hour,
+        currency=machine.currency,
+        source=f"{speed.queries_per_hour:,.0f} requests per hour of a machine at "
+        f"{machine.per_hour:g} {machine.currency} per hour ({machine.source})",
+    )
+
+
+def distillation_cost(
+    comparison: Comparison, lineage: Lineage, prices: Prices, store: Store
+) -> DistillationCost | None:
+    """Return what the student cost, and after how many requests it has paid for itself.
+
+    As if nothing had been there before: every response counts, also one from the ledger, as do
+    samples that were not chosen and attempts that failed. A local teacher's responses cost what its
+    requests do. Of a training that was interrupted the last attempt counts.
+
+    Returns:
+        None where the student's training is no longer in the store.
+    """
+    trained = [ref for ref in (lineage.student, lineage.soft_targets, lineage.baseline) if ref]
+    manifests = [_manifest(ref, store) for ref in trained]
+    seconds = [manifest.timings_s["total"] for manifest in manifests if manifest]
+    if len(seconds) < len(manifests):
+        return None
+    hours = sum(seconds) / 3600
+    of_teacher, of_student = (_request_cost(comparison, name) for name in (TEACHER, STUDENT))
+    cost = DistillationCost(
+        teacher=_cost_of_responses(_manifest(lineage.responses, store), prices.tokens, of_teacher),
+        training_hours=hours,
+        training=prices.machine and hours * prices.machine.per_hour,
+        currency=next((price.currency for price in prices if price), None),
+        break_even_requests=None,
+    )
+    if cost.total is None or of_teacher is None or of_student is None or of_teacher <= of_student:
+        return cost
+    saved = of_teacher - of_student
+    return cost.model_copy(update={"break_even_requests": cost.total / saved})
+
+
+def _manifest(ref: Ref, store: Store) -> Manifest | None:
+    """Return the manifest of the stage that made ``ref``."""
+    return store.find(ref.uri.partition("/")[0], ref.fingerprint)
+
+
+def _request_cost(comparison: Comparison, name: str) -> float | None:
+    row = comparison.contestant(name)
+    return row.cost.per_1000 / 1000 if row and row.cost else None
+
+
+def _cost_of_responses(
+    generation: Manifest | None, price: PriceSpec | None, of_request: float | None
+) -> float | None:
+    """Return what all responses cost; ``of_request`` is what one to a local teacher costs."""
+    bill: Any = generation.facts.get("bill") if generation else None
+    if bill is None:
+        return None
+    if price is not None:
+        return price.cost(bill["prompt_tokens"], bill["completion_tokens"])
+    return None if of_request is None else of_request * bill["responses"]
