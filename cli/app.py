@@ -18,11 +18,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+gate = typer.Typer(help="Look at the gate of a recipe.", no_args_is_help=True)
 ledger = typer.Typer(help="Look after the ledger of teacher responses.", no_args_is_help=True)
 store = typer.Typer(help="Look after the store of results.", no_args_is_help=True)
 registry = typer.Typer(
     help="Look up which student is in production, and change it.", no_args_is_help=True
 )
+app.add_typer(gate, name="gate")
 app.add_typer(ledger, name="ledger")
 app.add_typer(store, name="store")
 app.add_typer(registry, name="registry")
@@ -89,6 +91,44 @@ def train_teacher(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     with clear_errors():
         run_teacher_training(recipe, overrides or [])
+
+
+@gate.command()
+def simulate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[
+        list[int] | None, typer.Option(help="test rows; may be repeated", min=2, show_default=False)
+    ] = None,
+    teacher: Annotated[
+        float, typer.Option(help="share that the teacher gets right", min=0.01, max=0.99)
+    ] = 0.9,
+    correlation: Annotated[
+        float, typer.Option(help="between the mistakes of two models", min=0.0, max=0.95)
+    ] = 0.5,
+    champion: Annotated[
+        float | None,
+        typer.Option(
+            help="share of the teacher's accuracy that the champion keeps; midway between "
+            "gate.min_retention and 1 if not given",
+            show_default=False,
+        ),
+    ] = None,
+    simulations: Annotated[int, typer.Option(help="comparisons per cell", min=100)] = 1000,
+) -> None:
+    """Print how often the gate of a recipe promotes a worse student and holds back a good one."""
+    from cli.gate import simulate_gate
+
+    with clear_errors():
+        simulate_gate(
+            recipe,
+            overrides or [],
+            rows=rows,
+            teacher=teacher,
+            correlation=correlation,
+            champion=champion,
+            num_simulations=simulations,
+        )
 
 
 @ledger.command()
