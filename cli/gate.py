@@ -65,8 +65,8 @@ def simulate_gate(
     out = console()
     out.print(
         f"{num_simulations:,} comparisons per cell; the teacher is right in {teacher:.0%}, the "
-        f"mistakes of two models have a correlation of {correlation:g}; {evaluation.confidence:.0%} "
-        f"intervals, {evaluation.bootstrap_samples:,} resamples."
+        f"mistakes of two models have a correlation of {correlation:g}; "
+        f"{evaluation.confidence:.0%} intervals, {evaluation.bootstrap_samples:,} resamples."
     )
     for line in _provisos(gate, primary):
         out.print(escape(line))
