@@ -94,7 +94,7 @@ def compare_models(
 
     def work(attempt: Attempt) -> None:
         opened = attempt.store
-        origins = read_origins(lineage, evaluated, opened)
+        origins = read_origins(lineage, evaluated, judged, opened)
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
         comparison = build_comparison(
             answers,

@@ -50,8 +50,10 @@ class Origins:
         return made.counts if made else {}
 
 
-def read_origins(lineage: Lineage, evaluated: Evaluated, store: Store) -> Origins:
-    """Return what the store still knows of all refs of ``lineage``."""
+def read_origins(
+    lineage: Lineage, evaluated: Evaluated, judged: DatasetRef | None, store: Store
+) -> Origins:
+    """Return what the store still knows of everything that a comparison rests on."""
     stages: dict[str, Ref] = {
         "validate_prompts": lineage.prompts.prompts,
         "generate_responses": lineage.responses,
@@ -62,6 +64,8 @@ def read_origins(lineage: Lineage, evaluated: Evaluated, store: Store) -> Origin
         **{f"export_student {name}": ref for name, ref in lineage.exported.items()},
         **{f"answer_test_prompts {name}": ref for name, ref in evaluated.answers.items()},
         "measure_performance": evaluated.measurements,
+        **{f"run_lm_eval {name}": ref for name, ref in evaluated.harness.items()},
+        **({"judge_answers": judged} if judged else {}),
     }
     found = {name: store.find(name.split()[0], ref.fingerprint) for name, ref in stages.items()}
     known = {name: made for name, made in found.items() if made is not None}

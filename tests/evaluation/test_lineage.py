@@ -18,7 +18,7 @@ from tests.fixtures_report import ORIGINS, manifest
 
 def test_what_the_store_still_has_is_read_and_nothing_else(store: StoreSpec) -> None:
     evaluated = seal_scores(store)
-    origins = read_origins(lineage_of(STUDENT_REF), evaluated, Store(store.root))
+    origins = read_origins(lineage_of(STUDENT_REF), evaluated, None, Store(store.root))
     assert list(origins.manifests) == [
         "answer_test_prompts teacher",
         "answer_test_prompts baseline",
@@ -54,7 +54,7 @@ def test_the_files_are_found_and_quarantined_rows_are_counted_by_split(store: St
     names = ("prompts", "gold", "quarantined")
     prompts = PromptSet(**{name: made.dataset(name) for name in names})
     lineage = lineage_of(STUDENT_REF).model_copy(update={"prompts": prompts})
-    origins = read_origins(lineage, seal_scores(store), Store(store.root))
+    origins = read_origins(lineage, seal_scores(store), None, Store(store.root))
     assert list(origins.manifests)[:2] == ["load_prompts", "validate_prompts"]
     assert origins.files == [("train", 7, "f" * 64)]
     assert origins.quarantined == {"train": {"found_in_test": 2, "duplicate": 1}}
