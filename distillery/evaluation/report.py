@@ -180,7 +180,7 @@ def _costs(comparison: Comparison) -> dict[str, str]:
         if row.cost
     }
     made = comparison.distillation_cost
-    if made is None:
+    if made is None or made.currency is None:
         return found
     currency = made.currency
     found["teacher's responses"] = money_text(made.teacher, currency)
