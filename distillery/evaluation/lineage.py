@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distillery.evaluation.tables import Row
 from distillery.storage.store import Store
 from schemas.base import Ref
-from schemas.comparison import FunnelStep
+from schemas.comparison import Comparison, FunnelStep
 from schemas.manifest import Manifest
 from schemas.refs import DatasetRef, Evaluated, Lineage
+from schemas.units import seconds_text
 
 _LEARNT = ("train", "validation")
 
@@ -120,6 +122,41 @@ def funnel(lineage: Lineage, origins: Origins) -> tuple[FunnelStep, ...]:
 def _sum(counts: Mapping[str, int], *names: str) -> int | None:
     """Return the sum of the named counts; None where there are no counts."""
     return sum(counts.get(name, 0) for name in names) if counts else None
+
+
+def origin_tables(comparison: Comparison, origins: Origins) -> dict[str, list[Row]]:
+    """Return tables of stages, models, files and libraries, by heading."""
+    stages = [
+        {
+            "stage": name,
+            "made, UTC": f"{made.created_at:%Y-%m-%d %H:%M}",
+            "took": seconds_text(made.timings_s.get("total")),
+            "counted": ", ".join(f"{count:,} {what}" for what, count in made.counts.items()),
+            "code": (made.git_sha or "not known")[:10],
+            "fingerprint": made.fingerprint[:12],
+        }
+        for name, made in origins.manifests.items()
+    ]
+    models = [
+        {
+            "contestant": row.name,
+            "model": row.model,
+            "licence": licence_of(row.model) or "not known",
+            "identity": row.identity[:12],
+        }
+        for row in comparison.contestants
+    ]
+    files = [
+        {"file of": split, "rows": f"{num_rows:,}", "fingerprint": fingerprint[:12]}
+        for split, num_rows, fingerprint in origins.files
+    ]
+    versions: dict[str, set[str]] = {}
+    for made in origins.manifests.values():
+        for name, version in made.versions.items():
+            versions.setdefault(name, set()).add(version)
+    libraries = [{"library": name, "version": ", ".join(sorted(v))} for name, v in versions.items()]
+    found = {"Stages": stages, "Models": models, "Files": files, "Libraries": libraries}
+    return {title: rows for title, rows in found.items() if rows}
 
 
 def licence_of(model: str) -> str | None:

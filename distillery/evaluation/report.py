@@ -9,7 +9,7 @@ from typing import Any
 from distillery.evaluation import tables
 from distillery.evaluation.axis import Axis, Bar
 from distillery.evaluation.findings import findings, notes
-from distillery.evaluation.lineage import Origins, licence_of
+from distillery.evaluation.lineage import Origins, origin_tables
 from distillery.evaluation.picture import (
     NUM_COLOURS,
     quality_against_cost,
@@ -19,9 +19,9 @@ from distillery.evaluation.picture import (
 from distillery.evaluation.verdict import verdict
 from schemas.comparison import Comparison, DifferingRow, Interval
 from schemas.contestants import TEACHER
-from schemas.units import money_text, rate_text, seconds_text
+from schemas.units import money_text, rate_text
 
-_MOST_SLICES = 200
+_FIRST_SLICES, _MOST_SLICES = 20, 200
 _MOST_BYTES = 4_000_000
 """Of differing rows, so that the page stays below 5 MB."""
 _NOT_IN_SCRIPTS = "<>&\u2028\u2029"
@@ -51,13 +51,12 @@ class Table:
         intervals: Sequence[Interval | None],
         *,
         mark: float | None,
-        marked: frozenset[int] = frozenset(),
     ) -> "Table":
         """Return a table beside whose ``column`` stand its intervals, one for each row."""
         if not any(intervals):
-            return cls(rows, marked=marked)
+            return cls(rows)
         axis = Axis.of(intervals, mark=mark)
-        return cls(rows, column, axis, [*map(axis.bar, intervals)], marked)
+        return cls(rows, column, axis, [*map(axis.bar, intervals)])
 
 
 def render_report(
@@ -115,7 +114,7 @@ def render_report(
             for name, curve in origins.curves.items()
             if (picture := training_curve(curve))
         },
-        slices=_slice_table(comparison),
+        slices=_slice_tables(comparison),
         labels=_named(
             {
                 "Recall by label": tables.label_rows(comparison),
@@ -128,7 +127,7 @@ def render_report(
         num_shown=len(packed),
         num_differing=num_differing,
         notes=notes(comparison),
-        lineage=_lineage(comparison, origins),
+        lineage=origin_tables(comparison, origins),
         details=_details(comparison, origins),
     )
 
@@ -156,12 +155,22 @@ def _comparison_tables(comparison: Comparison) -> dict[str, Table]:
     return {title: table for title, table in found.items() if table.rows}
 
 
-def _slice_table(comparison: Comparison) -> Table:
-    shown = tables.worst_slices(comparison)[:_MOST_SLICES]
-    worse = frozenset(number for number, part in enumerate(shown) if part.regressions)
-    leads = [*map(tables.slice_lead, shown)]
-    rows = tables.slice_rows(shown)
-    return Table.drawing(f"minus {TEACHER}, points", rows, leads, mark=0.0, marked=worse)
+def _slice_tables(comparison: Comparison) -> list[Table]:
+    """Return the worst slices and, where there are many, the others on the same axis."""
+    worst = tables.worst_slices(comparison)[:_MOST_SLICES]
+    axis = Axis.of(map(tables.slice_lead, worst), mark=0.0)
+    num_first = max(_FIRST_SLICES, sum(bool(part.regressions) for part in worst))
+    return [
+        Table(
+            tables.slice_rows(shown),
+            f"minus {TEACHER}, points",
+            axis,
+            [axis.bar(tables.slice_lead(part)) for part in shown],
+            frozenset(number for number, part in enumerate(shown) if part.regressions),
+        )
+        for shown in (worst[:num_first], worst[num_first:])
+        if shown
+    ]
 
 
 def _judge_table(comparison: Comparison) -> Table:
@@ -222,41 +231,6 @@ def _packed(rows: Sequence[DifferingRow]) -> list[str]:
             break
         packed.append((row.lead, text))
     return [text for _, text in sorted(packed, key=lambda pair: pair[0])]
-
-
-def _lineage(comparison: Comparison, origins: Origins) -> dict[str, list[tables.Row]]:
-    """Return tables of stages, models, files and versions, by heading."""
-    stages = [
-        {
-            "stage": name,
-            "made, UTC": f"{made.created_at:%Y-%m-%d %H:%M}",
-            "took": seconds_text(made.timings_s.get("total")),
-            "counted": ", ".join(f"{count:,} {what}" for what, count in made.counts.items()),
-            "code": (made.git_sha or "not known")[:10],
-            "fingerprint": made.fingerprint[:12],
-        }
-        for name, made in origins.manifests.items()
-    ]
-    models = [
-        {
-            "contestant": row.name,
-            "model": row.model,
-            "licence": licence_of(row.model) or "not known",
-            "identity": row.identity[:12],
-        }
-        for row in comparison.contestants
-    ]
-    files = [
-        {"file of": split, "rows": f"{num_rows:,}", "fingerprint": fingerprint[:12]}
-        for split, num_rows, fingerprint in origins.files
-    ]
-    versions: dict[str, set[str]] = {}
-    for made in origins.manifests.values():
-        for name, version in made.versions.items():
-            versions.setdefault(name, set()).add(version)
-    libraries = [{"library": name, "version": ", ".join(sorted(v))} for name, v in versions.items()]
-    found = {"Stages": stages, "Models": models, "Files": files, "Libraries": libraries}
-    return {title: rows for title, rows in found.items() if rows}
 
 
 def _details(comparison: Comparison, origins: Origins) -> dict[str, dict[str, str]]:

@@ -138,6 +138,16 @@ def test_slices_stand_worst_first_and_regressions_are_marked() -> None:
     assert page.count('<tr class="marked">') == 1
 
 
+def test_of_many_slices_the_worst_are_open_and_the_others_a_click_away() -> None:
+    found = rich_comparison()
+    fine, worse = found.slices
+    many = tuple(fine.model_copy(update={"value": f"part {number:02d}"}) for number in range(30))
+    page = render(found.model_copy(update={"slices": (*many, worse)}))
+    shown, hidden = page[page.index('id="slices"') : page.index('id="labels"')].split("<details>")
+    assert shown.count("label=") == 20 and "label=maybe" in shown
+    assert "11 more" in hidden and hidden.count("label=") == 11
+
+
 def test_every_contestant_has_its_interval_drawn() -> None:
     page = render(rich_comparison())
     first = page[page.index('id="comparison"') : page.index("Relative to the teacher")]
