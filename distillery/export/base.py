@@ -147,8 +147,13 @@ class Exporter(abc.ABC):
             RecipeError: It cannot.
         """
 
-    def check_architecture(self, format: ExportFormat, architecture: str) -> None:
-        """Return when a student of this class can be written.
+    def check_model(self, format: ExportFormat, architecture: str, head_size: int) -> None:
+        """Return when a student of this class can be written, and run.
+
+        Args:
+            format: In what.
+            architecture: Name of the class that transformers opens for it.
+            head_size: Size of an attention head.
 
         Raises:
             RecipeError: It cannot.

@@ -35,7 +35,8 @@ def check_reading(
         read, learnt = runtime.prompt_ids(messages), student.chat_format.prompt_ids(messages)
         if read == learnt:
             continue
-        place = next((i for i, (a, b) in enumerate(zip(read, learnt, strict=False)) if a != b), 0)
+        pairs = enumerate(zip(read, learnt, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(read), len(learnt)))
         said = [student.tokenizer.decode(ids[place : place + 5]) for ids in (read, learnt)]
         raise StageError(
             f"{format.name!r} reads other tokens than the student learnt: {said[0]!r} for "

@@ -18,6 +18,7 @@ from schemas.errors import RecipeError, StageError
 from schemas.export import ExportFormat
 
 _CONFIG = "genai_config.json"
+_HEAD_SIZE = 16
 
 
 class Onnx(Exporter):
@@ -39,6 +40,16 @@ class Onnx(Exporter):
                 f"export.formats asks for {format.name!r}, and the onnxruntime-genai that is "
                 "installed here has no CUDA: its kernels for CPUs know fp32 and int4 only. Choose "
                 "one of these, or install onnxruntime-genai-cuda on a machine with a GPU."
+            )
+
+    def check_model(self, format: ExportFormat, architecture: str, head_size: int) -> None:
+        """Return when onnxruntime knows the architecture and has an attention for its heads."""
+        super().check_model(format, architecture, head_size)
+        if head_size % _HEAD_SIZE:
+            raise RecipeError(
+                f"export.formats asks for {format.name!r}, but onnxruntime's attention takes heads "
+                f"of a multiple of {_HEAD_SIZE} numbers and the student's have {head_size}. Choose "
+                "another student.num_heads, or remove it from export.formats."
             )
 
     @functools.cache  # noqa: B019
@@ -78,6 +89,7 @@ class _OnnxRuntime(Runtime):
         import torch
 
         super().__init__(folder)
+        self._name = name
         onnxruntime_genai.disable_telemetry_events()
         self._library = onnxruntime_genai
         threads = {"intra_op_num_threads": torch.get_num_threads()}
@@ -87,10 +99,7 @@ class _OnnxRuntime(Runtime):
             self._model = onnxruntime_genai.Model(config)
             self._tokenizer = onnxruntime_genai.Tokenizer(self._model)
         except RuntimeError as error:
-            raise StageError(
-                f"onnxruntime-genai cannot open {name!r}: {str(error).rstrip('.')}. Remove it from "
-                "export.formats, and rerun: the trained student is kept."
-            ) from error
+            raise self._refused("open", error) from error
         decoder = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model"]["decoder"]
         # Layers with a sliding window refuse a cache that is shorter than the window.
         self._least_context = decoder.get("sliding_window", {}).get("window_size", 0)
@@ -110,15 +119,25 @@ class _OnnxRuntime(Runtime):
             batch_size=1,
         )
         start, first_s = time.perf_counter(), None
-        generator = self._library.Generator(self._model, parameters)
-        generator.append_tokens(list(prompt_ids))
-        for _ in range(max_new_tokens):
-            generator.generate_next_token()
-            first_s = first_s or time.perf_counter() - start
-            if generator.is_done():
-                break
+        try:
+            generator = self._library.Generator(self._model, parameters)
+            generator.append_tokens(list(prompt_ids))
+            for _ in range(max_new_tokens):
+                generator.generate_next_token()
+                first_s = first_s or time.perf_counter() - start
+                if generator.is_done():
+                    break
+        except RuntimeError as error:
+            raise self._refused("answer with", error) from error
         ids = [int(token) for token in generator.get_sequence(0)][len(prompt_ids) :]
         return Generated(ids, len(ids) < max_new_tokens, first_s)
+
+    def _refused(self, verb: str, error: RuntimeError) -> StageError:
+        why = str(error).strip().rstrip(".")
+        return StageError(
+            f"onnxruntime-genai cannot {verb} {self._name!r}: {why}. Remove it from "
+            "export.formats, and rerun: the trained student is kept."
+        )
 
     def close(self) -> None:
         del self._model, self._tokenizer

@@ -8,6 +8,7 @@ from distillery.export import FORMATS, open_runtime
 from distillery.export.base import ExportFacts
 from distillery.export.check import check_reading, check_writing
 from distillery.models.hardware import cpu_threads
+from distillery.models.loading import head_size
 from distillery.models.local import LocalModel
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
@@ -64,7 +65,8 @@ def export_student(
             scratch_folder("export") as folder,
         ):
             model = LocalModel.load(source, dtype="float32", device="cpu")
-            exporter.check_architecture(format, model.model.config.architectures[0])
+            architecture = model.model.config.architectures[0]
+            exporter.check_model(format, architecture, head_size(model.model.config))
             exporter.check_tokenizer(model.tokenizer, student.uri)
             start = time.perf_counter()
             exporter.write(format, source, folder)

@@ -185,6 +185,13 @@ class ModelFiles:
             ) from error
 
 
+def head_size(config: Any) -> int:
+    """Return the size of an attention head of a configuration."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
 def read_template(name: str) -> str:
     """Return the built-in chat template of that name, or the one in the file ``name``.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from distillery.models.chat_format import ChatFormat, Conversation
 from distillery.models.hardware import resolve_device
-from distillery.models.loading import ModelFiles
+from distillery.models.loading import ModelFiles, head_size
 from schemas.student import PretrainedStudent
 from schemas.teacher import TransformersTeacher
 
@@ -102,10 +102,9 @@ class LocalModel:
         windows are ignored: this is the bound that a server has to plan with.
         """
         config = self._config
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * self.model.dtype.itemsize
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = kv_heads * head_size(config)
+        per_token = 2 * config.num_hidden_layers * width * self.model.dtype.itemsize
         return int(per_token * context_tokens)
 
     def answer(self, conversations: Sequence[Conversation], **how: Any) -> list[LocalResponse]:

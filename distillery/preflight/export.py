@@ -32,13 +32,20 @@ def unwritable_formats(
         exporter = FORMATS[format.kind]
         try:
             exporter.check_installed(format)
-            if isinstance(student, FromScratchStudent):
-                exporter.check_architecture(format, "LlamaForCausalLM")
-            else:
-                exporter.check_architecture(format, ModelFiles.of(student).architecture())
+            exporter.check_model(format, *_architecture(student))
             if not isinstance(student, FromScratchStudent) or student.tokenizer is not None:
                 files = ModelFiles.of(student)
                 exporter.check_tokenizer(files.chat_format().tokenizer, files.model)
         except DistilleryError as error:
             problems.append(str(error))
     return problems
+
+
+def _architecture(student: StudentSpec) -> tuple[str, int]:
+    """Return the student's class, and the size of its attention heads."""
+    from distillery.models.loading import ModelFiles, head_size
+
+    if isinstance(student, FromScratchStudent):
+        return "LlamaForCausalLM", student.hidden_size // student.num_heads
+    files = ModelFiles.of(student)
+    return files.architecture(), head_size(files.config())

@@ -1,6 +1,14 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
+from distillery.data.chat import Message
 from distillery.evaluation.exported import Exported
+from distillery.export import FORMATS, open_runtime
+from distillery.export.base import ExportFacts
+from distillery.export.stage import export_stage
 from distillery.models.local import LocalModel
 from distillery.storage.store import Store
 from schemas.contestants import ExportedContestant
@@ -51,3 +59,34 @@ def test_a_smaller_file_is_written_and_its_loss_is_recorded(
     assert check["prompts_answered"] == 4 and check["largest_gap_nats"] >= 0  # type: ignore[operator]
     assert made.manifest.counts["weight_bytes"] < 4 * 130_000
     assert set(made.manifest.timings_s) == {"write", "check", "total"}
+
+
+def test_a_stage_that_is_done_is_reused_and_another_precision_is_another_stage(
+    trained: TrainedStudent,
+) -> None:
+    first = trained.export(EXACT[1])
+    assert trained.export(EXACT[1]).reused
+    other = export_stage(trained.student, trained.rows, LOSSY[1])
+    assert other.fingerprint != first.manifest.fingerprint
+
+
+@pytest.mark.parametrize("format", EXACT, ids=lambda f: f.name)
+def test_the_folder_decodes_greedily_by_default_and_opens_where_it_is_copied(
+    trained: TrainedStudent, format: ExportFormat, tmp_path: Path
+) -> None:
+    model = trained.export(format).model("model")
+    with Store(trained.store.root).local_copy(model) as folder:
+        copied = shutil.copytree(folder, tmp_path / "edge")
+    assert ExportFacts.load(copied) == ExportFacts(
+        context_length=256, kv_cache_bytes=2 * 2 * 32 * FORMATS[format.kind].kv_bytes(format)
+    )
+    if format.kind == "onnx":
+        config = json.loads((copied / "genai_config.json").read_text())
+        assert config["search"]["do_sample"] is False
+    runtime = open_runtime(format, copied, context_tokens=16)
+    long = [Message(role="user", content="where is my transfer " * 8)]
+    written = runtime.answer(long, 500)  # the context ends before that
+    runtime.close()
+    student = LocalModel.load(trained.files).answer([long], max_new_tokens=500, batch_size=1)[0]
+    assert written.num_prompt_tokens == student.prompt_tokens
+    assert len(written.ids) + written.stopped == student.completion_tokens

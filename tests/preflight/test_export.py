@@ -14,12 +14,12 @@ from tests.fixtures_models import make_tiny_model
 
 HERE, ELSEWHERE = ExecutionSpec(), ExecutionSpec(mode="deployment")
 BOTH = ExportSpec(formats=(OnnxFormat(), GgufFormat()))
-NEW = FromScratchStudent(num_layers=1, hidden_size=8, intermediate_size=8, num_heads=1)
+NEW = FromScratchStudent(num_layers=1, hidden_size=32, intermediate_size=32, num_heads=2)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", hidden_size=32)
 
 
 @pytest.fixture
@@ -65,6 +65,13 @@ def test_an_architecture_that_no_builder_knows_is_refused_by_name(folder: Path) 
         (True, True),
         (True, True),
     ]
+
+
+def test_heads_that_onnxruntime_cannot_compute_are_refused_with_what_to_change() -> None:
+    narrow = NEW.model_copy(update={"num_heads": 4})
+    (problem,) = unwritable_formats(BOTH, narrow, HERE)
+    assert "multiple of 16 numbers and the student's have 8" in problem
+    assert "student.num_heads" in problem
 
 
 def test_a_tokenizer_that_llama_cpp_has_not_is_refused_and_onnx_reads_it(folder: Path) -> None:
