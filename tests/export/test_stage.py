@@ -16,8 +16,12 @@ from schemas.evaluation import EvaluationSpec
 from schemas.export import ExportFormat, GgufFormat, OnnxFormat
 from tests.fixtures_export import TrainedStudent
 
-EXACT = [OnnxFormat(precision="fp32"), GgufFormat(precision="f32")]
-LOSSY = [OnnxFormat(precision="int4"), GgufFormat(precision="q8_0"), GgufFormat(precision="f16")]
+EXACT: list[ExportFormat] = [OnnxFormat(precision="fp32"), GgufFormat(precision="f32")]
+LOSSY: list[ExportFormat] = [
+    OnnxFormat(precision="int4"),
+    GgufFormat(precision="q8_0"),
+    GgufFormat(precision="f16"),
+]
 
 
 @pytest.mark.parametrize("format", EXACT, ids=lambda f: f.name)

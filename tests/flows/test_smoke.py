@@ -1,6 +1,7 @@
 """Every recipe of recipes/smoke runs from end to end, as a user runs it."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -84,6 +85,17 @@ def endpoint(smoke: Smoke) -> Iterator[str]:
 
 def test_the_demo_in_small_ends_with_a_verdict(smoke: Smoke) -> None:
     assert "romoted to support-triage/champion" in smoke.run("run", "demo")
+
+
+def test_exported_files_are_rows_of_the_table(smoke: Smoke) -> None:
+    formats = "[{kind: onnx, precision: fp32}, {kind: gguf, precision: q8_0}]"
+    # The one head is of a size that onnxruntime's attention takes.
+    printed = smoke.run("run", "demo", f"export.formats={formats}", "student.num_heads=1")
+    lines = {line.split("  ")[0].strip(): line for line in printed.splitlines()[::-1]}
+    student, onnx, gguf = (lines[name] for name in ("student", "onnx fp32", "gguf q8_0"))
+    figure = re.compile(r"\d+\.\d % \[")
+    assert figure.findall(onnx)[0] == figure.findall(student)[0]  # the same answers
+    assert figure.findall(gguf)
 
 
 def test_banking77_in_small_learns_from_the_teacher_of_another_recipe(
