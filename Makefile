@@ -13,7 +13,7 @@ RECIPE ?= recipes/demo.yaml
 TASK ?= nli
 
 .PHONY: help quickstart test test-slow check format schema bench-generation bench-training \
-	bench-quality bench-extra results up down lock clean
+	bench-evaluation bench-quality bench-extra results up down lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -46,6 +46,9 @@ bench-generation: $(LOCK) ## measure teacher generation against a stub and a bar
 
 bench-training: bench-extra ## measure the loss kernel, training steps, LoRA and stored soft targets (25 minutes)
 	@$(BIN)/python -m benchmarks.training
+
+bench-evaluation: $(LOCK) ## measure what evaluation costs beside the models (5 minutes)
+	@$(BIN)/python -m benchmarks.evaluation
 
 bench-quality: bench-extra ## measure what students learn by each objective (an hour)
 	@$(BIN)/python -m benchmarks.quality
