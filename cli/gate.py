@@ -83,7 +83,7 @@ def simulate_gate(
     good = min(1.0, bound + _GOOD_RETENTION)
     if 0 < teacher * good < 1:
         rows_text = needed(alone(good))
-        out.print(f"One that keeps {good:.2f} is promoted in 4 of 5: {rows_text} test rows.")
+        out.print(f"One that keeps {good:.2f} is promoted in 4 of 5 from {rows_text} test rows on.")
     if gate.max_loss_to_champion is None or not 0 < teacher * kept < 1:
         return
     out.print()
@@ -98,8 +98,8 @@ def simulate_gate(
     out.print(table)
     if 0 < beside(_GOOD_GAIN).student < 1:
         out.print(
-            f"One that is {_GOOD_GAIN * 100:.0f} points better is promoted in 4 of 5: "
-            f"{needed(beside(_GOOD_GAIN))} test rows."
+            f"One that is {_GOOD_GAIN * 100:.0f} points better is promoted in 4 of 5 from "
+            f"{needed(beside(_GOOD_GAIN))} test rows on."
         )
 
 

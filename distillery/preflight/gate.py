@@ -50,12 +50,6 @@ def _quality(
             f"{place}.metric is {asked.metric!r}, which {task_type} does not have.{near} Name one "
             f"of {', '.join(map(repr, metrics.values()))}."
         )
-    elif metric in kind.of_the_set and asked.against is not None:
-        yield (
-            f"{place} holds {metric!r} of the student against the {asked.against}'s, but no answer "
-            "by itself has that metric, so the two cannot be paired by row. Remove `against` and "
-            f"say how high it has to be, or name one of {', '.join(map(repr, kind.metrics))}."
-        )
     if asked.slice is not None:
         yield from _slice(place, asked, kind, evaluation)
 

@@ -43,7 +43,7 @@ def test_a_worse_student_is_held_back_and_a_good_one_promoted(
     (good,) = re.findall(r"0\.98 .*", text)
     rates = [[float(rate) for rate in re.findall(r"([\d.]+) %", line)] for line in (worse, good)]
     assert rates[0] == [0] and rates[1][0] > 95
-    assert re.search(r"promoted in 4 of 5: about [\d,]+ test rows", text)
+    assert re.search(r"promoted in 4 of 5 from about [\d,]+ test rows on", text)
 
 
 def test_what_is_not_simulated_is_said(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
