@@ -84,6 +84,8 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # A figure and its unit stay on one line.
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     page = environment.get_template("report.html.jinja")
     return page.render(
         comparison=comparison,

@@ -82,7 +82,7 @@ def opened(page: Path, fragment: str = "") -> _Text:
 
 def test_reader_sees_verdict_contents_and_the_worst_rows(page: Path) -> None:
     shown = opened(page)
-    assert "The student keeps 94.7 % [" in shown.text
+    assert "The student keeps 94.7\u00a0% [" in shown.text
     assert shown.links[:2] == ["#comparison", "#trade-offs"] and "#wins-and-losses" in shown.links
     assert "1 to 20 of 45" in shown.text
     assert len(shown.rows) == 20 and all("student ✗" in row for row in shown.rows)
