@@ -19,7 +19,7 @@ from distillery.data.loading import load_prompts
 from distillery.data.validation import validate_prompts
 from distillery.evaluation.answers import answer_test_prompts
 from distillery.evaluation.performance import evaluated, measure_performance, read_figures
-from distillery.evaluation.statistics import difference_interval, mean_interval
+from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.export.stage import export_student
 from distillery.models.local import LocalModel
 from distillery.storage.stage import Attempt, Stage, run_stage
@@ -79,8 +79,9 @@ def _compare(recipe: Recipe, student: Path, store: StoreSpec) -> None:
         "| memory, MB | disk, MB |"
     )
     for name, one in figures.contestants.items():
-        mean = mean_interval(scores[name], evaluation)
-        against = difference_interval(scores[name], scores[STUDENT], evaluation)
+        rows, own = Bootstrap(range(len(scores[name])), evaluation), mean_sums(scores[name])
+        mean = rows.interval(own)
+        against = rows.compare(own, mean_sums(scores[STUDENT])).difference
         speed, size = one.performance, one.size
         assert mean and against and size and speed.latency_p50_s
         print(

@@ -28,6 +28,11 @@ class ColumnMap(Spec):
     """The right answer, or a list of right answers where the task type takes several. `gold` and
     `test` need it, here or as the last turn of `messages`; ignored for `train` and `validation`."""
 
+    cluster: str | None = None
+    """What rows have in common that are no independent evidence, such as the id of a customer or a
+    document: intervals and tests count them together. None, and where a row has none: rows of one
+    conversation, or with the same prompt, belong together."""
+
     text: str | None = None
     """Classification: what is classified."""
 

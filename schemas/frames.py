@@ -26,13 +26,18 @@ class _Frame(pa.DataFrameModel):  # type: ignore[misc]
 
 
 class PromptFrame(_Frame):
-    """Prompts of all splits, valid and ready for a teacher."""
+    """Prompts of all splits, valid and ready for a teacher.
+
+    Rows of one `cluster` belong together: of one customer or document where the recipe names such a
+    column, else of one conversation, else with the same prompt.
+    """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
     split: Series[str] = pa.Field(isin=SPLITS)
     messages: Series[str] = pa.Field(str_startswith="[")
     references: Series[str] = pa.Field(nullable=True)
     content_hash: Series[str] = pa.Field(str_length={"min_value": 64, "max_value": 64})
+    cluster: Series[str] = pa.Field(str_length={"min_value": 1})
     source_row: Series[int] = pa.Field(ge=1)
 
 

@@ -72,6 +72,7 @@ def measurements(**changed: Measurement) -> Measurements:
         "anybody": measurement(100_000, 2**15, 0.01),
         "champion": measurement(100_000, 2**15, 0.01, CHAMPION_FINGERPRINT),
         "in-context student": measurement(100_000, 2**15, 0.02, prompt_tokens=1203.5),
+        "onnx int4": measurement(100_000, 2**13, 0.005, "4" * 64),
         "student": measurement(100_000, 2**15, 0.01, STUDENT_FINGERPRINT, prompt_tokens=17),
     }
     return Measurements(
@@ -104,10 +105,36 @@ def comparison(
     prices: Prices = NO_PRICES,
     funnel: tuple[FunnelStep, ...] = (),
     task: TaskSpec = TASK,
+    clusters: Sequence[str] | None = None,
 ) -> Comparison:
-    """Return the comparison of these scores."""
+    """Return the comparison of these scores; each row is a cluster unless ``clusters`` says."""
+    answers = {name: answer_frame(values, references) for name, values in scores.items()}
+    return compared(
+        answers,
+        task=task,
+        measured=measured,
+        declared=declared,
+        prices=prices,
+        funnel=funnel,
+        clusters=clusters,
+    )
+
+
+def compared(
+    answers: Mapping[str, pd.DataFrame],
+    *,
+    task: TaskSpec = TASK,
+    measured: Measurements | None = None,
+    declared: DeclaredModel | None = None,
+    prices: Prices = NO_PRICES,
+    funnel: tuple[FunnelStep, ...] = (),
+    clusters: Sequence[str] | None = None,
+) -> Comparison:
+    """Return the comparison of these answers, as `read_answers` returns them."""
+    ids = next(iter(answers.values())).index
     return build_comparison(
-        {name: answer_frame(values, references) for name, values in scores.items()},
+        answers,
+        pd.DataFrame({"cluster": list(clusters or ids)}, index=ids),
         measured or measurements(),
         task=task,
         evaluation=EVALUATION,
@@ -115,6 +142,7 @@ def comparison(
         prices=prices,
         fingerprints={"compare_models": "e" * 64},
         funnel=funnel,
+        exported=[name for name in answers if name.startswith(("onnx", "gguf"))],
     )
 
 
@@ -132,6 +160,7 @@ def prompt_frame(num_rows: int) -> pd.DataFrame:
             "messages": messages,
             "references": '["yes"]',
             "content_hash": "0" * 64,
+            "cluster": ids,
             "source_row": range(1, num_rows + 1),
         }
     )

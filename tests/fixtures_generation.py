@@ -60,7 +60,8 @@ def write_prompts(store: StoreSpec, rows: list[Row], *, batch: int = 4) -> Datas
     for n, (split, content, *reference) in enumerate(rows):
         asked = [Message(role="user", content=content)]
         right = canonical_json(reference) if reference else None
-        full.append((f"p{n}", split, dump_messages(asked), right, content_hash(asked), n + 1))
+        asks = content_hash(asked)
+        full.append((f"p{n}", split, dump_messages(asked), right, asks, asks, n + 1))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(full), batch):

@@ -15,8 +15,8 @@ from schemas.refs import ModelRef
 from tests.fixtures_comparison import SCORES, TASK, comparison, measurement, measurements
 from tests.fixtures_lineage import lineage_of
 
-# Of twenty rows, on which two students tie.
-GATE = GateSpec(min_retention=0.7, max_loss_to_champion=0.01)
+# Of twenty rows, on which two students tie: that leaves room for a loss of 16.8 points.
+GATE = GateSpec(min_retention=0.7, max_loss_to_champion=0.2)
 
 
 def student_ref(digit: str, attempt: str = "a") -> ModelRef:

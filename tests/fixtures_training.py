@@ -86,6 +86,7 @@ class Bench:
                 "messages": row["messages"],
                 "references": None,
                 "content_hash": content_hash(json.loads(row["messages"])),
+                "cluster": row["prompt_id"],
                 "source_row": n,
             }
             for n, row in enumerate(rows, start=1)

@@ -26,7 +26,7 @@ from schemas.filters import DropReason
 from schemas.frames import SPLITS
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 4
+_LOGIC_VERSION = 5
 _BATCH_ROWS = 4096
 
 _LOADED_SCHEMA = pa.schema(
@@ -37,6 +37,7 @@ _LOADED_SCHEMA = pa.schema(
         ("references", pa.string()),
         ("content_hash", pa.string()),
         ("conversation", pa.string()),
+        ("cluster", pa.string()),
         ("source_row", pa.int64()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -107,8 +108,7 @@ def _required(source: Source, split: str, kind: TaskType, data: DataSpec) -> tup
     )
     if columns.messages:
         required += (columns.messages,)
-    if columns.id:
-        required += (columns.id,)
+    required += tuple(named for named in (columns.id, columns.cluster) if named)
     if columns.reference and split in ("gold", "test"):
         required += (columns.reference,)
     return required
@@ -134,6 +134,8 @@ def load_rows(
         return
     given = values.get(columns.id) if columns.id else f"{split}-{row.number}"
     loaded["prompt_id"] = None if given is None else as_text(given)
+    cluster = values.get(columns.cluster) if columns.cluster else None
+    loaded["cluster"] = None if cluster is None else as_text(cluster)
     if columns.reference and split in ("gold", "test"):
         loaded |= _labelled(values.get(columns.reference), source, kind)
         if "reason" in loaded:
@@ -141,7 +143,7 @@ def load_rows(
             return
     if not columns.messages:
         messages = [Message(role="user", content=_prompt(values, source, kind, data))]
-        yield loaded | _asked(messages, split, content_hash(messages), data)
+        yield _asked(loaded, messages, content_hash(messages), data)
         return
     try:
         refuse_tools(values)
@@ -151,7 +153,7 @@ def load_rows(
         return
     prompts = _prompts(conversation, data)
     for messages, answer in prompts:
-        asked = loaded | _asked(messages, split, content_hash(prompts[-1][0]), data)
+        asked = _asked(loaded, messages, content_hash(prompts[-1][0]), data)
         if data.turns == "every" and loaded["prompt_id"]:
             asked["prompt_id"] = f"{loaded['prompt_id']}-turn-{len(messages)}"
         if answer is not None and split in ("gold", "test") and "references" not in asked:
@@ -205,23 +207,25 @@ def _references(value: Any, source: Source, kind: TaskType) -> str:
 
 
 def _asked(
-    messages: list[Message], split: str, conversation: str, data: DataSpec
+    loaded: Mapping[str, Any], messages: list[Message], conversation: str, data: DataSpec
 ) -> dict[str, Any]:
-    """Return the columns of a row that asks ``messages``.
+    """Return the columns of a row that asks ``messages``, beside those that are ``loaded``.
 
-    Rows of one ``conversation`` are set aside for validation together.
+    Rows of one ``conversation`` are set aside for validation together, and are one cluster unless
+    the source says what is.
     """
     messages = list(messages)
     if data.system_prompt and messages[0]["role"] != "system":
         messages.insert(0, Message(role="system", content=data.system_prompt))
-    asked: dict[str, Any] = {
+    asked = dict(loaded) | {
         "messages": dump_messages(messages),
         "content_hash": content_hash(messages),
         "conversation": conversation,
+        "cluster": loaded["cluster"] or conversation,
     }
     if not messages[-1]["content"].strip():
         asked |= {"reason": DropReason.EMPTY_PROMPT.value, "detail": "the prompt has no text"}
-    if split == "train" and data.validation is None and is_set_aside(conversation, data):
+    if loaded["split"] == "train" and data.validation is None and is_set_aside(conversation, data):
         asked["split"] = "validation"
     return asked
 

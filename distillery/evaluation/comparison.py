@@ -1,27 +1,29 @@
 """The comparison stage: scored answers and measurements in, one table and one report out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-import numpy as np
 import pandas as pd
+import pyarrow.dataset as pads
 
 from distillery.evaluation.cards import data_card, model_card
 from distillery.evaluation.cost import Prices, cost_of_requests, distillation_cost
+from distillery.evaluation.differences import (
+    Metrics,
+    difference,
+    differences,
+    gap_recovered,
+    pairs,
+)
 from distillery.evaluation.judgement import read_judgement
 from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
 from distillery.evaluation.lineage import funnel, read_origins
 from distillery.evaluation.markdown import markdown
-from distillery.evaluation.metrics import fidelity, metric_intervals, metric_scores
+from distillery.evaluation.metrics import fidelity, metric_sums
 from distillery.evaluation.performance import read_figures
 from distillery.evaluation.report import render_report
-from distillery.evaluation.statistics import (
-    Scores,
-    difference_interval,
-    paired_bootstrap,
-    ratio_interval,
-)
+from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.evaluation.wins_and_losses import differing_rows
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
@@ -31,22 +33,20 @@ from schemas.comparison import (
     MAJORITY,
     Comparison,
     ContestantFigures,
-    Difference,
     FunnelStep,
     HarnessFigures,
-    Interval,
     Judgement,
     Measurement,
     Measurements,
 )
-from schemas.contestants import BASELINE, STUDENT, TEACHER
+from schemas.contestants import STUDENT, TEACHER
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, Evaluated, Lineage, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 5
+_LOGIC_VERSION = 6
 
 
 def compare_models(
@@ -98,11 +98,13 @@ def compare_models(
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
         comparison = build_comparison(
             answers,
+            read_test_rows(prompts, opened),
             read_figures(evaluated.measurements, "measurements.json", Measurements, opened),
             task=task,
             evaluation=evaluation,
             declared=declared,
             prices=prices,
+            exported=lineage.exported,
             fingerprints={
                 "prompts": prompts.fingerprint,
                 **{f"answers of {name}": r.fingerprint for name, r in evaluated.answers.items()},
@@ -159,8 +161,18 @@ def read_answers(answers: DatasetRef, store: Store) -> pd.DataFrame:
     return frame.join(metrics)
 
 
+def read_test_rows(prompts: DatasetRef, store: Store) -> pd.DataFrame:
+    """Return what is known of the test rows by prompt id: the cluster of each."""
+    table = store.dataset(prompts).to_table(
+        columns=["prompt_id", "cluster"], filter=pads.field("split") == "test"
+    )
+    frame: pd.DataFrame = table.to_pandas().set_index("prompt_id")
+    return frame
+
+
 def build_comparison(
     answers: Mapping[str, pd.DataFrame],
+    test_rows: pd.DataFrame,
     measurements: Measurements,
     *,
     task: TaskSpec,
@@ -169,56 +181,67 @@ def build_comparison(
     prices: Prices,
     fingerprints: dict[str, str],
     funnel: tuple[FunnelStep, ...],
+    exported: Collection[str] = (),
     harness: Mapping[str, HarnessFigures] = MappingProxyType({}),
     judgement: Judgement | None = None,
 ) -> Comparison:
     """Return all figures of the contestants, alone and against each other.
 
-    Everybody is compared with the teacher, the student with everybody. ``answers`` holds by
-    contestant what :func:`read_answers` returns, the same prompts in each.
+    Args:
+        answers: By contestant what :func:`read_answers` returns, the same prompts in each.
+        test_rows: What :func:`read_test_rows` returns.
+        measurements: Speed and size of each.
+        task: What is compared.
+        evaluation: How.
+        declared: Size of a hosted teacher.
+        prices: Of requests and machines, where they are known.
+        fingerprints: Of the stages it rests on.
+        funnel: Rows of the training set by what became of them.
+        exported: Which contestants are the student in another format.
+        harness: What lm-evaluation-harness found, by contestant.
+        judgement: What a judge said.
     """
     kind = task_type(task)
     metric = kind.primary
-    scores = {name: metric_scores(frame, metric) for name, frame in answers.items()}
+    references = next(iter(answers.values()))["references"]
+    bootstrap = Bootstrap(test_rows["cluster"].loc[references.index].to_list(), evaluation)
+    metrics = {name: metric_sums(frame, kind) for name, frame in answers.items()}
+    primary = {name: sums[metric] for name, sums in metrics.items()}
     rows = {
         name: _figures(
             name,
             measurements.contestants[name],
             frame,
+            metrics[name],
             kind,
-            evaluation,
+            bootstrap,
             declared,
             prices,
             teacher=None if name == TEACHER else answers[TEACHER],
         )
         for name, frame in answers.items()
     }
-    references = next(iter(answers.values()))["references"]
     majority, always = majority_answer(references, kind)
-    pairs = [(name, TEACHER) for name in answers if name not in (TEACHER, STUDENT)]
-    pairs += [(STUDENT, name) for name in answers if name != STUDENT]
     leads = (
-        Difference(
-            name=name,
-            against=MAJORITY,
-            metric=metric,
-            difference=difference_interval(values, always, evaluation),
-        )
-        for name, values in scores.items()
-        if majority is not None
+        difference(name, MAJORITY, metric, found, found.p_value)
+        for name, sums in primary.items()
+        if majority is not None and (found := bootstrap.compare(sums, mean_sums(always)))
     )
+    scores = {name: frame[metric].to_numpy(dtype="float64") for name, frame in answers.items()}
     return Comparison(
         task=task.name,
         metric=metric,
         num_rows=len(references),
+        num_clusters=bootstrap.num_clusters,
         context_tokens=evaluation.context_tokens,
         max_new_tokens=evaluation.max_new_tokens,
         confidence=evaluation.confidence,
         contestants=tuple(rows.values()),
         differences=(
             *(
-                _difference(rows[a], rows[b], metric, scores[a], scores[b], evaluation)
-                for a, b in pairs
+                found
+                for name, against in pairs(answers, exported)
+                for found in differences(rows[name], rows[against], metrics, bootstrap)
             ),
             *leads,
         ),
@@ -226,7 +249,8 @@ def build_comparison(
         majority_score=None if majority is None else float(always.mean()),
         labels=label_recalls(references, scores, kind) if kind.has_labels else (),
         confusions=student_confusions(answers[STUDENT], kind) if kind.has_labels else (),
-        gap_recovered=gap_recovered(scores, evaluation),
+        gap_recovered=gap_recovered(primary, bootstrap),
+        detectable_loss=bootstrap.detectable_loss(primary[STUDENT], primary[TEACHER]),
         judgement=judgement,
         hardware=measurements.hardware,
         fingerprints=fingerprints,
@@ -239,8 +263,9 @@ def _figures(
     name: str,
     measured: Measurement,
     frame: pd.DataFrame,
+    metrics: Metrics,
     kind: TaskType,
-    evaluation: EvaluationSpec,
+    bootstrap: Bootstrap,
     declared: DeclaredModel | None,
     prices: Prices,
     *,
@@ -264,56 +289,7 @@ def _figures(
         cost=cost_of_requests(measured.performance, prices, is_served=size is None),
         declared_source=shown.source if shown else None,
         performance=measured.performance,
-        metrics=metric_intervals(frame, kind, evaluation),
-        fidelity={} if teacher is None else fidelity(frame, teacher, kind, evaluation),
+        metrics={name: bootstrap.interval(sums) for name, sums in metrics.items()},
+        fidelity={} if teacher is None else fidelity(frame, teacher, kind, bootstrap),
         num_unscored=int(frame[kind.primary].isna().sum()),
     )
-
-
-def _difference(
-    row: ContestantFigures,
-    other: ContestantFigures,
-    metric: str,
-    scores: Scores,
-    others: Scores,
-    evaluation: EvaluationSpec,
-) -> Difference:
-    latencies = row.performance.latency_p50_s, other.performance.latency_p50_s
-    return Difference(
-        name=row.name,
-        against=other.name,
-        metric=metric,
-        difference=difference_interval(scores, others, evaluation),
-        ratio=ratio_interval(scores, others, evaluation),
-        latency_reduction=reduction(*latencies),
-        memory_reduction=reduction(row.memory_bytes, other.memory_bytes),
-        parameter_reduction=reduction(row.num_parameters, other.num_parameters),
-        cost_reduction=reduction(*(r.cost.per_1000 if r.cost else None for r in (row, other))),
-    )
-
-
-def reduction(value: float | None, other: float | None) -> float | None:
-    """Return 1 - value / other; None when either is not known or the other is 0.
-
-    >>> reduction(15.0, 100.0), reduction(15.0, None)
-    (0.85, None)
-    """
-    if value is None or not other:
-        return None
-    return 1 - value / other
-
-
-def gap_recovered(scores: Mapping[str, Scores], evaluation: EvaluationSpec) -> Interval | None:
-    """Return (student - baseline) / (teacher - baseline) on the rows scored for all three.
-
-    None, not 0, when there is no baseline, or the teacher is not better than it: there is no gap
-    to recover.
-    """
-    if BASELINE not in scores:
-        return None
-
-    def share(teacher: Scores, baseline: Scores, student: Scores) -> Scores:
-        gap = teacher - baseline
-        return np.divide(student - baseline, gap, out=np.full_like(gap, np.nan), where=gap > 0)
-
-    return paired_bootstrap([scores[n] for n in (TEACHER, BASELINE, STUDENT)], share, evaluation)

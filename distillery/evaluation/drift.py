@@ -14,7 +14,7 @@ from datetime import UTC, date, datetime
 import numpy as np
 
 from distillery.data.chat import load_messages
-from distillery.evaluation.statistics import Scores, difference_interval, mean_interval
+from distillery.evaluation.statistics import Bootstrap, Scores, mean_sums, minus
 from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.store import Store
 from distillery.task_types import TaskType, task_type
@@ -175,15 +175,16 @@ def _compare(
         return np.array([_likeness(canary, response, kind) for canary, response in pairs])
 
     now, then = likeness(today), likeness([canary.responses[1] for canary in pinned.canaries])
+    rows, sums = Bootstrap(range(len(now)), evaluation), (mean_sums(now), mean_sums(then))
     return Drift(
         model="",
         asked_at=pinned.pinned_at,
         pinned_at=pinned.pinned_at,
         reported=("", ""),
         metric=kind.primary,
-        same=mean_interval(now, evaluation),
-        expected=mean_interval(then, evaluation),
-        change=difference_interval(now, then, evaluation),
+        same=rows.interval(sums[0]),
+        expected=rows.interval(sums[1]),
+        change=rows.interval(*sums, of_values=minus),
         changed=tuple(
             canary.prompt_id
             for canary, a, b in zip(pinned.canaries, now, then, strict=True)

@@ -4,32 +4,30 @@ import json
 
 import pandas as pd
 
-from distillery.evaluation.statistics import Scores, mean_interval, set_interval
+from distillery.evaluation.statistics import Bootstrap, MetricSums, mean_sums, set_sums
 from distillery.storage.fingerprint import canonical_json
 from distillery.task_types import Answer, ScoredRow, TaskType
 from schemas.comparison import Interval
-from schemas.evaluation import EvaluationSpec
 
 
-def metric_scores(frame: pd.DataFrame, metric: str) -> Scores:
-    """Return the scores in one metric by row; NaN where unscored."""
-    return frame[metric].to_numpy(dtype="float64")
-
-
-def metric_intervals(
-    frame: pd.DataFrame, kind: TaskType, evaluation: EvaluationSpec
-) -> dict[str, Interval | None]:
+def metric_sums(frame: pd.DataFrame, kind: TaskType) -> dict[str, MetricSums]:
     """Return the metrics of the answers, the primary one first; those of the set come last."""
-    scored = frame[frame[kind.primary].notna()]
-    given = zip(scored["response"], scored["references"], scored["truncated"], strict=True)
-    rows = [ScoredRow(text, tuple(json.loads(right)), bool(cut)) for text, right, cut in given]
-    return {
-        name: mean_interval(metric_scores(frame, name), evaluation) for name in kind.metrics
-    } | {name: set_interval(metric, rows, evaluation) for name, metric in kind.of_the_set.items()}
+    found = {name: mean_sums(frame[name].to_numpy(dtype="float64")) for name in kind.metrics}
+    if not kind.of_the_set:
+        return found
+    given = zip(frame["response"], frame["references"], frame["truncated"], strict=True)
+    rows = [
+        ScoredRow(text if isinstance(text, str) else "", tuple(right), bool(cut)) if right else None
+        for text, right, cut in ((text, json.loads(right), cut) for text, right, cut in given)
+    ]
+    is_scored = found[kind.primary].is_scored_N
+    return found | {
+        name: set_sums(metric, rows, is_scored) for name, metric in kind.of_the_set.items()
+    }
 
 
 def fidelity(
-    frame: pd.DataFrame, teacher: pd.DataFrame, kind: TaskType, evaluation: EvaluationSpec
+    frame: pd.DataFrame, teacher: pd.DataFrame, kind: TaskType, bootstrap: Bootstrap
 ) -> dict[str, Interval | None]:
     """Return the metrics with the teacher's answers as the references.
 
@@ -52,7 +50,7 @@ def fidelity(
         for text, cut, answer in zip(against["response"], against["truncated"], said, strict=True)
     ]
     against = against.join(pd.DataFrame(scores, index=frame.index, dtype="float64"))
-    return metric_intervals(against, kind, evaluation)
+    return {name: bootstrap.interval(sums) for name, sums in metric_sums(against, kind).items()}
 
 
 def _answer(response: object, kind: TaskType, *, is_cut: bool) -> Answer | None:

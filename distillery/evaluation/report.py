@@ -96,7 +96,7 @@ def render_report(
         differences=Table.drawing(
             "difference",
             tables.difference_rows(comparison),
-            [pair.difference for pair in comparison.differences],
+            [pair.difference for pair in tables.primary_differences(comparison)],
             mark=0.0,
         ),
         by_latency=quality_against_latency(comparison),
@@ -107,6 +107,7 @@ def render_report(
                 "Queries per hour, by requests at once": tables.load_rows(comparison),
                 "Size": tables.size_rows(comparison),
                 "Every metric": tables.quality_rows(comparison),
+                "Every metric against the teacher": tables.metric_difference_rows(comparison),
                 "Fidelity: the teacher's answers as references": tables.fidelity_rows(comparison),
                 "lm-evaluation-harness": tables.harness_rows(comparison),
             }

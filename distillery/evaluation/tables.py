@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from distillery.evaluation.findings import interval_text, points_text
-from schemas.comparison import Comparison, ContestantFigures, Interval, SliceFigures
+from schemas.comparison import Comparison, ContestantFigures, Difference, Interval, SliceFigures
 from schemas.contestants import CHAMPION, STUDENT, TEACHER
 from schemas.units import (
     MISSING,
@@ -64,18 +64,39 @@ def relative_rows(comparison: Comparison) -> list[Row]:
     return _without_empty_columns(rows)
 
 
+def primary_differences(comparison: Comparison) -> list[Difference]:
+    """Return every pair that was compared, in the primary metric."""
+    return [found for found in comparison.differences if found.metric == comparison.metric]
+
+
 def difference_rows(comparison: Comparison) -> list[Row]:
-    """Return every pair that was compared, and how sure the difference is."""
+    """Return every pair that was compared in the primary metric, and how sure the difference is."""
     return _without_empty_columns(
         {
             "model": found.name,
             "against": found.against,
-            "metric": found.metric,
             "difference": points_text(found.difference),
             "p": probability_text(found.p_value),
-            "p, corrected": probability_text(found.adjusted_p_value),
         }
-        for found in comparison.differences
+        for found in primary_differences(comparison)
+    )
+
+
+def metric_difference_rows(comparison: Comparison) -> list[Row]:
+    """Return how everybody differs from the teacher in every metric, where there are several.
+
+    P-values are corrected for the number of metrics (Holm).
+    """
+    found = [pair for pair in comparison.differences if pair.against == TEACHER]
+    return _without_empty_columns(
+        {
+            "model": pair.name,
+            "metric": pair.metric,
+            f"minus the {TEACHER}'s": points_text(pair.difference),
+            "p, corrected for metrics": probability_text(pair.adjusted_p_value),
+        }
+        for pair in found
+        if len({pair.metric for pair in found}) > 1
     )
 
 
@@ -262,6 +283,7 @@ def further_tables(comparison: Comparison) -> dict[str, list[Row]]:
         "Queries per hour, by requests at once": load_rows(comparison),
         "Size": size_rows(comparison),
         "Every metric": quality_rows(comparison),
+        "Every metric against the teacher": metric_difference_rows(comparison),
         "Fidelity: the teacher's answers as references": fidelity_rows(comparison),
         "Slices" + (worst if len(comparison.slices) > _MOST_SLICES else ""): slice_rows(
             worst_slices(comparison)[:_MOST_SLICES]

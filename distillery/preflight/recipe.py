@@ -34,6 +34,8 @@ from schemas.training import TrainingSpec
 
 logger = logging.getLogger("distillery.run")
 
+_ALWAYS_READ = ("id", "messages", "reference", "cluster")
+
 
 class _Problems:
     """What is wrong with a recipe, one line each."""
@@ -331,7 +333,7 @@ def _unread_columns(kind: TaskType, data: DataSpec) -> list[str]:
             f"data.{split}.columns.{name} is {getattr(columns, name)!r}, but {why}, so that column "
             "would be ignored. Remove it, or choose otherwise."
             for name in type(columns).model_fields
-            if name not in ("id", "messages", "reference", *read) and getattr(columns, name)
+            if name not in (*_ALWAYS_READ, *read) and getattr(columns, name)
         ]
     return lines
 

@@ -468,7 +468,7 @@ def instructed(store: StoreSpec, teacher: TeacherSpec, **options: Any) -> Run:
     gold = {
         **{"prompt_id": "gold-0", "split": "gold", "source_row": 1, "references": '["no"]'},
         "messages": '[{"content":"is it late?","role":"user"}]',
-        "content_hash": "1" * 64,
+        **{"content_hash": "1" * 64, "cluster": "gold-0"},
     }
     frame = pd.DataFrame([*prompt_frame(NUM_ROWS).to_dict("records"), gold])
     return replace(run_of(store, teacher, **options), prompts=seal_prompts(store, frame))

@@ -1,5 +1,6 @@
 from distillery.evaluation.findings import findings, interval_text
 from distillery.evaluation.verdict import verdict
+from schemas.comparison import Interval
 from tests.fixtures_comparison import SCORES, comparison
 
 
@@ -29,7 +30,7 @@ def test_a_prompt_that_does_as_well_as_the_training_is_told() -> None:
         return next(finding.text for finding in found if "untrained" in finding.text)
 
     assert said([1.0] * 18 + [0.0] * 2) == (
-        "Student minus itself untrained, with the teacher's prompt: +0.0 points [0.0, 0.0]: the "
+        "Student minus itself untrained, with the teacher's prompt: +0.0 points [-16.8, 16.8]: the "
         "interval is not above 0, so the prompt alone may do at 1,204 prompt tokens instead of 17, "
         "and nobody needs the training."
     )
@@ -58,8 +59,11 @@ def test_verdict_says_what_is_kept_and_saved_and_which_target_is_missed() -> Non
 
 def test_verdict_is_plain_where_every_target_is_met() -> None:
     found = comparison({**SCORES, "student": SCORES["teacher"]})
-    [kept] = [d for d in found.differences if (d.name, d.against) == ("student", "teacher")]
-    better = kept.model_copy(update={"memory_reduction": 0.96, "cost_reduction": 0.7})
+    kept = found.between("student", "teacher")
+    assert kept is not None
+    ratio = Interval(estimate=1.0, low=0.95, high=1.05, num_rows=400)
+    saved = {"memory_reduction": 0.96, "cost_reduction": 0.7}
+    better = kept.model_copy(update=saved | {"ratio": ratio})
     found = found.model_copy(update={"differences": (better,)})
     assert verdict(found).endswith(
         "answers in 90.0 % less time, needs 96.0 % less memory and costs 70.0 % less: every "

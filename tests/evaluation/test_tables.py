@@ -64,7 +64,7 @@ def test_markdown_tables_are_aligned() -> None:
             tables[-1].append(len(line))
         elif tables[-1]:
             tables.append([])
-    assert len([widths for widths in tables if widths]) == 9
+    assert len([widths for widths in tables if widths]) == 10
     assert all(len(set(widths)) <= 1 for widths in tables)
 
 

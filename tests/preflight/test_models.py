@@ -200,6 +200,7 @@ def _prompts(root: Path, conversations: list[list[Message]]) -> tuple[DatasetRef
             "messages": [dump_messages(messages) for messages in conversations],
             "references": pd.array([None] * len(conversations), dtype="str"),
             "content_hash": [content_hash(messages) for messages in conversations],
+            "cluster": [f"row-{n}" for n in range(len(conversations))],
             "source_row": range(1, len(conversations) + 1),
         }
     )

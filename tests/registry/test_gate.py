@@ -528,7 +528,8 @@ def test_no_gain_over_the_baseline_alone_closes_the_gate() -> None:
     found = checks({"teacher": right(360), "baseline": right(356), "student": right(356)})
     ((condition, sentence),) = failed(found)
     assert condition == "min_gain"
-    assert sentence.endswith("0 is exactly gate.min_gain=0, not above it")
+    # That they agree on all of 400 rows leaves room for 0.9 % on which they do not.
+    assert sentence.endswith("-0.00918 is 0.00918 below gate.min_gain=0")
 
 
 def test_a_teacher_no_better_than_the_most_frequent_answer_closes_the_gate() -> None:
@@ -547,20 +548,26 @@ def test_a_student_that_always_gives_the_most_frequent_answer_closes_the_gate() 
     )
     ((condition, sentence),) = failed(found)
     assert condition == "min_lead_over_majority"
-    assert sentence.endswith("0 is exactly gate.min_lead_over_majority=0, not above it")
+    assert sentence.endswith("-0.00918 is 0.00918 below gate.min_lead_over_majority=0")
 
 
-@pytest.mark.parametrize("share", [330, 331, 332])
-def test_a_student_not_shown_to_be_better_than_the_champion_does_not_replace_it(share: int) -> None:
+@pytest.mark.parametrize(
+    ("share", "measured"),
+    [  # that they agree on all 400 rows leaves room for 0.9 %; five rows won are no evidence yet
+        (330, "0.00918 is 0.00918 above gate.max_loss_to_champion=0"),
+        (331, "0 is exactly gate.max_loss_to_champion=0, not below it"),
+        (335, "0 is exactly gate.max_loss_to_champion=0, not below it"),
+    ],
+)
+def test_a_student_not_shown_to_be_better_than_the_champion_does_not_replace_it(
+    share: int, measured: str
+) -> None:
     found = checks(
         {**RIVALS, "student": right(share)}, GateSpec(min_retention=0.8), champion=CHAMPION
     )
     ((condition, sentence),) = failed(found)
     assert condition == "max_loss_to_champion"
-    assert sentence == (
-        "upper end of the interval of champion minus student 0 is exactly "
-        "gate.max_loss_to_champion=0, not below it"
-    )
+    assert sentence == f"upper end of the interval of champion minus student {measured}"
 
 
 def test_a_student_better_than_the_champion_may_replace_it() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillery.evaluation.statistics import difference_interval, ratio_interval
+from distillery.evaluation.statistics import Bootstrap, mean_sums, minus, ratio
 from distillery.registry.simulation import (
     World,
     comparisons,
@@ -41,14 +41,15 @@ def test_intervals_of_the_simulation_are_those_of_a_comparison(num_rows: int) ->
     counts_SK = draw.multinomial(num_rows, shares, size=5)
     simulated = comparisons(counts_SK, patterns(3), fine, draw)
     for counts_K, comparison in zip(counts_SK, simulated, strict=True):
-        teacher, student, champion = rows_of(counts_K)
+        teacher, student, champion = map(mean_sums, rows_of(counts_K))
+        rows = Bootstrap(range(num_rows), fine)
         kept = comparison.between("student", "teacher")
         gained = comparison.between("student", "champion")
         assert kept and gained
         for found, exact in (
-            (kept.ratio, ratio_interval(student, teacher, fine)),
-            (kept.difference, difference_interval(student, teacher, fine)),
-            (gained.difference, difference_interval(student, champion, fine)),
+            (kept.ratio, rows.interval(student, teacher, of_values=ratio)),
+            (kept.difference, rows.interval(student, teacher, of_values=minus)),
+            (gained.difference, rows.interval(student, champion, of_values=minus)),
         ):
             assert found and exact
             assert found.estimate == pytest.approx(exact.estimate)

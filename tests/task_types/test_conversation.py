@@ -3,10 +3,10 @@
 
 import pytest
 
-from distillery.evaluation.statistics import set_interval
 from distillery.task_types import ScoredRow, task_type
 from schemas.evaluation import EvaluationSpec
 from schemas.task import TaskKind, TaskSpec
+from tests.fixtures_statistics import set_interval
 
 KIND = task_type(TaskSpec(name="t", type=TaskKind.CONVERSATION))
 BYE = "Thank you and goodbye."

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.evaluation.statistics import set_interval
 from distillery.task_types import ScoredRow, task_type
 from distillery.task_types.overlap import texts
 from schemas.evaluation import EvaluationSpec
 from schemas.task import TaskKind, TaskSpec
 from tests.fixtures_shared_data import shared_rows
+from tests.fixtures_statistics import set_interval
 
 KIND = task_type(TaskSpec(name="t", type=TaskKind.SUMMARIZATION))
 ROUGE = {"ROUGE-L": "rougeL", "ROUGE-1": "rouge1", "ROUGE-2": "rouge2"}
