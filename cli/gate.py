@@ -122,6 +122,6 @@ def _provisos(gate: GateSpec, primary: str) -> list[str]:
     if primary != "accuracy":
         lines.append(
             f"{primary} is simulated as right or wrong, which spreads more than scores between: "
-            "with as many rows the gate errs less often than this."
+            "with as many rows the gate holds back fewer good students than this."
         )
     return lines
