@@ -131,7 +131,9 @@ def origin_tables(comparison: Comparison, origins: Origins) -> dict[str, list[Ro
             "stage": name,
             "made, UTC": f"{made.created_at:%Y-%m-%d %H:%M}",
             "took": seconds_text(made.timings_s.get("total")),
-            "counted": ", ".join(f"{count:,} {what}" for what, count in made.counts.items()),
+            "counted": ", ".join(f"{n:,} {what}" for what, n in made.counts.items()).replace(
+                "_", " "
+            ),
             "code": (made.git_sha or "not known")[:10],
             "fingerprint": made.fingerprint[:12],
         }
