@@ -13,7 +13,6 @@ from distillery.registry.base import Registry, standing
 from distillery.registry.by_hand import promote_by_hand, roll_back
 from distillery.storage.store import Store
 from schemas.base import nearest
-from schemas.comparison import Interval
 from schemas.contestants import TEACHER
 from schemas.errors import RegistryError, StoreError
 from schemas.execution import StoreSpec
@@ -65,20 +64,20 @@ def print_alias(spec: StoreSpec, task: str, alias: str) -> None:
     for check in current.checks:
         out.print(f"  {'✓' if check.passed else '✗'} {escape(check.sentence)}")
     out.print()
-    table = Table("when", "what", "student", "by", "quality", "why", "back?")
+    table = Table("when", "what", "student", "by", "quality", "why", "state")
     for entry in reversed(entries):
-        back = "now" if entry is current else "-"
-        if entry is not current and entry.id in reached:
-            back = "yes" if is_there[entry.id] else "gone"
+        state = "current" if entry is current else "in reserve" if entry.id in reached else ""
+        if state and not is_there[entry.id]:
+            state = "files gone"
         approval = entry.approval
         table.add_row(
             f"{entry.at:%Y-%m-%d %H:%M}",
             entry.kind,
             entry.student.fingerprint[:_SHOWN],
             escape(f"{entry.by}, {approval.by}" if approval else entry.by),
-            _quality(entry),
+            _quality(entry, brief=True),
             escape(entry.reason),
-            back,
+            state,
         )
     out.print(table)
 
@@ -147,14 +146,14 @@ def _print_move(entry: HistoryEntry, before: HistoryEntry | None) -> None:
     )
 
 
-def _quality(entry: HistoryEntry) -> str:
-    """Return the primary metric, and what it keeps of the teacher's."""
+def _quality(entry: HistoryEntry, *, brief: bool = False) -> str:
+    """Return the primary metric, and unless ``brief`` its name and what it keeps of the teacher."""
     metric, interval = next(iter(entry.metrics.items()), (None, None))
     if metric is None or interval is None:
         return "-"
-    kept = next((d.ratio for d in entry.differences if d.against == TEACHER), None)
-    return f"{interval.estimate:.3f} {metric}" + _kept(kept)
-
-
-def _kept(ratio: Interval | None) -> str:
-    return f", {ratio.estimate:.1%} kept" if ratio is not None else ""
+    figure = f"{interval.estimate:.3f}"
+    if brief:
+        return figure
+    pairs = [d for d in entry.differences if d.against == TEACHER and d.metric == metric]
+    kept = pairs[0].ratio if pairs else None
+    return f"{figure} {metric}" + (f", {kept.estimate:.1%} kept" if kept is not None else "")

@@ -123,6 +123,9 @@ class MlflowRegistry(Registry):
             entry = decide(seen.entries)
             if entry is None:
                 return seen.entries[-1]
+            if seen.entries:  # tags have no order but this one, and hosts' clocks differ
+                after = seen.entries[-1].at + timedelta(microseconds=1)
+                entry = entry.model_copy(update={"at": max(entry.at, after)})
             self._create_model(task)
             if seen.unsettled is not None:
                 self._tag(name, f"{_ENTRY}.{seen.unsettled.id}", seen.unsettled.model_dump_json())

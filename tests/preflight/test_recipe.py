@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from distillery.preflight.recipe import check_recipe
+from distillery.registry import open_registry
 from schemas.errors import RecipeError
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
 from tests.fixtures_recipe import changed, load, make_recipe
+from tests.fixtures_registry import entry
 from tests.stub_endpoint import StubEndpoint, listing
 
 
@@ -29,6 +31,22 @@ def test_the_spine_needs_test_rows_and_generation_alone_does_not() -> None:
     check_alone(recipe)
     with pytest.raises(RecipeError, match=r"data\.test is missing"):
         check(recipe)
+
+
+def test_a_champion_whose_files_are_gone_is_refused_with_everything_else_that_is_wrong(
+    tmp_path: Path,
+) -> None:
+    raw = make_recipe(tmp_path, "http://host/v1", gate={"alias": "canary"})
+    recipe = validate_recipe(raw | {"data": raw["data"] | {"test": None}}, Recipe, source="r.yaml")
+    with open_registry(recipe.store) as registry:
+        registry.promote(entry("1", task=recipe.task.name, alias="canary"), expected=None)
+    with pytest.raises(
+        RecipeError, match=r"data\.test is missing(?s:.*)/canary stands for, is gone"
+    ):
+        check_recipe(
+            *(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.training),
+            *(recipe.store, recipe.execution, recipe.evaluation, recipe.export, recipe.gate),
+        )
 
 
 def test_generation_without_prompts_is_refused_with_everything_else_that_is_wrong() -> None:

@@ -3,6 +3,7 @@
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_a_promotion_that_is_killed_happened_once_the_alias_had_moved(
     found = registry.history(*ALIAS)
     assert "".join(e.student.fingerprint[0] for e in found) == now + "3"
     assert registry.rollback(*ALIAS, "rude").student == student_ref(now[-1])
+
+
+@pytest.mark.slow
+def test_a_host_whose_clock_is_behind_adds_the_newest_entry_all_the_same(
+    registry: MlflowRegistry,
+) -> None:
+    registry.promote(entry("1"), expected=None)
+    registry.promote(entry("2", at=datetime(2020, 1, 1, tzinfo=UTC)), expected="1" * 64)
+    found = registry.history(*ALIAS)
+    assert [(e.kind, e.student) for e in found] == [
+        ("promotion", student_ref("1")),
+        ("promotion", student_ref("2")),
+    ]
 
 
 @pytest.mark.slow
