@@ -157,34 +157,37 @@ class MlflowRegistry(Registry):
         model = self._found(name)
         if model is None:
             return _Seen([], {})
+        current = str(model.aliases.get(alias))
         versions: dict[str, str] = {}
         recorded: dict[str, HistoryEntry] = {}
         for version in self._versions(name):
             if _ENTRY in version.tags:
                 entry = HistoryEntry.model_validate_json(version.tags[_ENTRY])
+                number = str(version.version)
                 # A request that was sent twice has made two versions of one entry.
-                if entry.id not in recorded or model.aliases.get(alias) == version.version:
-                    recorded[entry.id], versions[entry.id] = entry, str(version.version)
+                if entry.id not in recorded or number == current:
+                    recorded[entry.id], versions[entry.id] = entry, number
         for tag, value in model.tags.items():
             if tag.startswith(f"{_ENTRY}."):
                 entry = HistoryEntry.model_validate_json(value)
                 recorded[entry.id] = entry
         everything = sorted(recorded.values(), key=lambda entry: entry.at)
         for entry in everything:
-            if entry.restores is not None:
+            if entry.restores in versions:
                 versions[entry.id] = versions[entry.restores]
+        # Those of versions that a person has deleted in MLflow are gone with them.
+        everything = [entry for entry in everything if entry.id in versions]
         entries = [entry for entry in everything if entry.alias == alias]
         done = [entry for entry in entries if f"{_DONE}.{entry.id}" in model.tags]
-        current = model.aliases.get(alias)
-        if current is None and not done:
+        if alias not in model.aliases and not done:
             return _Seen([], versions)
-        if done and versions[done[-1].id] == str(current):
+        if done and versions[done[-1].id] == current:
             return _Seen(done, versions)
-        if entries and entries[-1] not in done and versions[entries[-1].id] == str(current):
+        if entries and entries[-1] not in done and versions[entries[-1].id] == current:
             newest = entries[-1]  # a kill came after the alias had moved
         else:
             newest = self._moved_by_hand(model, alias, everything, versions)
-            versions[newest.id] = str(current)
+            versions[newest.id] = current
         return _Seen([*done, newest], versions, newest)
 
     def _moved_by_hand(

@@ -183,6 +183,22 @@ def test_an_alias_that_a_person_moves_in_mlflow_is_believed_and_recorded(
 
 
 @pytest.mark.slow
+def test_a_version_that_a_person_deletes_in_mlflow_is_gone_from_the_history(
+    spec: StoreSpec, registry: MlflowRegistry
+) -> None:
+    before = None
+    for digit in "123":
+        registry.promote(entry(digit), expected=before)
+        before = digit * 64
+    registry.rollback(*ALIAS, "rude")
+    registry._client.delete_model_version(model_name(spec), "1")
+    registry._client.delete_model_version(model_name(spec), "3")
+    assert [e.student for e in registry.history(*ALIAS)] == [student_ref("2")] * 2
+    with pytest.raises(RegistryError, match="has stood for one student only"):
+        registry.rollback(*ALIAS, "rude, too")
+
+
+@pytest.mark.slow
 def test_an_alias_on_a_version_of_somebody_else_is_an_error(
     spec: StoreSpec, registry: MlflowRegistry
 ) -> None:
