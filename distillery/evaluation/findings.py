@@ -285,8 +285,8 @@ def _judge_sentences(comparison: Comparison) -> list[str]:
     ]
     if said.order_decided is not None:
         sentences.append(
-            f"In {percent_text(said.order_decided)} of the pairs the order of the two responses "
-            "changed the judge's verdict; they are ties."
+            f"The order of the two responses changed its verdict on "
+            f"{percent_text(said.order_decided)} of the pairs, which count as ties."
         )
     if said.agreement is None:
         return [*sentences, "Nobody has checked this judge against people."]
@@ -295,7 +295,9 @@ def _judge_sentences(comparison: Comparison) -> list[str]:
         "rows."
     )
     if any(pair.win_rate and not pair.corrected for pair in said.pairs):
-        sentences.append("That is no better than chance, so its verdicts say nothing.")
+        sentences.append(
+            "Its verdicts follow theirs no more than chance would, so they say nothing."
+        )
     return sentences
 
 

@@ -41,7 +41,14 @@ def read_preferences(spec: PreferencesSpec, kind: TaskType) -> list[Preference]:
         check_source(spec.source, (*asked, spec.first, spec.second, spec.preferred))
     except InputDataError as error:
         raise InputDataError(f"{_PLACE}: {error}") from None
-    return [_preference(row, spec, kind) for row in read_source(spec.source, seed=_SEED)]
+    rows = [_preference(row, spec, kind) for row in read_source(spec.source, seed=_SEED)]
+    if spec.student_first and len({row.verdict for row in rows}) == 1:
+        raise InputDataError(
+            f"{_PLACE}: people say {rows[0].verdict!r} of the student on every row, so a judge's "
+            "liking for one side looks like being right. Add rows on which they do not, or set "
+            "student_first to false."
+        )
+    return rows
 
 
 def _preference(row: SourceRow, spec: PreferencesSpec, kind: TaskType) -> Preference:

@@ -1,6 +1,6 @@
 from distillery.evaluation.findings import findings, interval_text
 from distillery.evaluation.verdict import verdict
-from schemas.comparison import Interval
+from schemas.comparison import Interval, JudgedPair, Judgement
 from tests.fixtures_comparison import SCORES, comparison
 
 
@@ -69,3 +69,36 @@ def test_verdict_is_plain_where_every_target_is_met() -> None:
         "answers in 90.0 % less time, needs 96.0 % less memory and costs 70.0 % less: every "
         "target is met."
     )
+
+
+def said_of(judgement: Judgement) -> str:
+    found = comparison().model_copy(update={"judgement": judgement})
+    return " ".join(finding.text for finding in findings(found))
+
+
+def test_a_judge_whom_nobody_has_checked_is_called_that() -> None:
+    pair = JudgedPair(
+        against="teacher",
+        wins=10,
+        ties=20,
+        losses=20,
+        unscored=0,
+        win_rate=Interval(estimate=0.4, low=0.3, high=0.5, num_rows=50),
+    )
+    judgement = Judgement(model="arbiter", rubric="Be true.", pairs=(pair,), order_decided=0.12)
+    assert said_of(judgement).endswith(
+        "The judge, arbiter, prefers the student to the teacher in 40.0 % [30.0, 50.0] of the "
+        "rows, ties counting half. The order of the two responses changed its verdict on 12.0 % of "
+        "the pairs, which count as ties. Nobody has checked this judge against people."
+    )
+    agreement = Interval(estimate=0.75, low=0.7, high=0.8, num_rows=100)
+    checked = judgement.model_copy(update={"agreement": agreement})
+    assert said_of(checked).endswith(
+        "It agrees with people on 75.0 % [70.0, 80.0] of 100 rows. Its verdicts follow theirs no "
+        "more than chance would, so they say nothing."
+    )
+    corrected = Interval(estimate=0.3, low=0.1, high=0.5, num_rows=150)
+    pairs = (pair.model_copy(update={"corrected": corrected}),)
+    said = said_of(checked.model_copy(update={"pairs": pairs}))
+    assert "ties counting half; people would in 30.0 % [10.0, 50.0]." in said
+    assert said.endswith("It agrees with people on 75.0 % [70.0, 80.0] of 100 rows.")

@@ -118,6 +118,14 @@ def test_a_preference_that_cannot_be_used_is_named(
     assert line.startswith(f"row 2 of evaluation.judge.preferences: {why}")
 
 
+def test_preferences_for_one_side_alone_cannot_show_a_liking_for_it(tmp_path: Path) -> None:
+    rows = [GOOD | {"preferred": "first"}] * 3
+    (line,) = problems(preferences(tmp_path, *rows, student_first=True))
+    assert "people say 'win' of the student on every row" in line
+    assert problems(preferences(tmp_path, *rows)) == []
+    assert problems(preferences(tmp_path, *rows, rows[0] | {"preferred": "tie"})) == []
+
+
 def test_columns_that_preferences_lack_are_named(tmp_path: Path) -> None:
     row = GOOD | {"preferred": "first"}
     (line,) = problems(preferences(tmp_path, row, preferred="better"))
