@@ -96,9 +96,10 @@ def compare_models(
         opened = attempt.store
         origins = read_origins(lineage, evaluated, judged, opened)
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
+        test_rows = read_test_rows(prompts, opened)
         comparison = build_comparison(
             answers,
-            read_test_rows(prompts, opened),
+            test_rows,
             read_figures(evaluated.measurements, "measurements.json", Measurements, opened),
             task=task,
             evaluation=evaluation,
@@ -116,7 +117,7 @@ def compare_models(
                 name: read_figures(ref, "harness.json", HarnessFigures, opened)
                 for name, ref in evaluated.harness.items()
             },
-            judgement=_judgement(judged, evaluation, opened),
+            judgement=_judgement(judged, test_rows, evaluation, opened),
         )
         cost = distillation_cost(comparison, lineage, prices, opened)
         comparison = comparison.model_copy(update={"distillation_cost": cost})
@@ -138,12 +139,12 @@ def compare_models(
 
 
 def _judgement(
-    judged: DatasetRef | None, evaluation: EvaluationSpec, store: Store
+    judged: DatasetRef | None, test_rows: pd.DataFrame, evaluation: EvaluationSpec, store: Store
 ) -> Judgement | None:
     if judged is None or evaluation.judge is None:
         return None
     verdicts = store.dataset(judged).to_table().to_pandas()
-    return read_judgement(verdicts, evaluation.judge, evaluation)
+    return read_judgement(verdicts, evaluation.judge, dict(test_rows["cluster"]), evaluation)
 
 
 def read_comparison(report: ReportRef, store: Store) -> Comparison:
