@@ -25,7 +25,7 @@ from distillery.evaluation.answers import answer_test_prompts
 from distillery.evaluation.comparison import compare_models
 from distillery.evaluation.cost import Prices
 from distillery.evaluation.performance import evaluated, measure_performance
-from distillery.evaluation.statistics import difference_interval
+from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
@@ -97,7 +97,7 @@ def scoring(store: StoreSpec, is_quick: bool) -> list[Line]:
 
 
 def bootstrap(store: StoreSpec, is_quick: bool) -> list[Line]:
-    """The interval of a paired difference, of right and wrong and of graded scores."""
+    """Difference, ratio and test of a pair, of right and wrong and of graded scores."""
     size, lines = 1000 if is_quick else 10_000, []
     draws = np.random.default_rng(0)
     evaluation = EvaluationSpec(bootstrap_samples=size)
@@ -106,7 +106,7 @@ def bootstrap(store: StoreSpec, is_quick: bool) -> list[Line]:
         ("graded", [draws.random(size) for _ in range(2)]),
     ):
         start = time.perf_counter()
-        difference_interval(scores[0], scores[1], evaluation)
+        Bootstrap(range(size), evaluation).compare(*map(mean_sums, scores))
         seconds = time.perf_counter() - start
         metric = Metric(f"s for {size:,} rows x {size:,} resamples", goal=2.0, digits=2)
         lines.append(Line(f"bootstrap, {name}", metric, [seconds]))

@@ -4,6 +4,8 @@ Measured while nobody else works, and before anything is timed: watching costs a
 """
 
 import contextlib
+import ctypes
+import gc
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ class MemoryWatch:
     """Knows what this process held before a contestant was loaded: make one before that."""
 
     def __init__(self) -> None:
+        _give_back()
         self._gpu_before, self._before = _on_gpus(), _resident()
 
     def peak_bytes(self, opened: "Opened", rows: Sequence["Conversation"]) -> int | None:
@@ -35,6 +38,7 @@ class MemoryWatch:
             return None
         weights = opened.size.weight_bytes if opened.size else 0
         opened.answer(rows[:1], 1)
+        _give_back()
         gpu_loaded, loaded = _on_gpus(), _resident()
         with _most_resident() as seen, _most_on_gpus() as gpu_seen:
             opened.answer(rows, min(len(rows), opened.max_concurrency or len(rows)))
@@ -42,6 +46,13 @@ class MemoryWatch:
         if gpu_beside > 0:
             return max(gpu_loaded - self._gpu_before, weights) + gpu_beside
         return max(loaded - self._before, weights) + max(seen) - loaded
+
+
+def _give_back() -> None:
+    """Return to the system what is free, so that what is taken next shows as growth."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc has it, and nobody else
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _on_gpus() -> int:

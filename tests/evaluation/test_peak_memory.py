@@ -1,3 +1,4 @@
+import time
 from collections.abc import Sequence
 
 from distillery.evaluation.peak_memory import MemoryWatch
@@ -19,6 +20,7 @@ def opened(
         held = bytearray(extra_bytes if concurrency > 1 else 0)
         for page in range(0, len(held), 4096):
             held[page] = 1
+        time.sleep(0.05)  # while nobody holds the interpreter, as in a model's arithmetic
         return [Answered("yes", False, 1, 1) for _ in rows]
 
     size = Size(num_parameters=1, weight_bytes=weight_bytes, kv_cache_bytes=0)
@@ -43,6 +45,21 @@ def test_what_was_loaded_counts_where_it_is_more_than_the_weights() -> None:
     arena = bytearray(b"\1") * (128 * MIB)
     peak = watch.peak_bytes(opened(0, weight_bytes=MIB)[0], ROWS)
     assert peak is not None and peak > 100 * MIB and len(arena)
+
+
+def test_room_that_another_one_left_does_not_hide_what_is_taken() -> None:
+    def take(num_bytes: int) -> list[bytes]:
+        return [b"\1" * 50_000 for _ in range(num_bytes // 50_000)]  # from the heap
+
+    def answer(rows: Sequence[Conversation], concurrency: int) -> list[Answered]:
+        taken = take(64 * MIB if concurrency > 1 else 0)
+        time.sleep(0.05)
+        return [Answered("yes", False, 1, len(taken)) for _ in rows]
+
+    left, above = take(256 * MIB), take(1 * MIB)
+    del left
+    peak = MemoryWatch().peak_bytes(Opened(answer), ROWS)
+    assert peak is not None and peak > 48 * MIB and above
 
 
 def test_a_model_is_given_no_more_at_once_than_it_takes() -> None:
