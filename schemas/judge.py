@@ -11,7 +11,8 @@ class PreferencesSpec(Spec):
     """Rows on which people have said which of two responses is better."""
 
     source: Source
-    """Where they are. Its `columns` name the prompt as they do for `data`."""
+    """Where they are. Its `columns` name the prompt as they do for `data`, whose prompt template
+    and system prompt are not added."""
 
     first: str = "response_a"
     """Column with one response."""

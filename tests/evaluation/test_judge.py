@@ -19,6 +19,7 @@ from schemas.judge import JudgeSpec
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 from tests.fixtures_comparison import prompt_frame, seal_prompts
+from tests.fixtures_models import make_tiny_model
 from tests.fixtures_recipe import write_rows
 from tests.stub_endpoint import Reply, StubEndpoint
 
@@ -63,13 +64,13 @@ def judge_at(endpoint: StubEndpoint, **changes: Any) -> JudgeSpec:
 
 def answered(store: StoreSpec, responses: Responses) -> tuple[dict[str, DatasetRef], DatasetRef]:
     """Return sealed answers by contestant, and the prompts they answer."""
-    num_rows = len(next(iter(responses.values())))
+    num_rows = max(map(len, responses.values()))
     prompts = seal_prompts(store, prompt_frame(num_rows))
     answers = {}
     for name, texts in responses.items():
         frame = pd.DataFrame(
             {
-                "prompt_id": [f"test-{number:03d}" for number in range(num_rows)],
+                "prompt_id": [f"test-{number:03d}" for number in range(len(texts))],
                 "references": '["yes"]',
                 "response": pd.array(texts, dtype="str"),
                 "metrics": '{"ROUGE-L":null}',
@@ -194,6 +195,30 @@ def test_max_rows_judges_the_same_rows_whoever_takes_part(
         return set(table["prompt_id"].to_pylist())
 
     assert rows("teacher", "student") == rows("teacher", "baseline", "student")
+
+
+def test_rows_that_somebody_was_not_asked_are_left_out(
+    store: StoreSpec, judging: StubEndpoint
+) -> None:
+    responses = {"teacher": ["t0"], "student": ["sss", "sss"]}
+    result = judged(store, responses, judge_at(judging))
+    assert verdicts(store, result) == [("teacher", "win", "win", "win")]
+
+
+def test_a_local_judge_that_writes_nonsense_leaves_every_pair_unscored(
+    store: StoreSpec, tmp_path: Path
+) -> None:
+    folder = make_tiny_model(tmp_path / "judge", max_length=2048)
+    model = {"kind": "transformers", "model": str(folder), "dtype": "float32", "max_new_tokens": 4}
+    judge = JudgeSpec.model_validate({"model": model | {"device": "cpu"}})
+    responses = {"teacher": ["yours", "same"], "student": ["mine", "same"]}
+    result = judged(store, responses, judge)
+    assert verdicts(store, result) == [
+        ("teacher", None, None, None),
+        ("teacher", None, None, "tie"),
+    ]
+    counts = {"pairs": 2, "unscored": 1, "from_ledger": 0, "asked": 2}
+    assert (result.manifest.counts, result.manifest.cost) == (counts, None)
 
 
 def test_a_new_student_pays_only_for_pairs_with_new_texts(

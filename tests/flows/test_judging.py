@@ -10,7 +10,9 @@ import pytest
 from distillery.evaluation.tables import further_tables
 from distillery.storage.store import Store
 from schemas.comparison import Judgement
+from schemas.errors import RecipeError
 from tests.fixtures_recipe import label_of, load, make_recipe, texts, write_rows
+from tests.ports import free_port
 from tests.stub_endpoint import Reply, StubEndpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -103,3 +105,13 @@ def test_the_report_says_what_the_judge_said_and_nobody_is_asked_twice(
     assert distil(raw).comparison.judgement.rubric == "Prefer the friendlier response."
     assert judging.num_requests == 2 * asked
     assert teacher.num_requests == before
+
+
+def test_a_judge_whom_nobody_serves_ends_the_run_before_the_teacher_is_asked(
+    tmp_path: Path, teacher: StubEndpoint, judging: StubEndpoint
+) -> None:
+    raw = recipe(tmp_path, teacher, judging)
+    raw["evaluation"]["judge"]["model"]["base_url"] = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(RecipeError, match=r"or correct evaluation\.judge\.model\.base_url"):
+        distil(raw)
+    assert (teacher.num_requests, judging.num_requests) == (0, 0)
