@@ -14,7 +14,7 @@ from distillery.storage.store import Store
 from schemas.contestants import ExportedContestant
 from schemas.evaluation import EvaluationSpec
 from schemas.export import ExportFormat, GgufFormat, OnnxFormat
-from tests.fixtures_export import TrainedStudent
+from tests.fixtures_export import TrainedStudent, make_tiny_gemma
 
 EXACT: list[ExportFormat] = [OnnxFormat(precision="fp32"), GgufFormat(precision="f32")]
 LOSSY: list[ExportFormat] = [
@@ -65,6 +65,15 @@ def test_a_smaller_file_is_written_and_its_loss_is_recorded(
     assert set(made.manifest.timings_s) == {"write", "check", "total"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("format", EXACT, ids=lambda f: f.name)
+def test_gemma_reads_and_writes_as_before(format: ExportFormat, tmp_path: Path) -> None:
+    gemma = TrainedStudent(tmp_path, make_tiny_gemma(tmp_path / "gemma"))
+    check = gemma.export(format).manifest.facts["check"]
+    assert isinstance(check, dict)
+    assert (check["prompts_answered"], check["same_answers"]) == (4, 4)
+
+
 def test_a_stage_that_is_done_is_reused_and_another_precision_is_another_stage(
     trained: TrainedStudent,
 ) -> None:
@@ -76,8 +85,13 @@ def test_a_stage_that_is_done_is_reused_and_another_precision_is_another_stage(
 
 @pytest.mark.parametrize("format", EXACT, ids=lambda f: f.name)
 def test_the_folder_decodes_greedily_by_default_and_opens_where_it_is_copied(
-    trained: TrainedStudent, format: ExportFormat, tmp_path: Path
+    trained: TrainedStudent,
+    format: ExportFormat,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # So that the long prompt below needs more room than was made at first.
+    monkeypatch.setattr("distillery.export.gguf._LEAST_CONTEXT", 32)
     model = trained.export(format).model("model")
     with Store(trained.store.root).local_copy(model) as folder:
         copied = shutil.copytree(folder, tmp_path / "edge")
