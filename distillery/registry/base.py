@@ -9,7 +9,7 @@ import getpass
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -90,8 +90,8 @@ class Registry(abc.ABC):
                 if current is not None and current.student.uri == entry.student.uri:
                     is_news = (current.compared, current.forms) != (entry.compared, entry.forms)
                     return entry if is_news else None
-                if gone_back := withdrawn(entries).get(entry.student.fingerprint):
-                    raise _comes_back(entry, gone_back)
+                if refusal := comes_back(entry.student, entries):
+                    raise RegistryError(refusal)
             if expected != (current.student.fingerprint if current else None):
                 raise _has_moved(entry.task, entry.alias, current)
             return entry
@@ -187,18 +187,26 @@ def standing(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
     return stack[::-1]
 
 
-def withdrawn(entries: Sequence[HistoryEntry]) -> Mapping[str, HistoryEntry]:
-    """Return the rollback that took each student away, by fingerprint of the student.
+def comes_back(student: ModelRef, entries: Sequence[HistoryEntry]) -> str | None:
+    """Return why the gate may not promote ``student``, or None: it was rolled back.
 
-    Not of those that a person has brought back since.
+    An unchanged run makes the same student again, and it passes again. Only a person brings it
+    back.
     """
-    found: dict[str, HistoryEntry] = {}
+    taken_back = None
     for before, entry in itertools.pairwise(entries):
-        if entry.kind == "rollback":
-            found[before.student.fingerprint] = entry
-        else:
-            found.pop(entry.student.fingerprint, None)
-    return found
+        if entry.kind == "rollback" and before.student.fingerprint == student.fingerprint:
+            taken_back = entry
+        elif entry.student.fingerprint == student.fingerprint:
+            taken_back = None
+    if taken_back is None:
+        return None
+    shown = student.fingerprint[:12]
+    return (
+        f"student {shown!r} was taken back on {taken_back.at:%Y-%m-%d} by {taken_back.by} "
+        f"({taken_back.reason}), and the gate does not bring it back. Change the recipe, or "
+        f"`distillery registry promote {taken_back.task} {shown} --reason ...`"
+    )
 
 
 def rival_of(student: ModelRef, entries: Sequence[HistoryEntry]) -> ModelRef | None:
@@ -232,13 +240,4 @@ def _has_moved(task: str, alias: str, current: HistoryEntry | None) -> RegistryE
     to = f"{current.student.uri!r} ({current.kind} by {current.by})" if current else "nobody"
     return RegistryError(
         f"{task}/{alias} was moved to {to} meanwhile, with which this was not compared. Run again"
-    )
-
-
-def _comes_back(entry: HistoryEntry, gone_back: HistoryEntry) -> RegistryError:
-    return RegistryError(
-        f"student {entry.student.fingerprint[:12]!r} was taken back on {gone_back.at:%Y-%m-%d} by "
-        f"{gone_back.by} ({gone_back.reason}), and the gate does not bring it back. Change the "
-        f"recipe, or `distillery registry promote {entry.task} {entry.student.fingerprint[:12]} "
-        "--reason ...`"
     )

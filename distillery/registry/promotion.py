@@ -3,7 +3,7 @@
 import logging
 
 from distillery.registry import alias_files, open_registry
-from distillery.registry.base import Registry, here_and_now, rival_of
+from distillery.registry.base import Registry, comes_back, here_and_now, rival_of
 from distillery.registry.conditions import Trial
 from distillery.registry.gate import check_forms, check_gate
 from distillery.storage.store import Store
@@ -112,8 +112,12 @@ def _verdict(
     is_lost = rival is not None and not files.holds(rival)
     trial = Trial(comparison, rival, is_lost=is_lost, forms=tuple(lineage.exported))
     stands = bool(entries) and entries[-1].student.uri == student.uri
+    checks = tuple(check_gate(trial, gate))
+    # Said here already, so that no person is asked about it.
+    if not stands and (refusal := comes_back(student, entries)):
+        checks += (_refused(refusal),)
     return Verdict(
-        checks=tuple(check_gate(trial, gate)),
+        checks=checks,
         forms=check_forms(trial, gate),
         approval=entries[-1].approval if stands else None,
     )
@@ -148,9 +152,11 @@ def _carry_out(
     try:
         done = registry.promote(entry, expected=champion.identity if champion else None)
     except RegistryError as error:
-        refusal = GateCheck(
-            condition="alias", required=None, measured=None, passed=False, sentence=str(error)
-        )
-        changes = {"promoted": False, "checks": (*promotion.checks, refusal)}
+        changes = {"promoted": False, "checks": (*promotion.checks, _refused(str(error)))}
         return promotion.model_copy(update=changes)
     return promotion.model_copy(update={"entry": done.id})
+
+
+def _refused(why: str) -> GateCheck:
+    """Return the condition that the registry adds to those of the gate, failed."""
+    return GateCheck(condition="alias", required=None, measured=None, passed=False, sentence=why)

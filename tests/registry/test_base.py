@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.registry.base import Decide, Registry, rival_of, standing, withdrawn
+from distillery.registry.base import Decide, Registry, comes_back, rival_of, standing
 from schemas.errors import RegistryError
 from schemas.promotion import HistoryEntry
 from tests.fixtures_registry import entry, student_ref
@@ -120,7 +120,7 @@ def test_the_gate_does_not_bring_back_whom_a_person_took_away() -> None:
     with pytest.raises(RegistryError, match=r"taken back on 20.*\(rude\), and the gate does not"):
         registry.promote(entry("2"), expected="1" * 64)
     registry.promote(entry("2", "manual"), expected="1" * 64)
-    assert withdrawn(registry.history("tickets", "champion")) == {}
+    assert comes_back(student_ref("2"), registry.history("tickets", "champion")) is None
     registry.promote(entry("3"), expected="2" * 64)
     registry.rollback("tickets", "champion", "slow")
     registry.promote(entry("2", compared="f" * 64), expected="1" * 64)

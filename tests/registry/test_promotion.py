@@ -121,3 +121,19 @@ def test_a_student_that_is_the_champion_already_changes_nothing(
     one, again = (gate_decides(student_ref("1"), None, ledger_spec) for _ in range(2))
     assert again.promoted and again.entry == one.entry and again.previous == student_ref("1")
     assert len(registry.history(*ALIAS)) == 1
+
+
+def test_nobody_is_asked_about_a_student_that_was_rolled_back(
+    ledger_spec: StoreSpec, registry: DatabaseRegistry, store: Store
+) -> None:
+    first, second = student_ref("1"), student_ref("2")
+    put_files(store, first)
+    gate_decides(first, None, ledger_spec)
+    gate_decides(second, first, ledger_spec)
+    registry.rollback(*ALIAS, "it is rude")
+    verdict = check_student(compared(second, first), lineage_of(second), TASK, GATE, ledger_spec)
+    assert [check.condition for check in verdict.checks if not check.passed] == ["alias"]
+    promotion = gate_decides(second, first, ledger_spec)
+    assert not promotion.promoted
+    assert "(it is rude), and the gate does not bring it back" in promotion.sentence
+    assert registry.history(*ALIAS)[-1].student == first
