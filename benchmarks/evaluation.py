@@ -235,9 +235,10 @@ def _seal_prompts(store: StoreSpec, num_rows: int) -> DatasetRef:
     def text(number: int) -> str:
         return " ".join(_WORDS[(number + n) % len(_WORDS)] for n in range(8 + number % 25))
 
+    prompt_ids = [f"test-{number:06d}" for number in range(num_rows)]
     frame = pd.DataFrame(
         {
-            "prompt_id": [f"test-{number:06d}" for number in range(num_rows)],
+            "prompt_id": prompt_ids,
             "split": "test",
             "messages": [
                 json.dumps([{"role": "user", "content": f"{number} {text(number)}"}])
@@ -245,6 +246,7 @@ def _seal_prompts(store: StoreSpec, num_rows: int) -> DatasetRef:
             ],
             "references": [json.dumps([_label(number)]) for number in range(num_rows)],
             "content_hash": "0" * 64,
+            "cluster": prompt_ids,
             "source_row": range(1, num_rows + 1),
         }
     )
