@@ -69,8 +69,9 @@ class Gguf(Exporter):
 class _LlamaCpp(Runtime):
     """A student in llama.cpp's server, in this process.
 
-    The server renders, tokenizes and generates as `llama-server` and Ollama do. It keeps no
-    prompts, so that an answer does not depend on what was asked before.
+    The server renders, tokenizes and generates as `llama-server` does, for which it is asked three
+    times, which takes 2 ms. It keeps no prompts, so that an answer does not depend on what was
+    asked before.
     """
 
     def __init__(self, folder: Path, name: str, context_tokens: int) -> None:

@@ -18,9 +18,9 @@ from schemas.export import ExportFormat
 from schemas.refs import DatasetRef, ModelRef
 
 _LOGIC_VERSION = 1
-_READ = 200  # prompts, and the longest sequence to make room for: a check, no measurement
-_CONTEXT_TOKENS = 512
-_UNLIMITED = 4096
+_NUM_PROMPTS = 200  # enough for odd characters, and done in a second
+_CONTEXT_TOKENS = 512  # room at first: a runtime makes more when a prompt needs it
+_UNLIMITED = 4096  # tokens, where the model names no limit
 
 
 def export_stage(student: ModelRef, rows: DatasetRef, format: ExportFormat) -> Stage:
@@ -103,4 +103,4 @@ def _prompts(rows: DatasetRef, store: Store) -> list[list[Message]]:
         for batch in store.batches(rows)
         for text in batch.column("messages").to_pylist()
     )
-    return list(itertools.islice(found, _READ))
+    return list(itertools.islice(found, _NUM_PROMPTS))

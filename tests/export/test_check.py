@@ -118,6 +118,22 @@ def test_a_builder_that_fails_is_told_with_its_last_words(tmp_path: Path) -> Non
         run_builder("nowhere", tmp_path, name="x")
 
 
+@pytest.mark.parametrize(
+    ("builder", "said"),
+    [
+        ("raise OSError(28, 'No space left on device')", r"disk of temporary files .* TMPDIR"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by signal 9, often for want of memory"),
+    ],
+)
+def test_a_full_disk_and_a_kill_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str, said: str
+) -> None:
+    (tmp_path / "broken_builder.py").write_text(builder)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(StageError, match=said):
+        run_builder("broken_builder", name="x")
+
+
 @pytest.mark.parametrize("exporter", [Onnx(), Gguf()])
 def test_builders_know_the_usual_architectures(exporter: Exporter) -> None:
     known = exporter.architectures()
