@@ -193,7 +193,7 @@ def _weight(teacher: float, student: float, correlation: float) -> float:
         raise RecipeError(
             f"mistakes of models that are right in {teacher:.1%} and {student:.1%} of all cases "
             f"cannot have a correlation of {correlation:g}: the worse one errs more often than "
-            f"that. Choose less than {surplus(most) + correlation:.2f}."
+            f"that. Set the correlation below {surplus(most) + correlation:.2f}."
         )
     return float(brentq(surplus, 0.0, most, xtol=1e-6))
 
