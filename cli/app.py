@@ -98,7 +98,8 @@ def simulate(
     recipe: RecipeFile,
     overrides: Overrides = None,
     rows: Annotated[
-        list[int] | None, typer.Option(help="test rows; may be repeated", min=2, show_default=False)
+        list[int] | None,
+        typer.Option(help="test rows; may be repeated", min=10, show_default=False),
     ] = None,
     teacher: Annotated[
         float, typer.Option(help="share that the teacher gets right", min=0.01, max=0.99)

@@ -3,6 +3,7 @@
 A score of None means *unscored*: there was no answer to judge. It is never counted as 0.
 """
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ class Bootstrap:
             elif np.ptp(resampled) > _EQUAL:
                 low, high = map(float, np.quantile(resampled, [self._tail, 1 - self._tail]))
             elif all(sample.scores_N is not None for sample in samples):
-                low, high = self._room(values, of_values, num_clusters)
+                low, high = room(values, of_values, num_clusters, self._tail)
         return Interval(estimate=estimate, low=low, high=high, num_rows=num_rows)
 
     def compare(self, one: MetricSums, other: MetricSums) -> PairedFigures:
@@ -199,7 +200,7 @@ class Bootstrap:
         found = self.interval(one, other, of_values=ratio)
         p_value = None if difference is None else self._p_value(one, other)
         if p_value is not None and p_value >= 2 * self._tail:
-            difference, found = _stretched(difference, 0.0), _stretched(found, 1.0)
+            difference, found = stretched(difference, 0.0), stretched(found, 1.0)
         return PairedFigures(difference, found, p_value)
 
     def detectable_loss(self, one: MetricSums, other: MetricSums) -> float | None:
@@ -294,19 +295,6 @@ class Bootstrap:
             yield counts
         self._kept = made
 
-    def _room(
-        self, values: Sequence[Scores], of_values: Callable[..., Scores], num_clusters: int
-    ) -> tuple[float | None, float | None]:
-        """Return how far a statistic may lie from one that all resamples agree on."""
-        share = 1 - self._tail ** (1 / num_clusters)
-        corners = np.array(list(product((0.0, 1.0), repeat=len(values)))).T
-        moved = of_values(
-            *((1 - share) * value + share * at for value, at in zip(values, corners, strict=True))
-        )
-        if not np.isfinite(moved).all():
-            return None, None
-        return float(moved.min()), float(moved.max())
-
     # -- tests -------------------------------------------------------------------------------
 
     def _p_value(self, one: MetricSums, other: MetricSums) -> float:
@@ -325,12 +313,9 @@ class Bootstrap:
         clusters = self._cluster_of_N[is_scored_N]
         are_independent = len(np.unique(clusters)) == len(clusters)
         if are_independent and _is_right_or_wrong(one, other, is_scored_N):
-            from scipy.stats import binomtest
-
             assert one.scores_N is not None and other.scores_N is not None
             gaps = (one.scores_N - other.scores_N)[is_scored_N]
-            wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
-            return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+            return mcnemar(int((gaps > 0).sum()), int((gaps < 0).sum()))
         return self._exchanged(one, other, is_scored_N)
 
     def _exchanged(
@@ -360,6 +345,32 @@ class Bootstrap:
             exchanged = draw.integers(2, size=shape, dtype=np.uint8).astype(np.float64)
             num_large += int((gaps(np.asarray(exchanged @ change)) >= found).sum())
         return (1 + num_large) / (1 + num_resamples)
+
+
+@functools.cache
+def mcnemar(wins: int, losses: int) -> float:
+    """Return McNemar's exact p-value of rows that only one of two models got right, and the other.
+
+    >>> mcnemar(7, 1), mcnemar(0, 0)
+    (0.0703125, 1.0)
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def room(
+    values: Sequence[Scores], of_values: Callable[..., Scores], num_clusters: int, tail: float
+) -> tuple[float | None, float | None]:
+    """Return how far a statistic may lie from one that all resamples agree on."""
+    share = 1 - tail ** (1 / num_clusters)
+    corners = np.array(list(product((0.0, 1.0), repeat=len(values)))).T
+    moved = of_values(
+        *((1 - share) * value + share * at for value, at in zip(values, corners, strict=True))
+    )
+    if not np.isfinite(moved).all():
+        return None, None
+    return float(moved.min()), float(moved.max())
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -397,7 +408,7 @@ def _is_right_or_wrong(one: MetricSums, other: MetricSums, is_scored_N: NDArray[
     return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
-def _stretched(interval: Interval | None, to: float) -> Interval | None:
+def stretched(interval: Interval | None, to: float) -> Interval | None:
     """Return an interval that holds ``to``."""
     if interval is None or interval.low is None or interval.high is None:
         return interval

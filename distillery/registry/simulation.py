@@ -5,16 +5,18 @@ makes it hard for all, so their mistakes coincide: one latent difficulty per row
 one-factor model), as strong as the wanted correlation asks. As answers are right or wrong, a test
 set is no more than the number of rows of each pattern of right and wrong; resampling its rows is a
 draw of those numbers, which makes the bootstrap of many test sets one call, and leaves it exact.
+The ends are then corrected as those of a comparison are (`distillery.evaluation.statistics`).
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distillery.evaluation.statistics import mcnemar, minus, ratio, room, stretched
 from distillery.registry.conditions import Trial
 from distillery.registry.gate import check_gate
 from schemas.comparison import (
@@ -207,60 +209,57 @@ def comparisons(
     shares_S1K = (counts_SK / num_rows)[:, None, :]
     resampled_SRM = draw.multinomial(num_rows, shares_S1K, size=shape) @ patterns_KM / num_rows
     means_SM = counts_SK @ patterns_KM / num_rows
+    tail = (1 - evaluation.confidence) / 2
 
-    def intervals(estimates_S: Floats, resampled_SR: Floats) -> list[Interval]:
-        tail = (1 - evaluation.confidence) / 2
-        low_S, high_S = np.quantile(resampled_SR, [tail, 1 - tail], axis=1)
-        return [
-            Interval.model_construct(
-                estimate=float(estimate),
-                low=None if np.isnan(low) else float(low),
-                high=None if np.isnan(high) else float(high),
-                num_rows=num_rows,
+    def intervals(of_values: Callable[..., Floats], *models: int) -> list[Interval]:
+        estimates_S = of_values(*(means_SM[:, m] for m in models))
+        resampled_SR = of_values(*(resampled_SRM[:, :, m] for m in models))
+        found = []
+        quantiles_2S = np.quantile(resampled_SR, [tail, 1 - tail], axis=1)
+        agree_S = np.ptp(resampled_SR, axis=1) < 1e-9
+        for at, estimate in enumerate(estimates_S):
+            low, high = (None if np.isnan(end) else float(end) for end in quantiles_2S[:, at])
+            if agree_S[at]:
+                values = [means_SM[at, [m]] for m in models]
+                low, high = room(values, of_values, num_rows, tail)
+            found.append(
+                Interval.model_construct(
+                    estimate=float(estimate), low=low, high=high, num_rows=num_rows
+                )
             )
-            for estimate, low, high in zip(estimates_S, low_S, high_S, strict=True)
-        ]
+        return found
+
+    def is_shown(counts_K: Counts, one: int, other: int) -> bool:
+        """Return whether McNemar's test tells two models apart."""
+        gaps_K = patterns_KM[:, one] - patterns_KM[:, other]
+        wins, losses = int(counts_K[gaps_K > 0].sum()), int(counts_K[gaps_K < 0].sum())
+        return mcnemar(wins, losses) < 2 * tail
 
     names = (TEACHER, STUDENT, CHAMPION)[: patterns_KM.shape[1]]
-    teacher, student = 0, 1
-    own = intervals(means_SM[:, student], resampled_SRM[:, :, student])
-    minus = {
-        name: intervals(
-            means_SM[:, student] - means_SM[:, other],
-            resampled_SRM[:, :, student] - resampled_SRM[:, :, other],
-        )
-        for other, name in enumerate(names)
-        if name != STUDENT
-    }
-    ratios = intervals(
-        _divided(means_SM[:, student], means_SM[:, teacher]),
-        _divided(resampled_SRM[:, :, student], resampled_SRM[:, :, teacher]),
-    )
+    student = names.index(STUDENT)
+    own = intervals(np.asarray, student)
     template = _template(num_rows, names, evaluation.confidence)
-    return [
-        _filled(template, own[i], {name: found[i] for name, found in minus.items()}, ratios[i])
-        for i in range(len(counts_SK))
-    ]
+    differences: list[list[Difference]] = [[] for _ in counts_SK]
+    for other, name in enumerate(names):
+        if name == STUDENT:
+            continue
+        both = zip(intervals(minus, student, other), intervals(ratio, student, other), strict=True)
+        for at, (gap, share) in enumerate(both):
+            shown = is_shown(counts_SK[at], student, other)
+            differences[at].append(
+                Difference.model_construct(
+                    name=STUDENT,
+                    against=name,
+                    metric=_METRIC,
+                    difference=gap if shown else stretched(gap, 0.0),
+                    ratio=share if shown else stretched(share, 1.0),
+                )
+            )
+    return [_filled(template, one, tuple(of)) for one, of in zip(own, differences, strict=True)]
 
 
-def _divided(a: Floats, b: Floats) -> Floats:
-    return np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
-
-
-def _filled(
-    template: Comparison, own: Interval, minus: dict[str, Interval], ratio: Interval
-) -> Comparison:
+def _filled(template: Comparison, own: Interval, differences: tuple[Difference, ...]) -> Comparison:
     """Return the template with the figures of one test set."""
-    differences = tuple(
-        Difference.model_construct(
-            name=STUDENT,
-            against=name,
-            metric=_METRIC,
-            difference=found,
-            ratio=ratio if name == TEACHER else None,
-        )
-        for name, found in minus.items()
-    )
     rows = tuple(
         row.model_copy(update={"metrics": {_METRIC: own}}) if row.name == STUDENT else row
         for row in template.contestants

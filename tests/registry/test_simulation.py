@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillery.evaluation.statistics import Bootstrap, mean_sums, minus, ratio
+from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.registry.simulation import (
     World,
     comparisons,
@@ -32,24 +32,33 @@ def rows_of(counts_K: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.repeat(patterns(3), counts_K, axis=0).T
 
 
-@pytest.mark.parametrize("num_rows", [40, 300])
-def test_intervals_of_the_simulation_are_those_of_a_comparison(num_rows: int) -> None:
+@pytest.mark.parametrize(
+    ("num_rows", "world"),
+    [
+        (40, World(0.9, 0.85, 0.8)),
+        (300, World(0.9, 0.85, 0.8)),
+        # All right, or all alike: ends that resamples do not have.
+        (40, World(0.99, 0.99, 0.98, correlation=0.6)),
+    ],
+)
+def test_intervals_of_the_simulation_are_those_of_a_comparison(num_rows: int, world: World) -> None:
     """Both are bootstraps of the same rows: only the draws differ."""
-    fine = EvaluationSpec(bootstrap_samples=20_000)
+    fine = EvaluationSpec(bootstrap_samples=10_000)
     draw = np.random.default_rng(0)
-    shares = pattern_shares(World(0.9, 0.85, 0.8))
-    counts_SK = draw.multinomial(num_rows, shares, size=5)
+    counts_SK = draw.multinomial(num_rows, pattern_shares(world), size=5)
     simulated = comparisons(counts_SK, patterns(3), fine, draw)
     for counts_K, comparison in zip(counts_SK, simulated, strict=True):
         teacher, student, champion = map(mean_sums, rows_of(counts_K))
         rows = Bootstrap(range(num_rows), fine)
         kept = comparison.between("student", "teacher")
         gained = comparison.between("student", "champion")
-        assert kept and gained
+        alone = comparison.contestant("student")
+        assert kept and gained and alone
         for found, exact in (
-            (kept.ratio, rows.interval(student, teacher, of_values=ratio)),
-            (kept.difference, rows.interval(student, teacher, of_values=minus)),
-            (gained.difference, rows.interval(student, champion, of_values=minus)),
+            (kept.ratio, rows.compare(student, teacher).ratio),
+            (kept.difference, rows.compare(student, teacher).difference),
+            (gained.difference, rows.compare(student, champion).difference),
+            (alone.metrics["accuracy"], rows.interval(student)),
         ):
             assert found and exact
             assert found.estimate == pytest.approx(exact.estimate)
