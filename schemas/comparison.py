@@ -230,6 +230,12 @@ class Difference(_Figures):
     cost_reduction: float | None = None
     """1 - cost / the other's."""
 
+    def is_worse(self, confidence: float) -> bool:
+        """Return whether it is below 0 by more than chance, after correction."""
+        if self.difference is None or self.adjusted_p_value is None:
+            return False
+        return self.difference.estimate < 0 and self.adjusted_p_value <= 1 - confidence
+
 
 class SliceFigures(_Figures):
     """The comparison on some of the test rows."""
@@ -250,8 +256,8 @@ class SliceFigures(_Figures):
     """The student, and its exported forms, against teacher and champion."""
 
     regressions: tuple[str, ...]
-    """Against whom the student is worse here, of teacher and champion: the interval of the
-    difference lies below 0 after correction for the number of slices."""
+    """Against whom the student is worse here, of teacher and champion: its difference is below 0
+    by more than chance, after correction for the number of slices and opponents."""
 
     @property
     def name(self) -> str:
@@ -449,6 +455,9 @@ class Comparison(_Figures):
 
     slices: tuple[SliceFigures, ...] = ()
     """The comparison on parts of the test rows, by column, the largest part first."""
+
+    num_small_slices: int = 0
+    """Slices that are left out, as they have fewer than `evaluation.min_slice_rows`."""
 
     judgement: Judgement | None = None
     """What a judge said. None: none was asked."""

@@ -32,6 +32,10 @@ class ColumnMap(Spec):
     """What rows have in common that are no independent evidence, such as the id of a customer or a
     document: intervals and tests count them together. None, and where a row has none: rows of one
     conversation, or with the same prompt, belong together."""
+    slices: tuple[str, ...] = ()
+    """Columns that divide the test rows, such as language or source, for `evaluation.slices` and
+    the conditions of the gate. Ignored for the other splits. A row without a value is in no slice
+    of that column."""
 
     text: str | None = None
     """Classification: what is classified."""

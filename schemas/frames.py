@@ -30,6 +30,7 @@ class PromptFrame(_Frame):
 
     Rows of one `cluster` belong together: of one customer or document where the recipe names such a
     column, else of one conversation, else with the same prompt.
+    `slices` is a JSON object of column and text of a test row, null where no columns are named.
     """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -38,6 +39,7 @@ class PromptFrame(_Frame):
     references: Series[str] = pa.Field(nullable=True)
     content_hash: Series[str] = pa.Field(str_length={"min_value": 64, "max_value": 64})
     cluster: Series[str] = pa.Field(str_length={"min_value": 1})
+    slices: Series[str] = pa.Field(nullable=True, str_startswith="{")
     source_row: Series[int] = pa.Field(ge=1)
 
 

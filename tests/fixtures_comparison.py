@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -106,6 +107,8 @@ def comparison(
     funnel: tuple[FunnelStep, ...] = (),
     task: TaskSpec = TASK,
     clusters: Sequence[str] | None = None,
+    divided: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
+    evaluation: EvaluationSpec = EVALUATION,
 ) -> Comparison:
     """Return the comparison of these scores; each row is a cluster unless ``clusters`` says."""
     answers = {name: answer_frame(values, references) for name, values in scores.items()}
@@ -117,6 +120,8 @@ def comparison(
         prices=prices,
         funnel=funnel,
         clusters=clusters,
+        divided=divided,
+        evaluation=evaluation,
     )
 
 
@@ -129,6 +134,8 @@ def compared(
     prices: Prices = NO_PRICES,
     funnel: tuple[FunnelStep, ...] = (),
     clusters: Sequence[str] | None = None,
+    divided: Mapping[str, Sequence[str | None]] = MappingProxyType({}),
+    evaluation: EvaluationSpec = EVALUATION,
 ) -> Comparison:
     """Return the comparison of these answers, as `read_answers` returns them."""
     ids = next(iter(answers.values())).index
@@ -137,11 +144,12 @@ def compared(
         pd.DataFrame({"cluster": list(clusters or ids)}, index=ids),
         measured or measurements(),
         task=task,
-        evaluation=EVALUATION,
+        evaluation=evaluation,
         declared=declared,
         prices=prices,
         fingerprints={"compare_models": "e" * 64},
         funnel=funnel,
+        divided={name: pd.Series(found, ids, dtype=object) for name, found in divided.items()},
         exported=[name for name in answers if name.startswith(("onnx", "gguf"))],
     )
 
@@ -161,6 +169,7 @@ def prompt_frame(num_rows: int) -> pd.DataFrame:
             "references": '["yes"]',
             "content_hash": "0" * 64,
             "cluster": ids,
+            "slices": pd.array([None] * num_rows, dtype="str"),
             "source_row": range(1, num_rows + 1),
         }
     )

@@ -61,7 +61,7 @@ def write_prompts(store: StoreSpec, rows: list[Row], *, batch: int = 4) -> Datas
         asked = [Message(role="user", content=content)]
         right = canonical_json(reference) if reference else None
         asks = content_hash(asked)
-        full.append((f"p{n}", split, dump_messages(asked), right, asks, asks, n + 1))
+        full.append((f"p{n}", split, dump_messages(asked), right, asks, asks, None, n + 1))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(full), batch):

@@ -87,6 +87,7 @@ class Bench:
                 "references": None,
                 "content_hash": content_hash(json.loads(row["messages"])),
                 "cluster": row["prompt_id"],
+                "slices": None,
                 "source_row": n,
             }
             for n, row in enumerate(rows, start=1)

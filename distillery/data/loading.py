@@ -38,6 +38,7 @@ _LOADED_SCHEMA = pa.schema(
         ("content_hash", pa.string()),
         ("conversation", pa.string()),
         ("cluster", pa.string()),
+        ("slices", pa.string()),
         ("source_row", pa.int64()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -111,7 +112,7 @@ def _required(source: Source, split: str, kind: TaskType, data: DataSpec) -> tup
     required += tuple(named for named in (columns.id, columns.cluster) if named)
     if columns.reference and split in ("gold", "test"):
         required += (columns.reference,)
-    return required
+    return required + (columns.slices if split == "test" else ())
 
 
 def prompt_fields(columns: ColumnMap, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
@@ -136,6 +137,8 @@ def load_rows(
     loaded["prompt_id"] = None if given is None else as_text(given)
     cluster = values.get(columns.cluster) if columns.cluster else None
     loaded["cluster"] = None if cluster is None else as_text(cluster)
+    if columns.slices and split == "test":
+        loaded["slices"] = _slices(values, columns)
     if columns.reference and split in ("gold", "test"):
         loaded |= _labelled(values.get(columns.reference), source, kind)
         if "reason" in loaded:
@@ -159,6 +162,12 @@ def load_rows(
         if answer is not None and split in ("gold", "test") and "references" not in asked:
             asked |= _labelled(answer, source, kind)
         yield asked
+
+
+def _slices(values: Mapping[str, Any], columns: ColumnMap) -> str:
+    """Return the columns that divide the test rows, as text, as canonical JSON."""
+    found = {name: values.get(name) for name in columns.slices}
+    return canonical_json({n: None if v is None else as_text(v) for n, v in found.items()})
 
 
 def _prompts(conversation: list[Message], data: DataSpec) -> list[tuple[list[Message], str | None]]:

@@ -23,6 +23,7 @@ from distillery.evaluation.markdown import markdown
 from distillery.evaluation.metrics import fidelity, metric_sums
 from distillery.evaluation.performance import read_figures
 from distillery.evaluation.report import render_report
+from distillery.evaluation.slices import Division, divide_rows, slice_figures
 from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.evaluation.wins_and_losses import differing_rows
 from distillery.storage.scratch import scratch_folder
@@ -47,6 +48,9 @@ from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
 _LOGIC_VERSION = 6
+
+# What the stage reads of the evaluation section beside what decides answers and measurements.
+_READ = {"bootstrap_samples", "confidence", "seed", "slices", "min_slice_rows"}
 
 
 def compare_models(
@@ -88,15 +92,16 @@ def compare_models(
             "task": task.name,
             "declared": declared,
             "prices": prices._asdict(),
-            "intervals": evaluation.model_dump(include={"bootstrap_samples", "confidence", "seed"}),
+            "evaluation": evaluation.model_dump(include=_READ),
         },
     )
 
     def work(attempt: Attempt) -> None:
         opened = attempt.store
+        test_rows = read_test_rows(prompts, opened)
+        divided = divide_rows(test_rows, task_type(task), evaluation)
         origins = read_origins(lineage, evaluated, judged, opened)
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
-        test_rows = read_test_rows(prompts, opened)
         comparison = build_comparison(
             answers,
             test_rows,
@@ -118,10 +123,13 @@ def compare_models(
                 for name, ref in evaluated.harness.items()
             },
             judgement=_judgement(judged, test_rows, evaluation, opened),
+            divided=divided,
         )
         cost = distillation_cost(comparison, lineage, prices, opened)
         comparison = comparison.model_copy(update={"distillation_cost": cost})
-        rows, num_differing = differing_rows(answers, comparison.metric, prompts, opened)
+        rows, num_differing = differing_rows(
+            answers, comparison.metric, prompts, opened, slices=divided
+        )
         files = {
             "comparison.json": comparison.model_dump_json(indent=1),
             "comparison.md": markdown(comparison),
@@ -163,12 +171,10 @@ def read_answers(answers: DatasetRef, store: Store) -> pd.DataFrame:
 
 
 def read_test_rows(prompts: DatasetRef, store: Store) -> pd.DataFrame:
-    """Return what is known of the test rows by prompt id: the cluster of each."""
-    table = store.dataset(prompts).to_table(
-        columns=["prompt_id", "cluster"], filter=pads.field("split") == "test"
-    )
-    frame: pd.DataFrame = table.to_pandas().set_index("prompt_id")
-    return frame
+    """Return the test rows of a PromptFrame by prompt id."""
+    is_test = pads.field("split") == "test"
+    frame: pd.DataFrame = store.dataset(prompts).to_table(filter=is_test).to_pandas()
+    return frame.set_index("prompt_id")
 
 
 def build_comparison(
@@ -185,6 +191,7 @@ def build_comparison(
     exported: Collection[str] = (),
     harness: Mapping[str, HarnessFigures] = MappingProxyType({}),
     judgement: Judgement | None = None,
+    divided: Mapping[str, Division] = MappingProxyType({}),
 ) -> Comparison:
     """Return all figures of the contestants, alone and against each other.
 
@@ -201,11 +208,13 @@ def build_comparison(
         exported: Which contestants are the student in another format.
         harness: What lm-evaluation-harness found, by contestant.
         judgement: What a judge said.
+        divided: What :func:`divide_rows` returns.
     """
     kind = task_type(task)
     metric = kind.primary
     references = next(iter(answers.values()))["references"]
-    bootstrap = Bootstrap(test_rows["cluster"].loc[references.index].to_list(), evaluation)
+    clusters = test_rows["cluster"].loc[references.index]
+    bootstrap = Bootstrap(clusters.to_list(), evaluation)
     metrics = {name: metric_sums(frame, kind) for name, frame in answers.items()}
     primary = {name: sums[metric] for name, sums in metrics.items()}
     rows = {
@@ -229,6 +238,14 @@ def build_comparison(
         if majority is not None and (found := bootstrap.compare(sums, mean_sums(always)))
     )
     scores = {name: frame[metric].to_numpy(dtype="float64") for name, frame in answers.items()}
+    slices, num_small_slices = slice_figures(
+        scores,
+        pd.factorize(clusters)[0],
+        {column: values.loc[references.index] for column, values in divided.items()},
+        metric,
+        evaluation,
+        exported=tuple(exported),
+    )
     return Comparison(
         task=task.name,
         metric=metric,
@@ -253,6 +270,8 @@ def build_comparison(
         gap_recovered=gap_recovered(primary, bootstrap),
         detectable_loss=bootstrap.detectable_loss(primary[STUDENT], primary[TEACHER]),
         judgement=judgement,
+        slices=slices,
+        num_small_slices=num_small_slices,
         hardware=measurements.hardware,
         fingerprints=fingerprints,
         funnel=funnel,

@@ -1,5 +1,6 @@
 """What a comparison says about the student, in sentences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.comparison import MAJORITY, Comparison, ContestantFigures, Difference, Interval
@@ -17,6 +18,9 @@ TARGET_RETENTION, TARGET_LATENCY_REDUCTION, TARGET_MEMORY_REDUCTION = 0.92, 0.85
 TARGET_COST_REDUCTION, TARGET_USERS = 0.6, 10
 """What the project aims at: of the primary metric kept; of time, memory and cost saved; and how
 many times as many users are served."""
+
+
+_MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def findings(comparison: Comparison) -> list[Finding]:
         _majority_sentence(comparison),
         _label_sentence(comparison),
         *_judge_sentences(comparison),
+        _slice_sentence(comparison),
     ]
     return [
         _target(
@@ -301,6 +306,28 @@ def _judge_sentences(comparison: Comparison) -> list[str]:
     return sentences
 
 
+def _slice_sentence(comparison: Comparison) -> str | None:
+    if not comparison.slices:
+        return None
+    against = [name for name in (CHAMPION, TEACHER) if comparison.contestant(name)]
+    worse = {name: [s.name for s in comparison.slices if name in s.regressions] for name in against}
+    listed = [f"than the {name} on {_some(slices)}" for name, slices in worse.items() if slices]
+    corrected = f"of {len(comparison.slices):,} slices, corrected for their number"
+    if listed:
+        return f"The student is worse {' and '.join(listed)} ({corrected})."
+    return f"The student is worse than the {' or the '.join(against)} on none {corrected}."
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names in words, of many the first.
+
+    >>> _some(["label=a", "label=b"]), _some(list("abcdefg"))
+    ("'label=a', 'label=b'", "'a', 'b', 'c', 'd', 'e' and 2 more")
+    """
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(f"{name!r:.80}" for name in names[:_MOST_NAMES]) + more
+
+
 def notes(comparison: Comparison) -> list[str]:
     """Return how the figures were made."""
     speed = comparison.contestants[0].performance
@@ -316,6 +343,11 @@ def notes(comparison: Comparison) -> list[str]:
         f"Memory: weights plus KV cache at {comparison.context_tokens} tokens; peak memory: the "
         "longest of the timed rows at the highest concurrency.",
     ]
+    if comparison.num_small_slices:
+        lines.append(
+            f"Slices: {comparison.num_small_slices:,} with fewer than evaluation.min_slice_rows "
+            "rows are left out."
+        )
     for row in comparison.contestants:
         if row.cost and row.name in (TEACHER, STUDENT):
             lines.append(f"Cost of the {row.name}: {row.cost.source}.")

@@ -35,19 +35,27 @@ def _value(text: str, kind: TaskType) -> str:
     return answer.value if answer else text
 
 
+def row_labels(references: Iterable[str], kind: TaskType) -> list[str]:
+    """Return the label of every row; of spellings that mean the same, the first."""
+    texts = [json.loads(right)[0] for right in references]
+    value_of = {text: _value(text, kind) for text in dict.fromkeys(texts)}
+    text_of: dict[str, str] = {}
+    for text, value in value_of.items():
+        text_of.setdefault(value, text)
+    return [text_of[value_of[text]] for text in texts]
+
+
 def label_recalls(
     references: Iterable[str], scores: Mapping[str, Scores], kind: TaskType
 ) -> tuple[LabelRecall, ...]:
     """Return the recall of every label that is right somewhere, the most frequent first."""
-    texts = [json.loads(right)[0] for right in references]
-    values = [_value(text, kind) for text in texts]
-    text_of = dict(zip(reversed(values), reversed(texts), strict=True))
-    keys = np.array(values, dtype=object)  # a list could be taken for names of columns
+    labels = row_labels(references, kind)
+    keys = np.array(labels, dtype=object)  # a list could be taken for names of columns
     means = pd.DataFrame(scores).groupby(keys).mean()  # leaves unscored rows out
     recalls = means.astype(object).where(means.notna(), None).to_dict("index")
     return tuple(
-        LabelRecall(label=text_of[value], num_rows=num_rows, recall=recalls[value])
-        for value, num_rows in Counter(values).most_common()
+        LabelRecall(label=label, num_rows=num_rows, recall=recalls[label])
+        for label, num_rows in Counter(labels).most_common()
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Scores = NDArray[np.float64]
 """Scores by row, NaN where unscored."""
 
-_MIN_CLUSTERS = 10  # of fewer a 95 % percentile interval holds the truth in under 90 % of cases
+MIN_CLUSTERS = 10  # of fewer a 95 % percentile interval holds the truth in under 90 % of cases
 _BATCH_VALUES = 2_000_000  # resampled counts that are floats at one time: 16 MB
 _KEPT_VALUES = 256_000_000  # resampled counts that are kept as bytes for the next statistic
 _POWER = 0.8
@@ -180,7 +180,7 @@ class Bootstrap:
             return None
         low, high = None, None
         num_clusters = len(np.unique(self._cluster_of_N[is_scored_N]))
-        if num_clusters >= _MIN_CLUSTERS:
+        if num_clusters >= MIN_CLUSTERS:
             resampled = of_values(*(self._resampled(sample, is_scored_N) for sample in samples))
             if not np.isfinite(resampled).all():
                 pass
@@ -224,7 +224,7 @@ class Bootstrap:
         num_rows = int(is_scored_N.sum())
         clusters = self._cluster_of_N[is_scored_N]
         num_clusters = len(np.unique(clusters))
-        if num_clusters < _MIN_CLUSTERS:
+        if num_clusters < MIN_CLUSTERS:
             return None
         differences = (one.scores_N - other.scores_N)[is_scored_N]
         # What a cluster adds to the sum beyond what its number of rows would.

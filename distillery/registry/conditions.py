@@ -156,7 +156,7 @@ def regressions_figure(trial: Trial, against: str) -> Figure:
     )
     if why := trial.absence(against):
         return Figure(name, None, why)
-    worse = [one.name for one in slices if _is_regression(one, trial.candidate, against)]
+    worse = [one.name for one in slices if _is_regression(one, trial, against)]
     shown = ", ".join(worse[:3]) + (", …" if len(worse) > 3 else "")
     return Figure(f"{name} ({shown})" if worse else name, float(len(worse)))
 
@@ -267,13 +267,15 @@ def _difference(
     return found.difference if found else None
 
 
-def _is_regression(part: SliceFigures, name: str, against: str) -> bool:
-    """Return whether ``name`` is worse than ``against`` in this slice, as `regressions` has it."""
-    if name == STUDENT:
+def _is_regression(part: SliceFigures, trial: Trial, against: str) -> bool:
+    """Return whether the candidate is worse than ``against`` in this slice."""
+    if trial.candidate == STUDENT:
         return against in part.regressions
-    found = next((d for d in part.differences if (d.name, d.against) == (name, against)), None)
-    interval = found.difference if found else None
-    return interval is not None and interval.high is not None and interval.high < 0
+    return any(
+        found.is_worse(trial.comparison.confidence)
+        for found in part.differences
+        if (found.name, found.against) == (trial.candidate, against)
+    )
 
 
 def _low(name: str, interval: Interval | None, unscored: str) -> Figure:

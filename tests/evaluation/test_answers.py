@@ -471,6 +471,7 @@ def instructed(store: StoreSpec, teacher: TeacherSpec, **options: Any) -> Run:
         **{"content_hash": "1" * 64, "cluster": "gold-0"},
     }
     frame = pd.DataFrame([*prompt_frame(NUM_ROWS).to_dict("records"), gold])
+    frame = frame.assign(slices=pd.array([None] * len(frame), dtype="str"))
     return replace(run_of(store, teacher, **options), prompts=seal_prompts(store, frame))
 
 

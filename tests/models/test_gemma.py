@@ -144,6 +144,7 @@ def test_gemma_is_evaluated_as_it_comes_and_as_it_was_trained(
             "references": json.dumps([row["response"]]),
             "content_hash": content_hash(json.loads(row["messages"])),
             "cluster": row["prompt_id"],
+            "slices": None,
             "source_row": number,
         }
         for number, row in enumerate(bench.rows, start=1)

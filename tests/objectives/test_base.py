@@ -67,6 +67,7 @@ def test_an_objective_of_ones_own_is_learnt_and_told_of_in_the_log(
             "references": None,
             "content_hash": content_hash(json.loads(messages)),
             "cluster": str(n),
+            "slices": None,
             "source_row": n + 1,
         }
         for n in range(10)

@@ -201,6 +201,7 @@ def _prompts(root: Path, conversations: list[list[Message]]) -> tuple[DatasetRef
             "references": pd.array([None] * len(conversations), dtype="str"),
             "content_hash": [content_hash(messages) for messages in conversations],
             "cluster": [f"row-{n}" for n in range(len(conversations))],
+            "slices": pd.array([None] * len(conversations), dtype="str"),
             "source_row": range(1, len(conversations) + 1),
         }
     )
