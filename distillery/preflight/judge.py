@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from distillery.evaluation.judge import VERDICT, as_the_judges, naming_the_judge
+from distillery.evaluation.judge import as_the_judges, naming_the_judge
+from distillery.evaluation.pair import VERDICT
 from distillery.storage.fingerprint import model_identity
 from distillery.task_types import TaskType
 from distillery.teacher.http.keys import read_key
