@@ -1,5 +1,7 @@
 """Task: write the student in another format."""
 
+from dataclasses import replace
+
 from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.export import ExportFormat
@@ -19,4 +21,4 @@ def write_format(
     from distillery.export.stage import export_student
 
     result = export_student(student, rows, format, store, execution)
-    return result.model("model"), result
+    return result.model("model"), replace(result, subject=format.name)
