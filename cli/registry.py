@@ -33,12 +33,15 @@ def print_aliases(spec: StoreSpec) -> None:
     if not current:
         out.print("no student was ever promoted")
         return
-    table = Table("alias", "student", "since", "by", "quality", "forms")
+    table = Table()
+    table.add_column("alias", overflow="fold", no_wrap=True)
+    for name in ("student", "since", "by", "quality", "forms"):
+        table.add_column(name)
     for entry in current:
         table.add_row(
             f"{entry.task}/{entry.alias}",
             entry.student.fingerprint[:_SHOWN],
-            f"{entry.at:%Y-%m-%d %H:%M}",
+            f"{entry.at:%Y-%m-%d}",
             escape(entry.by) if entry.kind == "promotion" else f"{escape(entry.by)} ({entry.kind})",
             _quality(entry),
             escape(", ".join(entry.forms)) or "-",
