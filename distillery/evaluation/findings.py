@@ -147,11 +147,14 @@ def _cost_finding(
     student: ContestantFigures, teacher: ContestantFigures, found: Difference
 ) -> Finding:
     costs = [
-        money_text(row.cost.per_1000, row.cost.currency) if row.cost else MISSING
+        money_text(row.cost.per_1000, row.cost.currency) if row.cost else "an unknown sum"
         for row in (student, teacher)
     ]
+    known = student.cost or teacher.cost
     return _target(
-        f"A thousand requests cost {costs[0]} instead of {costs[1]}",
+        f"A thousand requests cost {costs[0]} instead of {costs[1]}"
+        if known
+        else "Cost of a thousand requests",
         found.cost_reduction,
         TARGET_COST_REDUCTION,
         missing="a price is missing: teacher.price for a served teacher, evaluation.machine_price "

@@ -185,7 +185,9 @@ def test_sentences_say_what_is_saved_and_when_it_has_paid(store: StoreSpec) -> N
 
 
 def test_a_missing_price_is_no_verdict_on_the_target() -> None:
-    [cost] = [f for f in findings(comparison()) if f.text.startswith("A thousand requests")]
+    [cost] = [
+        f for f in findings(comparison()) if f.text.startswith("Cost of a thousand requests: ")
+    ]
     assert cost.met is None
     assert cost.text.endswith(
         "no verdict on the target of 60 % less, as a price is missing: teacher.price for a served "
