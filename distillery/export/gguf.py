@@ -220,6 +220,7 @@ def _build(student: str, file: str, precision: str) -> None:
         else:
             converter._set_vocab_gpt2()
         _write_ends(converter.gguf_writer, folder, tokenizer.eos_token_id)
+        converter.gguf_writer.add_sampling_temp(0.0)  # greedy by default, as it was measured
 
     # The converter asks for a SentencePiece file first; what students save has none.
     converter.set_vocab = set_vocab

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 
 from distillery.data.chat import Message
 from distillery.evaluation.exported import Exported
@@ -101,6 +102,10 @@ def test_the_folder_decodes_greedily_by_default_and_opens_where_it_is_copied(
     if format.kind == "onnx":
         config = json.loads((copied / "genai_config.json").read_text())
         assert config["search"]["do_sample"] is False
+    else:
+        fields = GGUFReader(copied / "model.gguf").fields
+        assert fields["general.sampling.temp"].contents() == 0
+        assert "<|assistant|>" in fields["tokenizer.chat_template"].contents()
     runtime = open_runtime(format, copied, context_tokens=16)
     long = [Message(role="user", content="where is my transfer " * 8)]
     written = runtime.answer(long, 500)  # the context ends before that
