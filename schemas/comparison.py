@@ -415,6 +415,9 @@ class Comparison(_Figures):
     num_rows: int
     """Test rows that every contestant was asked."""
 
+    num_left_out: int = 0
+    """Further test rows, which the teacher was not asked: its interval was narrow enough."""
+
     context_tokens: int
     """Context at which the KV cache counts into memory, tokens."""
 

@@ -53,7 +53,7 @@ class EvaluationSpec(Spec):
     """Level of all intervals."""
 
     seed: int = 0
-    """Seed of the bootstrap."""
+    """Seed of the bootstrap, and of the order in which `stop_at_width` asks."""
 
     slices: tuple[str, ...] = ("label", "length")
     """What the test rows are divided by, to see where the student is worse: `label` (for tasks
@@ -64,9 +64,9 @@ class EvaluationSpec(Spec):
     """Slices of fewer rows are left out: they could show nothing."""
 
     stop_at_width: float | None = Field(None, gt=0, lt=1)
-    """Stop asking a teacher that costs money once the interval of the primary metric is this
-    narrow; all contestants are then compared on the rows that it has answered. None: it answers
-    every row."""
+    """Stop asking a teacher behind an endpoint once the interval of its primary metric is this
+    narrow, 0.05 for five points; at least 100 rows are asked. All contestants are then compared on
+    the rows that it has answered, a random sample. None: it answers every row."""
 
     judge: JudgeSpec | None = Field(None, title="Judge")
     """Who says which of two responses is better, for conversation and summarization. None: nobody

@@ -4,6 +4,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.base import Ref
 
+TEST_CLUSTERS = "test clusters"
+"""Stands among the splits that are hashed: which test rows belong together."""
+
 
 class DatasetRef(Ref):
     """A folder of Parquet shards in the store."""

@@ -27,7 +27,7 @@ from schemas.frames import (
     arrow_schema,
     check_frame,
 )
-from schemas.refs import DatasetRef
+from schemas.refs import TEST_CLUSTERS, DatasetRef
 from schemas.task import TaskSpec
 
 _LOGIC_VERSION = 5
@@ -77,6 +77,7 @@ def validate_prompts(
         reasons: Counter[str] = Counter()
         kept: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
         asked, learnt = _SplitHashes(SPLITS), _SplitHashes(("train", "validation"))
+        together = _SplitHashes(SPLITS)
         with (
             attempt.row_writer("prompts", arrow_schema(PromptFrame)) as prompts,
             attempt.row_writer("gold", arrow_schema(TrainingFrame)) as gold,
@@ -88,13 +89,17 @@ def validate_prompts(
                 reasons.update(invalid["reason"])
                 to_learn = _gold_rows(valid, kind, data)
                 asked.update(valid, "references")
+                together.update(valid, "cluster")
                 learnt.update(to_learn, "response")
                 _write(prompts, valid.drop(columns="conversation"), PromptFrame)
                 _write(gold, to_learn, TrainingFrame)
                 _write(quarantined, invalid, QuarantineFrame)
-        for name, hashes in (("prompts", asked), ("gold", learnt)):
-            update = {"hashes": hashes.hexdigests()}
-            attempt.outputs[name] = attempt.outputs[name].model_copy(update=update)
+        clusters = {TEST_CLUSTERS: together.hexdigests()["test"]}
+        for name, hashes in (
+            ("prompts", asked.hexdigests() | clusters),
+            ("gold", learnt.hexdigests()),
+        ):
+            attempt.outputs[name] = attempt.outputs[name].model_copy(update={"hashes": hashes})
         attempt.counts |= {**kept, "quarantined": reasons.total()}
         attempt.facts["reasons"] = dict(reasons.most_common())
 
@@ -112,9 +117,9 @@ class _SplitHashes:
     def __init__(self, splits: tuple[str, ...]) -> None:
         self._hashes = {split: hashlib.sha256() for split in splits}
 
-    def update(self, frame: pd.DataFrame, right: str) -> None:
-        """Append rows; ``right`` names the column with the right answer."""
-        columns = frame[["split", "prompt_id", "messages", right]].itertuples(index=False)
+    def update(self, frame: pd.DataFrame, column: str) -> None:
+        """Append rows: what is asked, and a ``column`` beside it."""
+        columns = frame[["split", "prompt_id", "messages", column]].itertuples(index=False)
         for split, *row in columns:
             text = canonical_json([value if isinstance(value, str) else None for value in row])
             self._hashes[split].update(f"{text}\n".encode("utf-8", "surrogatepass"))

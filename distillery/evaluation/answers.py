@@ -5,28 +5,30 @@ Each contestant's answers are sealed by themselves: a new student makes nobody e
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from distillery.evaluation.contestants import contestant
 from distillery.evaluation.protocol import Answered, Question
 from distillery.models.hardware import cpu_threads
-from distillery.storage.fingerprint import canonical_json
+from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.task_types import task_type
-from schemas.contestants import ContestantSpec
+from schemas.contestants import ContestantSpec, TeacherContestant
 from schemas.errors import StageError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.refs import DatasetRef
+from schemas.refs import TEST_CLUSTERS, DatasetRef
 from schemas.task import TaskSpec
+from schemas.teacher import OpenAITeacher
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _LOGIC_VERSION = 5
+_FIRST_LOOK = 100  # rows, and scored clusters, before a teacher may be left in peace
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 
 OnProgress = Callable[[int, int], None]
@@ -41,10 +43,15 @@ def answers_stage(
     Of the prompts only the test rows count, so new training rows make nobody answer again.
     """
     asked = contestant(spec, prompts, task, evaluation, StoreSpec())
+    inputs: dict[str, Any] = {"test_rows": prompts.identity("test"), "contestant": asked.inputs}
+    if stop_rule(spec, evaluation) is not None:
+        read = {"stop_at_width", "bootstrap_samples", "confidence", "seed"}
+        inputs["stop"] = evaluation.model_dump(include=read)
+        inputs["clusters"] = prompts.identity(TEST_CLUSTERS)
     return Stage(
         StageName.ANSWER_TEST_PROMPTS,
         _LOGIC_VERSION,
-        inputs={"test_rows": prompts.identity("test"), "contestant": asked.inputs},
+        inputs=inputs,
         spec={"task_type": task.type, "answer_format": task.answer_format},
     )
 
@@ -61,7 +68,9 @@ def answer_test_prompts(
 ) -> StageResult:
     """Return output `answers`: a contestant's responses to all test rows, each with its metrics.
 
-    A teacher is asked through the ledger, so nothing is paid for twice.
+    A teacher is asked through the ledger, so nothing is paid for twice. One that costs money stops
+    being asked as `evaluation.stop_at_width` says; the count `left_out` says how many rows it was
+    spared.
 
     Raises:
         RecipeError: The model cannot be loaded.
@@ -82,7 +91,11 @@ def answer_test_prompts(
             asked.answering(attempt) as ask,
             attempt.row_writer("answers", arrow_schema(ScoreFrame)) as writer,
         ):
-            for rows in questions(prompts, attempt.store):
+            stop = stop_rule(spec, evaluation)
+            chunks = questions(prompts, attempt.store)
+            if stop is not None:
+                chunks = stop.in_random_order(prompts, attempt.store)
+            for rows in chunks:
                 answers = ask(rows)
                 metrics = [
                     kind.score(
@@ -99,6 +112,12 @@ def answer_test_prompts(
                 counts["truncated"] += sum(answered.truncated for answered in answers)
                 if on_progress is not None:
                     on_progress(counts["rows"], num_rows)
+                if stop is not None:
+                    scores = [values[kind.primary] for values in metrics]
+                    if stop.is_reached([row.cluster for row in rows], scores):
+                        break
+        if stop is not None:
+            counts["left_out"] = num_rows - counts["rows"]
         attempt.facts["contestant"] = spec.name
 
     return run_stage(answers_stage(spec, prompts, task, evaluation), store, execution, work)
@@ -122,13 +141,72 @@ def count_questions(prompts: DatasetRef, store: Store) -> int:
 def questions(prompts: DatasetRef, store: Store) -> Iterator[list[Question]]:
     """Yield the test rows, a chunk at a time."""
     for batch in store.batches(prompts, splits=("test",), batch_rows=_CHUNK_ROWS):
-        rows = batch.select(["prompt_id", "messages", "references"]).to_pylist()
+        columns = ["prompt_id", "messages", "references", "cluster"]
         yield [
             Question(
-                row["prompt_id"], json.loads(row["messages"]), tuple(json.loads(row["references"]))
+                row["prompt_id"],
+                json.loads(row["messages"]),
+                tuple(json.loads(row["references"])),
+                row["cluster"],
             )
-            for row in rows
+            for row in batch.select(columns).to_pylist()
         ]
+
+
+class StopRule:
+    """When a teacher that is paid by the request has been asked enough test rows.
+
+    They are asked in a random order, so that those answered are a random sample of all, and the
+    interval of the primary metric is looked at after 100 rows and then after every tenth more. To
+    stop as soon as it is narrow favours samples that happen to vary little, so the interval holds
+    the truth a little less often than it says. Two things keep that small: it counts as no narrower
+    than what a hundred answers alike would leave open, and fewer than 100 scored clusters stop
+    nothing.
+    """
+
+    def __init__(self, width: float, evaluation: EvaluationSpec) -> None:
+        """Describe the rule; nothing has been answered yet."""
+        self._width, self._evaluation = width, evaluation
+        self._clusters: list[str] = []
+        self._scores: list[float | None] = []
+
+    def in_random_order(self, prompts: DatasetRef, store: Store) -> Iterator[list[Question]]:
+        """Yield the test rows, as many at a time as lie between two looks.
+
+        The order is of the ids, so that rows which come later leave that of the others as it is.
+        """
+        rows = [row for chunk in questions(prompts, store) for row in chunk]
+        rows.sort(key=lambda row: sha256([self._evaluation.seed, row.prompt_id]))
+        start = 0
+        while start < len(rows):
+            size = max(_FIRST_LOOK, start // 10)
+            yield rows[start : start + size]
+            start += size
+
+    def is_reached(self, clusters: Sequence[str], scores: Sequence[float | None]) -> bool:
+        """Return whether the interval is narrow enough, with these answers added."""
+        import numpy as np
+
+        from distillery.evaluation.statistics import Bootstrap, mean_sums
+
+        self._clusters += clusters
+        self._scores += scores
+        pairs = zip(self._clusters, self._scores, strict=True)
+        num_scored = len({cluster for cluster, score in pairs if score is not None})
+        if num_scored < _FIRST_LOOK:
+            return False
+        sums = mean_sums(np.array(self._scores, dtype=np.float64))
+        found = Bootstrap(self._clusters, self._evaluation).interval(sums)
+        if found is None or found.low is None or found.high is None:
+            return False
+        return found.high - found.low <= self._width
+
+
+def stop_rule(spec: ContestantSpec, evaluation: EvaluationSpec) -> StopRule | None:
+    """Return when ``spec`` has been asked enough; None: it answers every test row."""
+    width = evaluation.stop_at_width
+    is_paid = isinstance(spec, TeacherContestant) and isinstance(spec.teacher, OpenAITeacher)
+    return StopRule(width, evaluation) if is_paid and width is not None else None
 
 
 def _score_frame(

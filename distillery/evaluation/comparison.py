@@ -102,6 +102,8 @@ def compare_models(
         divided = divide_rows(test_rows, task_type(task), evaluation)
         origins = read_origins(lineage, evaluated, judged, opened)
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
+        asked = answers[TEACHER].index  # it may have been asked fewer rows than the others
+        answers = {name: frame.loc[asked] for name, frame in answers.items()}
         comparison = build_comparison(
             answers,
             test_rows,
@@ -126,7 +128,10 @@ def compare_models(
             divided=divided,
         )
         cost = distillation_cost(comparison, lineage, prices, opened)
-        comparison = comparison.model_copy(update={"distillation_cost": cost})
+        left_out = len(test_rows) - len(asked)
+        comparison = comparison.model_copy(
+            update={"distillation_cost": cost, "num_left_out": left_out}
+        )
         rows, num_differing = differing_rows(
             answers, comparison.metric, prompts, opened, slices=divided
         )

@@ -346,6 +346,11 @@ def notes(comparison: Comparison) -> list[str]:
         f"Memory: weights plus KV cache at {comparison.context_tokens} tokens; peak memory: the "
         "longest of the timed rows at the highest concurrency.",
     ]
+    if comparison.num_left_out:
+        lines.append(
+            f"The teacher was not asked {comparison.num_left_out:,} further test rows, as its "
+            "interval was as narrow as evaluation.stop_at_width; they are left out for everybody."
+        )
     if comparison.num_small_slices:
         lines.append(
             f"Slices: {comparison.num_small_slices:,} with fewer than evaluation.min_slice_rows "

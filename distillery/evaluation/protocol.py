@@ -23,6 +23,9 @@ class Question:
     conversation: Conversation
     references: tuple[str, ...]
 
+    cluster: str = ""
+    """Rows of one cluster belong together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
