@@ -247,6 +247,7 @@ def _seal_prompts(store: StoreSpec, num_rows: int) -> DatasetRef:
             "references": [json.dumps([_label(number)]) for number in range(num_rows)],
             "content_hash": "0" * 64,
             "cluster": prompt_ids,
+            "slices": "{}",
             "source_row": range(1, num_rows + 1),
         }
     )
