@@ -359,3 +359,25 @@ def test_an_optional_field_is_required_once_its_column_is_named(bench: Bench) ->
     train = bench.source("train", [{"question": "?"}], context="passage")
     with pytest.raises(InputDataError, match="has no column 'passage'; it has 'question'"):
         bench.run(bench.data(train, validation=None), QUESTIONS)
+
+
+def test_columns_that_divide_the_test_rows_are_kept_as_text(bench: Bench) -> None:
+    rows: list[Row] = [
+        {"text": "a", "answer": "x", "language": "fr", "year": 2024},
+        {"text": "b", "answer": "x", "language": None, "year": 2025},
+    ]
+    test = bench.source("test", rows, reference="answer")
+    columns = test.columns.model_copy(update={"slices": ("language", "year")})
+    data = bench.data([{"text": "c"}], test.model_copy(update={"columns": columns}))
+    found = {row["prompt_id"]: row["slices"] for row in bench.rows(bench.run(data))}
+    assert found["test-1"] == '{"language":"fr","year":"2024"}'
+    assert found["test-2"] == '{"language":null,"year":"2025"}'
+    assert found["train-1"] is None
+
+
+def test_a_column_that_is_to_divide_the_test_rows_has_to_be_there(bench: Bench) -> None:
+    test = bench.source("test", [{"text": "a", "answer": "x"}], reference="answer")
+    columns = test.columns.model_copy(update={"slices": ("language",)})
+    data = bench.data([{"text": "c"}], test.model_copy(update={"columns": columns}))
+    with pytest.raises(InputDataError, match="has no column 'language'"):
+        bench.run(data)

@@ -388,3 +388,29 @@ def test_measurements_that_are_gone_are_an_error(store: StoreSpec) -> None:
             store=store,
             execution=ExecutionSpec(),
         )
+
+
+def test_all_are_compared_on_the_rows_that_the_teacher_was_asked(store: StoreSpec) -> None:
+    evaluated = seal_scores(store)
+    opened = Store(store.root)
+    rows = opened.dataset(evaluated.answers["teacher"]).to_table()
+    with opened.row_writer("fewer", rows.schema) as writer:
+        for batch in rows.slice(0, 15).to_batches():
+            writer.write(batch)
+    answers = evaluated.answers | {"teacher": writer.ref("f" * 64)}
+    done = compare_models(
+        evaluated.model_copy(update={"answers": answers}),
+        None,
+        lineage_of(STUDENT_REF, prompts=seal_prompts(store, prompt_frame(20))),
+        task=TASK,
+        evaluation=EVALUATION,
+        declared=None,
+        prices=NO_PRICES,
+        store=store,
+        execution=ExecutionSpec(),
+    )
+    found = read_comparison(done.report("report"), opened)
+    assert (found.num_rows, found.num_left_out) == (15, 5)
+    for name in ("teacher", "baseline", "student"):
+        quality = row(found, name).metrics["accuracy"]
+        assert quality is not None and quality.num_rows == 15

@@ -1,14 +1,17 @@
 """What a recipe asks for and cannot have is refused at once, all of it in one error."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distillery.preflight.recipe import check_recipe
+from distillery.preflight.recipe import _unknown_slices, _unpaid_teacher, check_recipe
 from distillery.registry import open_registry
+from distillery.task_types import task_type
 from schemas.errors import RecipeError
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
+from schemas.teacher import TransformersTeacher
 from tests.fixtures_recipe import changed, load, make_recipe
 from tests.fixtures_registry import entry
 from tests.stub_endpoint import StubEndpoint, listing
@@ -243,3 +246,39 @@ def test_one_reference_for_every_turn_of_a_conversation_is_refused() -> None:
     recipe = validate_recipe(raw, Recipe, source="r.yaml")
     with pytest.raises(RecipeError, match=r"data\.test\.columns\.reference names one answer"):
         check(recipe)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "slices", "why"),
+    [
+        ("classification", [], ["label", "lenght"], "names 'lenght'.* Did you mean 'length'"),
+        ("classification", [], ["language"], "neither 'label' nor 'length' nor one of"),
+        ("classification", ["language"], None, "evaluation.slices does not, so nothing"),
+        ("classification", ["label"], ["label"], "stands for the right answer. Rename"),
+        ("qa", [], ["label"], "'qa' are not labels here"),
+        ("classification", ["language"], ["label", "language"], None),
+        ("qa", [], None, None),
+    ],
+)
+def test_slices_that_the_test_rows_cannot_be_divided_into_are_refused(
+    task: str, columns: list[str], slices: list[str] | None, why: str | None
+) -> None:
+    raw = changed("teacher.base_url", "http://127.0.0.1:1/v1")
+    raw["task"] = {"name": "t", "type": task}
+    raw["data"]["test"] = raw["data"]["test"] | {
+        "columns": {"reference": "answer", "slices": columns}
+    }
+    raw["evaluation"] = {} if slices is None else {"slices": slices}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    lines = _unknown_slices(task_type(recipe.task), recipe.data, recipe.evaluation)
+    assert bool(lines) == (why is not None)
+    if why is not None:
+        assert re.search(why, "\n".join(lines))
+
+
+def test_a_local_teacher_is_not_stopped() -> None:
+    recipe = validate_recipe(changed("evaluation", {"stop_at_width": 0.1}), Recipe, source="r.yaml")
+    local = TransformersTeacher(model="m")
+    [line] = _unpaid_teacher(local, recipe.evaluation)
+    assert line.startswith("evaluation.stop_at_width is 0.1, but the teacher is loaded here")
+    assert _unpaid_teacher(recipe.teacher, recipe.evaluation) == []
