@@ -91,6 +91,7 @@ def findings(comparison: Comparison) -> list[Finding]:
         _pay_off_sentence(comparison),
         _gain_sentence(comparison),
         _gap_sentence(comparison),
+        _detectable_sentence(comparison),
         _in_context_sentence(comparison),
         _champion_sentence(comparison),
         _majority_sentence(comparison),
@@ -216,12 +217,35 @@ def _gain_sentence(comparison: Comparison) -> str:
 
 
 def _gap_sentence(comparison: Comparison) -> str:
-    if comparison.gap_recovered is None:
-        return "Gap recovered: undefined, as the teacher is not better than the baseline."
+    gap = comparison.gap_recovered
+    lead = f"student minus teacher: {points_text(_points(comparison, STUDENT, TEACHER))}."
+    if gap is None:
+        teacher = _points(comparison, BASELINE, TEACHER)
+        why = "as the teacher is not better than the baseline"
+        if teacher is None:
+            why = "as there is no scored baseline"
+        return f"Gap recovered: undefined, {why}; {lead}"
+    text = f"Gap recovered between baseline and teacher: {interval_text(gap)}"
+    if gap.low is None:
+        text += ", without an interval, as a test set like this one may show no gap at all"
+    return f"{text}; {lead}"
+
+
+def _detectable_sentence(comparison: Comparison) -> str | None:
+    if comparison.detectable_loss is None:
+        return None
     return (
-        f"Gap recovered between baseline and teacher: {interval_text(comparison.gap_recovered)}; "
-        f"student minus teacher: {points_text(_points(comparison, STUDENT, TEACHER))}."
+        f"With {_rows_text(comparison)} a loss of under {comparison.detectable_loss * 100:.1f} "
+        "points to the teacher cannot be seen."
     )
+
+
+def _rows_text(comparison: Comparison) -> str:
+    """Return how much evidence there is: rows, and groups of them where they belong together."""
+    rows, clusters = comparison.num_rows, comparison.num_clusters
+    if clusters is None or clusters == rows:
+        return f"{rows:,} rows"
+    return f"{rows:,} rows in {clusters:,} clusters"
 
 
 def _in_context_sentence(comparison: Comparison) -> str | None:
@@ -339,7 +363,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [
         f"Quality: {comparison.num_rows:,} test rows, at most {comparison.max_new_tokens} new "
         "tokens; the teacher samples as the recipe says, all others decode greedily; paired "
-        f"bootstrap, {comparison.confidence * 100:.0f} % intervals.",
+        f"bootstrap over {_rows_text(comparison)}, {comparison.confidence * 100:.0f} % intervals.",
         f"Inference time: batch size 1, {speed.latency_rows} rows, models in turn; throughput at "
         "the number of requests at once that gives most; tokens are means per request. On "
         f"{machine}.",

@@ -1,4 +1,4 @@
-from distillery.evaluation.findings import findings, interval_text
+from distillery.evaluation.findings import findings, interval_text, notes
 from distillery.evaluation.verdict import verdict
 from schemas.comparison import Interval, JudgedPair, Judgement
 from tests.fixtures_comparison import SCORES, comparison
@@ -102,3 +102,36 @@ def test_a_judge_whom_nobody_has_checked_is_called_that() -> None:
     said = said_of(checked.model_copy(update={"pairs": pairs}))
     assert "ties counting half; people would in 30.0 % [10.0, 50.0]." in said
     assert said.endswith("It agrees with people on 75.0 % [70.0, 80.0] of 100 rows.")
+
+
+def test_what_cannot_be_seen_is_said_in_points_and_clusters() -> None:
+    loss = comparison().detectable_loss
+    assert loss is not None
+    sentence = f"a loss of under {loss * 100:.1f} points to the teacher cannot be seen."
+    said = [finding.text for finding in findings(comparison())]
+    assert f"With 20 rows {sentence}" in said
+    found = comparison(clusters=[f"customer {row % 10}" for row in range(20)])
+    assert found.detectable_loss is not None
+    said = [finding.text for finding in findings(found)]
+    assert any(text.startswith("With 20 rows in 10 clusters a loss of under") for text in said)
+    assert "paired bootstrap over 20 rows in 10 clusters, 95 % intervals." in notes(found)[0]
+    few = comparison(clusters=[f"customer {row % 9}" for row in range(20)])
+    assert few.detectable_loss is None
+    assert not any("cannot be seen" in finding.text for finding in findings(few))
+
+
+def test_a_gap_that_is_undefined_is_said_to_be_and_why() -> None:
+    def gap(**changed: list[float]) -> str:
+        scores = {**SCORES, **changed}
+        found = comparison({name: values for name, values in scores.items() if values})
+        said = [finding.text for finding in findings(found)]
+        return next(text for text in said if text.startswith("Gap recovered"))
+
+    assert gap(baseline=SCORES["teacher"]).startswith(
+        "Gap recovered: undefined, as the teacher is not better than the baseline; student minus"
+    )
+    assert gap(baseline=[]).startswith("Gap recovered: undefined, as there is no scored baseline;")
+    assert gap(baseline=[1.0] * 17 + [0.0] * 3).startswith(
+        "Gap recovered between baseline and teacher: 50.0 %, without an interval, as a test set "
+        "like this one may show no gap at all;"
+    )

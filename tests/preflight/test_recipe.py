@@ -157,7 +157,7 @@ def test_a_column_that_would_not_be_read_is_refused(
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
-        ("nli", _train(premise="s1", hypothesis="s2", id="key")),
+        ("nli", _train(premise="s1", hypothesis="s2", id="key", cluster="document")),
         ("nli", _train(question="q") | {"prompt_template": "{question} {body}"}),
         ("classification", _train(messages="chat", reference="ignored")),
     ],
