@@ -112,8 +112,8 @@ def test_canaries_stay_the_same_when_training_prompts_come_and_go(
 def test_an_endpoint_that_fails_is_an_error_and_pins_nothing(
     store: StoreSpec, prompts: DatasetRef
 ) -> None:
-    with StubEndpoint(default=Reply(status=500)) as stub:
-        teacher = OpenAITeacher(model="big", base_url=stub.base_url, max_attempts=1)
+    with StubEndpoint(default=Reply(status=401)) as stub:
+        teacher = OpenAITeacher(model="big", base_url=stub.base_url)
         with pytest.raises(TeacherError):
             watch_teacher(prompts, teacher, TASK, EVALUATION, store)
     assert Store(store.root).list_folders("canaries") == []
