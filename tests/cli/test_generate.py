@@ -61,7 +61,7 @@ def test_prompts_are_answered_and_a_second_run_asks_nothing(
     assert printed(done, "asked") == "240 requests"
     assert printed(done, "from the ledger") == "0 responses"
     assert printed(done, "tokens") == "1,680 read, 480 written"
-    assert printed(done, "cost").startswith("0.0026 EUR")  # (1680 + 2 * 480) / 1e6
+    assert printed(done, "cost").startswith("0.00264 EUR")  # (1680 + 2 * 480) / 1e6
     assert "rows/s" in printed(done, "rate")
     assert teacher.num_requests == 240
 
