@@ -1,5 +1,7 @@
 """Figures as people read them, with their units."""
 
+import math
+
 MISSING = "–"  # noqa: RUF001
 """Shown where a figure is unscored, not measured or not known."""
 
@@ -66,12 +68,14 @@ def percent_text(value: float | None) -> str:
 def money_text(value: float | None, currency: str | None) -> str:
     """Return an amount with its currency, small ones to three digits.
 
-    >>> money_text(1234.5, "USD"), money_text(0.0123, "EUR"), money_text(None, "USD") == MISSING
-    ('1,234.50 USD', '0.0123 EUR', True)
+    >>> money_text(1234.5, "USD"), money_text(0.0123, "EUR"), money_text(1.61e-5, "EUR")
+    ('1,234.50 USD', '0.0123 EUR', '0.0000161 EUR')
     """
     if value is None:
         return MISSING
-    amount = f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+    amount = f"{value:,.2f}"
+    if 0 < value < 1:  # never as 1.6e-05
+        amount = f"{value:.{2 - math.floor(math.log10(value))}f}".rstrip("0")
     return f"{amount} {currency}" if currency else amount
 
 

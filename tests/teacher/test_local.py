@@ -83,8 +83,9 @@ class _Scripted:
         import torch
 
         self.batch_sizes.append(len(input_ids))
-        for processor in logits_processor:
-            self.seeds += [generator.initial_seed() for generator in processor._generators]
+        for processor in logits_processor:  # what samples, and what notes the first token
+            generators = getattr(processor, "_generators", ())
+            self.seeds += [generator.initial_seed() for generator in generators]
         limit = self._model.model.generation_config.max_new_tokens
         new = []
         for ids_T, mask_T in zip(input_ids, attention_mask, strict=True):
