@@ -75,11 +75,11 @@ def _student_and_teacher(
 def more_or_less(reduction: float) -> str:
     """Return a reduction in words; from twice as much on as a multiple.
 
-    >>> more_or_less(0.878), more_or_less(-0.05), more_or_less(-504.2)
-    ('87.8 % less', '5.0 % more', '505 times as much')
+    >>> more_or_less(0.878), more_or_less(-0.05), more_or_less(-1.6), more_or_less(-504.2)
+    ('87.8 % less', '5.0 % more', '2.6 times as much', '505 times as much')
     """
     if reduction <= -1:
-        return f"{1 - reduction:,.0f} times as much"
+        return f"{1 - reduction:,.{0 if reduction <= -9 else 1}f} times as much"
     return f"{abs(reduction) * 100:.1f} % {'less' if reduction >= 0 else 'more'}"
 
 

@@ -140,10 +140,15 @@ def _draw_axes(axes: "Axes", metric: str, label: str) -> None:
     axes.set_xscale("log")
     axes.margins(0.25, 0.2)
     _label_log(axes.xaxis, *axes.get_xlim())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.set_xlabel(label, color=_INK)
     axes.set_ylabel(metric, color=_INK)
     _style(axes)
+
+
+def _percent(value: float, _: int) -> str:
+    """Return a tick's label; the margin around 0 and 100 % is not labelled."""
+    return f"{value:g} %" if 0 <= value <= 100 else ""
 
 
 def _label_log(axis: "XAxis | YAxis", low: float, high: float) -> None:

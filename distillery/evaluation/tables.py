@@ -310,7 +310,7 @@ def _without_empty_columns(rows: Iterable[Row]) -> list[Row]:
 def _change_text(reduction: float | None) -> str:
     """Return a reduction as the change that it is: 0.85 as '-85.0 %'; -9 as ten times."""
     if reduction is not None and reduction <= -1:
-        return f"\u00d7 {1 - reduction:,.0f}"
+        return f"\u00d7 {1 - reduction:,.{0 if reduction <= -9 else 1}f}"
     return MISSING if reduction is None else f"{-reduction * 100:+.1f} %"
 
 
