@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distillery.data.chat import load_messages
 from distillery.evaluation.labels import row_labels
-from distillery.evaluation.statistics import MIN_CLUSTERS, Scores, holm, ratio
+from distillery.evaluation.statistics import MIN_CLUSTERS, Scores, holm, mcnemar, ratio
 from distillery.task_types import TaskType
 from distillery.teacher.examples import asked_text
 from schemas.comparison import Difference, Interval, SliceFigures
@@ -288,12 +288,11 @@ def _p_value(sums: _Sums, figure: int) -> float:
 
     Source: Cameron and Miller 2015, A Practitioner's Guide to Cluster-Robust Inference, section 2.
     """
-    from scipy.stats import binom, t
+    from scipy.stats import t
 
     differences, rows = sums.scores[:, figure], sums.rows[:, figure]
     if sums.is_binary:
-        better, worse = int((differences > 0).sum()), int((differences < 0).sum())
-        return min(1.0, float(2 * binom.cdf(min(better, worse), better + worse, 0.5)))
+        return mcnemar(int((differences > 0).sum()), int((differences < 0).sum()))
     differences, rows = differences[rows > 0], rows[rows > 0]
     num = len(rows)
     if num < 2:
