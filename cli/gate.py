@@ -8,6 +8,7 @@ from rich.table import Table
 from cli.console import console
 from distillery.registry.simulation import World, decidable, promotion_rate, rows_needed
 from distillery.task_types import task_type
+from schemas.errors import RecipeError
 from schemas.gate import GateSpec
 from schemas.recipe import GenerationRecipe, load_recipe
 
@@ -41,6 +42,12 @@ def simulate_gate(
     recipe = load_recipe(path, overrides, GenerationRecipe)
     gate, evaluation, sizes = recipe.gate, recipe.evaluation, list(rows or _ROWS)
     primary = task_type(recipe.task).primary
+    if champion is not None and not 0 < teacher * champion < 1:
+        raise RecipeError(
+            f"a champion that keeps {champion:g} of a teacher that is right in {teacher:g} would "
+            f"be right in {teacher * champion:g} of all cases, which is not a share between 0 and "
+            "1. Correct --champion."
+        )
     asked = decidable(gate, primary)
     bound = gate.min_retention
     kept = (1 + bound) / 2 if champion is None else champion

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from cli.gate import simulate_gate
+from schemas.errors import RecipeError
 from tests.fixtures_recipe import SHORTEST
 
 
@@ -57,3 +58,19 @@ def test_what_is_not_simulated_is_said(capsys: pytest.CaptureFixture[str], recip
     assert "champion" not in text.split("regressions_against")[1].replace(
         "there is no champion", ""
     )
+
+
+@pytest.mark.parametrize("champion", [-1.0, 1.5])
+def test_a_champion_that_cannot_be_is_refused_and_not_left_out(
+    recipe: str, champion: float
+) -> None:
+    with pytest.raises(RecipeError, match=f"a champion that keeps {champion:g} of a teacher"):
+        simulate_gate(
+            recipe,
+            [],
+            rows=(100,),
+            teacher=0.9,
+            correlation=0.5,
+            champion=champion,
+            num_simulations=100,
+        )
