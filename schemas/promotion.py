@@ -159,4 +159,6 @@ class Promotion(Verdict):
             failed += said
         if failed:
             return "not promoted: " + "; ".join(failed)
+        if not self.promoted:
+            return "not promoted: every condition holds now, but nobody was asked to approve it"
         return "promoted: " + "; ".join([check.sentence for check in self.checks] + said)

@@ -1,12 +1,16 @@
 """What a person does past the gate: bring the student before back, or put one in place."""
 
+import re
+
 from distillery.registry import alias_files
 from distillery.registry.base import Registry, here_and_now, renewed
 from distillery.storage.store import Store
 from schemas.errors import RegistryError
 from schemas.execution import StageName
+from schemas.gate import GateSpec
 from schemas.promotion import HistoryEntry
 from schemas.refs import ModelRef
+from schemas.task import TaskSpec
 
 
 def promote_by_hand(
@@ -25,9 +29,12 @@ def promote_by_hand(
         reason: Why.
 
     Raises:
-        RegistryError: There is no such student, its files are gone, it is the champion already,
-            or the alias was moved meanwhile.
+        RegistryError: Task or alias is a name that no recipe can have, the reason is blank, there
+            is no such student, its files are gone, it is the champion already, or the alias was
+            moved meanwhile.
     """
+    _refuse_names(task, alias)
+    _refuse_blank(reason)
     student = _stored_student(store, fingerprint)
     entries = registry.history(task, alias)
     current = entries[-1] if entries else None
@@ -51,9 +58,36 @@ def roll_back(registry: Registry, store: Store, task: str, alias: str, reason: s
     Raises:
         RegistryError: See :meth:`~distillery.registry.base.Registry.rollback`.
     """
+    _refuse_blank(reason)
     done = registry.rollback(task, alias, reason, is_there=store.holds)
     alias_files.refresh(registry, store, task, alias)
     return done
+
+
+def _refuse_names(task: str, alias: str) -> None:
+    """Return when a recipe can have both names: they also name a file in the store."""
+    for what, value, spec, field in (
+        ("task.name", task, TaskSpec, "name"),
+        ("gate.alias", alias, GateSpec, "alias"),
+    ):
+        (pattern,) = (
+            found.pattern
+            for found in spec.model_fields[field].metadata
+            if getattr(found, "pattern", None)
+        )
+        if not re.fullmatch(pattern, value):
+            raise RegistryError(
+                f"{value!r} cannot be a {what}, so no recipe could ever read that alias. Write it "
+                "as the recipe has it."
+            )
+
+
+def _refuse_blank(reason: str) -> None:
+    if not reason.strip():
+        raise RegistryError(
+            f"the reason is {reason!r}, and nobody could tell from the history why this was done. "
+            "Say it in --reason."
+        )
 
 
 def _stored_student(store: Store, fingerprint: str) -> ModelRef:

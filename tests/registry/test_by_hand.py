@@ -72,3 +72,39 @@ def test_a_rollback_needs_the_files_of_the_one_before(
     assert roll_back(registry, store, *ALIAS, "rude").student == first
     file = store.read_json("aliases/tickets/champion.json")
     assert file is not None and file["student"]["uri"] == first.uri
+
+
+@pytest.mark.parametrize(
+    ("task", "alias", "named"),
+    [
+        ("tickets", "../../../champion", "'../../../champion' cannot be a gate.alias"),
+        ("tickets", "", "'' cannot be a gate.alias"),
+        ("../tickets", "champion", "'../tickets' cannot be a task.name"),
+        ("My Tickets", "champion", "'My Tickets' cannot be a task.name"),
+    ],
+)
+def test_nobody_is_promoted_to_a_name_that_no_recipe_can_have(
+    ledger_spec: StoreSpec,
+    registry: DatabaseRegistry,
+    store: Store,
+    task: str,
+    alias: str,
+    named: str,
+) -> None:
+    student = sealed_student(ledger_spec, "by hand")
+    with pytest.raises(RegistryError, match=named):
+        promote_by_hand(registry, store, task, alias, student.fingerprint, "urgent")
+    assert registry.aliases() == []
+
+
+def test_what_a_person_does_needs_a_reason(
+    ledger_spec: StoreSpec, registry: DatabaseRegistry, store: Store
+) -> None:
+    first, second = sealed_student(ledger_spec, "first"), sealed_student(ledger_spec, "second")
+    with pytest.raises(RegistryError, match="the reason is ' '"):
+        promote_by_hand(registry, store, *ALIAS, first.fingerprint, " ")
+    gate_decides(first, None, ledger_spec)
+    gate_decides(second, first, ledger_spec)
+    with pytest.raises(RegistryError, match="the reason is ''"):
+        roll_back(registry, store, *ALIAS, "")
+    assert [e.student for e in registry.history(*ALIAS)] == [first, second]

@@ -137,3 +137,12 @@ def test_nobody_is_asked_about_a_student_that_was_rolled_back(
     assert not promotion.promoted
     assert "(it is rude), and the gate does not bring it back" in promotion.sentence
     assert registry.history(*ALIAS)[-1].student == first
+
+
+def test_a_student_that_nobody_was_asked_about_is_not_called_promoted(
+    ledger_spec: StoreSpec, registry: DatabaseRegistry
+) -> None:
+    asking = GATE.model_copy(update={"approval_timeout_s": 60.0})
+    promotion = gate_decides(student_ref("1"), None, ledger_spec, asking)
+    assert not promotion.promoted and registry.history(*ALIAS) == []
+    assert promotion.sentence.startswith("not promoted: every condition holds now, but nobody")
