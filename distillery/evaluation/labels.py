@@ -62,12 +62,15 @@ def label_recalls(
 def student_confusions(answers: pd.DataFrame, kind: TaskType) -> tuple[Confusion, ...]:
     """Return what wrong answers are given for which labels, the most frequent first."""
     wrong: Counter[tuple[str, str | None]] = Counter()
-    scored = answers[answers[kind.primary] < 1]
-    for text, references, cut in zip(
-        scored["response"], scored["references"], scored["truncated"], strict=True
+    labels = np.array(row_labels(answers["references"], kind), dtype=object)
+    label_of = {_value(label, kind): label for label in labels}
+    is_wrong = (answers[kind.primary] < 1).to_numpy()
+    scored = answers[is_wrong]
+    for text, label, cut in zip(
+        scored["response"], labels[is_wrong], scored["truncated"], strict=True
     ):
         answer = None if cut else kind.parse(text)
-        wrong[json.loads(references)[0], answer.value if answer else None] += 1
+        wrong[label, label_of.get(answer.value, answer.value) if answer else None] += 1
     return tuple(
         Confusion(label=label, taken_for=answer, num_rows=num_rows)
         for (label, answer), num_rows in wrong.most_common(_NUM_CONFUSIONS)

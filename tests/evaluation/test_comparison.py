@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from distillery.evaluation.comparison import (
@@ -10,6 +11,7 @@ from distillery.evaluation.comparison import (
 from distillery.evaluation.cost import Prices
 from distillery.evaluation.differences import gap_recovered
 from distillery.evaluation.findings import findings
+from distillery.evaluation.labels import student_confusions
 from distillery.evaluation.markdown import markdown
 from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.evaluation.tables import fidelity_rows, quality_rows, size_rows
@@ -192,6 +194,19 @@ def test_what_the_student_takes_for_what_is_counted_most_frequent_first() -> Non
     found = compared({"teacher": answer_frame([1.0] * 5, list("aabbb")), "student": student})
     confusions = [(c.label, c.taken_for, c.num_rows) for c in found.confusions]
     assert confusions == [("b", "a", 2), ("a", "b", 1), ("b", None, 1)]
+
+
+def test_spellings_of_one_label_are_one_row_of_the_confusions() -> None:
+    answers = pd.DataFrame(
+        {
+            "response": ["B", "b", "B", "a"],
+            "references": ['["A"]', '["a"]', '["A"]', '["b"]'],
+            "truncated": False,
+            "accuracy": 0.0,
+        }
+    )
+    found = student_confusions(answers, task_type(TASK))
+    assert [(c.label, c.taken_for, c.num_rows) for c in found] == [("A", "b", 3), ("b", "A", 1)]
 
 
 def test_where_each_reference_occurs_once_nobody_is_held_against_the_most_frequent_one() -> None:
