@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distillery.evaluation.answers import answers_stage, questions
 from distillery.evaluation.contestants import contestant
@@ -16,12 +16,13 @@ from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from schemas.comparison import Comparison, HarnessFigures, Measurement, Measurements
-from schemas.contestants import ContestantSpec
+from schemas.contestants import ContestantSpec, ExportedContestant, TeacherContestant
 from schemas.errors import StoreError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, Evaluated, ReportRef
 from schemas.task import TaskSpec
+from schemas.teacher import OpenAITeacher
 
 _LOGIC_VERSION = 3
 _FILE = "measurements.json"
@@ -44,7 +45,8 @@ def performance_stage(
         spec.name: answers_stage(spec, prompts, task, evaluation).fingerprint
         for spec in contestants
     }
-    inputs = {"answers": answers}
+    where = {spec.name: found for spec in contestants if (found := _where(spec, evaluation))}
+    inputs: dict[str, Any] = {"answers": answers, "where": where}
     if evaluation.lm_eval:
         harness = (
             harness_stage(s, evaluation) for s in contestants if takes_harness(s, evaluation)
@@ -56,6 +58,20 @@ def performance_stage(
         inputs=inputs,
         spec={"evaluation": evaluation.model_dump(include=_READ)},
     )
+
+
+def _where(spec: ContestantSpec, evaluation: EvaluationSpec) -> str | int | None:
+    """Return what decides a contestant's speed and none of its answers.
+
+    The device of a local model; of a served one the most requests in flight, as far as it counts.
+    """
+    if isinstance(spec, ExportedContestant):
+        return None
+    if not isinstance(spec, TeacherContestant):
+        return spec.device
+    if isinstance(spec.teacher, OpenAITeacher):
+        return min(spec.teacher.concurrency, max(evaluation.concurrencies))
+    return spec.teacher.device
 
 
 def measure_performance(

@@ -19,7 +19,7 @@ from distillery.models.local import LocalModel
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Measurements
-from schemas.contestants import ContestantSpec
+from schemas.contestants import ContestantSpec, TeacherContestant
 from schemas.errors import StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.examples import FixedExamples
@@ -413,6 +413,10 @@ def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_e
     def evaluation(**fields: Any) -> EvaluationSpec:
         return EVALUATION.model_copy(update=fields)
 
+    def served(**fields: Any) -> ContestantSpec:
+        known = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+        return TeacherContestant(name="teacher", teacher=OpenAITeacher(**known | fields))
+
     def asked(**fields: Any) -> ContestantSpec:
         return line_up(
             local(teacher_folder, **fields),
@@ -443,6 +447,16 @@ def test_fingerprints_hold_what_changes_the_answers_or_the_figures_and_nothing_e
         student
     )
     assert figures(contestants=run.contestants[:2]) != figures()
+    elsewhere = student.model_copy(update={"device": "cuda"})
+    assert figures(contestants=(elsewhere,)) != figures(contestants=(student,))
+    at_once = {n: (served(concurrency=n),) for n in (2, 64, 100)}
+    most = evaluation(concurrencies=(1, 32))
+    assert figures(contestants=at_once[2], evaluation=most) != figures(
+        contestants=at_once[64], evaluation=most
+    )
+    assert figures(contestants=at_once[64], evaluation=most) == figures(
+        contestants=at_once[100], evaluation=most
+    )
     assert answers(prompts=run.prompts.model_copy(update={"fingerprint": "0"})) != answers()
 
 
