@@ -206,7 +206,7 @@ def gc(
 def list_aliases(
     root: Root = ".distillery", ledger_url: LedgerUrl = None, recipe: StoreRecipe = None
 ) -> None:
-    """Print for whom each alias stands."""
+    """Print which student each alias points to."""
     from cli.places import store_spec
     from cli.registry import print_aliases
 
@@ -231,7 +231,7 @@ def show(
     ledger_url: LedgerUrl = None,
     recipe: StoreRecipe = None,
 ) -> None:
-    """Print for whom an alias stands, where its files are, and its history."""
+    """Print which student an alias points to, where its files are, and its history."""
     from cli.places import store_spec
     from cli.registry import print_alias, print_path
 
@@ -252,7 +252,7 @@ def rollback(
     ledger_url: LedgerUrl = None,
     recipe: StoreRecipe = None,
 ) -> None:
-    """Let an alias stand for the student before the current one again."""
+    """Point an alias back to the previous student."""
     from cli.places import store_spec
     from cli.registry import go_back
 
@@ -272,7 +272,7 @@ def promote(
     ledger_url: LedgerUrl = None,
     recipe: StoreRecipe = None,
 ) -> None:
-    """Promote a student of the store by hand, past the gate."""
+    """Promote a student manually, bypassing the gate."""
     from cli.places import store_spec
     from cli.registry import promote as promote_student
 

@@ -99,7 +99,7 @@ def print_path(spec: StoreSpec, task: str, alias: str, form: str | None) -> None
         model = current.student if form is None else current.forms[form]
         if not store.holds(model):
             raise StoreError(
-                f"{model.uri!r}, which {task}/{alias} stands for, is gone from store "
+                f"{model.uri!r}, which {task}/{alias} points to, is gone from store "
                 f"{spec.root!r}. Go back to the one before it: `distillery registry rollback "
                 f"{task} --reason ...`."
             )
@@ -137,14 +137,14 @@ def _opened(spec: StoreSpec) -> Iterator[tuple[Registry, Store]]:
         except StoreError as error:
             if not registry.aliases():
                 raise
-            logger.warning("alias files were not looked after: %s", error)
+            logger.warning("alias files could not be refreshed: %s", error)
         yield registry, store
 
 
 def _print_move(entry: HistoryEntry, before: HistoryEntry | None) -> None:
     was = before.student.fingerprint[:_SHOWN] if before else "nobody"
     console().print(
-        f"{entry.task}/{entry.alias} stands for {entry.student.fingerprint[:_SHOWN]} now (before: "
+        f"{entry.task}/{entry.alias} points to {entry.student.fingerprint[:_SHOWN]} now (before: "
         f"{was})"
     )
 

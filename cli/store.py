@@ -14,7 +14,7 @@ def collect_garbage(
 ) -> None:
     """Delete what nobody needs any more; print each folder with its size, and the sum.
 
-    What an alias stands for or can go back to stays, so the registry has to be the right one.
+    What an alias points to or can go back to stays, so the registry has to be the right one.
     """
     out, store = console(), Store(spec.root)
     with open_registry(spec, outage_s=0.0) as registry:

@@ -212,8 +212,8 @@ class Difference(_Figures):
 
     p_value: float | None = None
     """Probability of so large a difference, either way, between two that are equally good:
-    McNemar's exact test where answers are right or wrong and rows independent, the bootstrap's
-    otherwise. None: it cannot be told."""
+    McNemar's exact test where answers are right or wrong and rows independent, a cluster-robust
+    t-test for other means, randomization for metrics of the set. None: it cannot be told."""
 
     adjusted_p_value: float | None = None
     """The same, corrected for the number of metrics compared (Holm)."""

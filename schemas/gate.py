@@ -96,7 +96,7 @@ class GateSpec(Spec):
     None: never asked."""
 
     max_loss_to_champion: float | None = 0.0
-    """The student must not fall short of the student that the alias stands for by so much, in the
+    """The student must not fall short of the student that the alias points to by so much, in the
     primary metric: the upper end of the interval of champion minus student has to be below this.
     0.0: it has to be better, and a tie leaves the champion where it is. To have a student that
     ties and is cheaper replace it, allow a loss here, such as 0.01, and add a condition on its

@@ -53,7 +53,7 @@ EntryKind = Literal["promotion", "manual", "rollback"]
 
 
 class HistoryEntry(_Record):
-    """One event in the life of an alias, and the student that it stands for since."""
+    """One event in the life of an alias, and the student that it points to since."""
 
     id: str
     """Made before it is written, so that a write whose answer was lost can be repeated."""
@@ -68,7 +68,7 @@ class HistoryEntry(_Record):
     """Name of the alias."""
 
     student: ModelRef
-    """The student that the alias stands for since. Its `uri` is relative to the store's root."""
+    """The student that the alias points to since. Its `uri` is relative to the store's root."""
 
     forms: dict[str, ModelRef] = {}
     """Its exported forms that passed the gate, by name."""
@@ -141,11 +141,11 @@ class Promotion(Verdict):
     """What `promote_student` decided."""
 
     promoted: bool
-    """Whether all conditions hold and nobody refused, so that the alias now stands for this
+    """Whether all conditions hold and nobody refused, so that the alias now points to this
     student."""
 
     previous: ModelRef | None
-    """The student that the alias stood for before, if any."""
+    """The student that the alias pointed to before, if any."""
 
     entry: str | None = None
     """Id of the entry in the registry's history. None: nothing was promoted."""

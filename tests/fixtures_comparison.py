@@ -24,11 +24,13 @@ TASK = TaskSpec.model_validate({"name": "tickets", "type": "classification"})
 EVALUATION = EvaluationSpec(bootstrap_samples=200)
 NO_PRICES = Prices()
 STUDENT_FINGERPRINT = "5" * 64
-CHAMPION_FINGERPRINT = "c" * 64
 STUDENT_REF = ModelRef(
     uri=f"train_student/{STUDENT_FINGERPRINT}/a/model",
     fingerprint=STUDENT_FINGERPRINT,
     num_parameters=100_000,
+)
+CHAMPION_REF = STUDENT_REF.model_copy(
+    update={"uri": f"train_student/{'c' * 64}/a/model", "fingerprint": "c" * 64}
 )
 
 # teacher 19/20, baseline 12/20, student 18/20
@@ -44,13 +46,13 @@ def measurement(
     parameters: int,
     size: int | None,
     latency_s: float | None,
-    identity: str = "i" * 64,
+    ref: ModelRef | None = None,
     prompt_tokens: float | None = None,
 ) -> Measurement:
     """Return a measurement whose memory is twice ``size``; None: of a hosted model."""
     return Measurement(
-        model="some/model",
-        identity=identity,
+        model=ref.uri if ref else "some/model",
+        identity=ref.fingerprint if ref else "i" * 64,
         size=Size(num_parameters=parameters, weight_bytes=size, kv_cache_bytes=size)
         if size is not None
         else None,
@@ -71,10 +73,10 @@ def measurements(**changed: Measurement) -> Measurements:
         "teacher": measurement(1_000_000, 2**19, 0.1),
         "baseline": measurement(100_000, 2**15, 0.01),
         "anybody": measurement(100_000, 2**15, 0.01),
-        "champion": measurement(100_000, 2**15, 0.01, CHAMPION_FINGERPRINT),
+        "champion": measurement(100_000, 2**15, 0.01, CHAMPION_REF),
         "in-context student": measurement(100_000, 2**15, 0.02, prompt_tokens=1203.5),
-        "onnx int4": measurement(100_000, 2**13, 0.005, "4" * 64),
-        "student": measurement(100_000, 2**15, 0.01, STUDENT_FINGERPRINT, prompt_tokens=17),
+        "onnx int4": measurement(100_000, 2**13, 0.005),
+        "student": measurement(100_000, 2**15, 0.01, STUDENT_REF, prompt_tokens=17),
     }
     return Measurements(
         contestants={**contestants, **changed},

@@ -60,10 +60,10 @@ def entry(digit: str, kind: EntryKind = "promotion", **changes: Any) -> HistoryE
 def compared(student: ModelRef, champion: ModelRef | None = None) -> Comparison:
     """Return a comparison in which ``student`` and ``champion`` are equally good."""
     scores = dict(SCORES)
-    known = {"student": measurement(100_000, 2**15, 0.01, student.fingerprint)}
+    known = {"student": measurement(100_000, 2**15, 0.01, student)}
     if champion is not None:
         scores["champion"] = SCORES["student"]
-        known["champion"] = measurement(100_000, 2**15, 0.01, champion.fingerprint)
+        known["champion"] = measurement(100_000, 2**15, 0.01, champion)
     return comparison(scores, measured=measurements(**known))
 
 

@@ -47,7 +47,7 @@ from schemas.refs import DatasetRef, Evaluated, Lineage, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 7
+_LOGIC_VERSION = 8
 
 # What the stage reads of the evaluation section beside what decides answers and measurements.
 _READ = {"bootstrap_samples", "confidence", "seed", "slices", "min_slice_rows"}

@@ -195,13 +195,16 @@ def _trained(spec: TrainedContestant, evaluation: EvaluationSpec) -> _Local:
     # Training again on a GPU may give other weights under one fingerprint.
     inputs = {"attempt": spec.model.uri, "max_new_tokens": evaluation.max_new_tokens}
 
-    @contextlib.contextmanager
-    def load(store: Store) -> Iterator[LocalModel]:
-        with store.local_copy(spec.model) as folder:
-            files = ModelFiles(str(folder), trust_remote_code=spec.trust_remote_code)
-            yield LocalModel.load(files, dtype="auto", device=spec.device)
-
+    load = functools.partial(trained_model, spec)
     return _Local(spec.model.uri, spec.model.fingerprint, inputs, evaluation, load)
+
+
+@contextlib.contextmanager
+def trained_model(spec: TrainedContestant, store: Store) -> Iterator[LocalModel]:
+    """Yield a trained contestant, loaded; files that are downloaded for it stay inside."""
+    with store.local_copy(spec.model) as folder:
+        files = ModelFiles(str(folder), trust_remote_code=spec.trust_remote_code)
+        yield LocalModel.load(files, dtype="auto", device=spec.device)
 
 
 def _read_before(teacher: TeacherSpec, prompts: DatasetRef, task: TaskSpec) -> dict[str, Any]:

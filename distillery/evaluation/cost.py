@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from distillery.storage.store import Store
-from schemas.base import Ref
 from schemas.budget import MachinePrice, PriceSpec
 from schemas.comparison import Comparison, Cost, DistillationCost, Performance
 from schemas.contestants import STUDENT, TEACHER
@@ -76,14 +75,14 @@ def distillation_cost(
         None where the student's training is no longer in the store.
     """
     trained = [ref for ref in (lineage.student, lineage.soft_targets, lineage.baseline) if ref]
-    manifests = [_manifest(ref, store) for ref in trained]
+    manifests = [store.manifest_of(ref) for ref in trained]
     seconds = [manifest.timings_s["total"] for manifest in manifests if manifest]
     if len(seconds) < len(manifests):
         return None
     hours = sum(seconds) / 3600
     of_teacher, of_student = (_request_cost(comparison, name) for name in (TEACHER, STUDENT))
     cost = DistillationCost(
-        teacher=_cost_of_responses(_manifest(lineage.responses, store), prices.tokens, of_teacher),
+        teacher=_cost_of_responses(store.manifest_of(lineage.responses), prices.tokens, of_teacher),
         training_hours=hours,
         training=prices.machine and hours * prices.machine.per_hour,
         currency=next((price.currency for price in prices if price), None),
@@ -93,11 +92,6 @@ def distillation_cost(
         return cost
     saved = of_teacher - of_student
     return cost.model_copy(update={"break_even_requests": cost.total / saved})
-
-
-def _manifest(ref: Ref, store: Store) -> Manifest | None:
-    """Return the manifest of the stage that made ``ref``."""
-    return store.find(ref.uri.partition("/")[0], ref.fingerprint)
 
 
 def _request_cost(comparison: Comparison, name: str) -> float | None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+from distillery.evaluation.significance import holm
 from distillery.evaluation.statistics import (
     Bootstrap,
     MetricSums,
     PairedFigures,
     Scores,
-    holm,
     ratio,
 )
 from schemas.comparison import ContestantFigures, Cost, Difference, Interval

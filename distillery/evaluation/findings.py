@@ -265,8 +265,8 @@ def _in_context_sentence(comparison: Comparison) -> str | None:
     counted = many is not None and few is not None
     cost = f" at {many:,.0f} prompt tokens instead of {few:,.0f}" if counted else ""
     return (
-        f"{text}: the interval is not above 0, so the prompt alone may do{cost}, and nobody needs "
-        "the training."
+        f"{text}: the interval is not above 0, so the training is not shown to be worth more than "
+        f"the prompt{cost}."
     )
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distillery.evaluation.contestants import trained_model
 from distillery.models.hardware import cpu_threads
-from distillery.models.loading import ModelFiles
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import file_hash, model_identity
 from distillery.storage.scratch import scratch_folder
@@ -139,9 +139,8 @@ def _loaded(spec: ContestantSpec, store: Store) -> Iterator[LocalModel]:
         case PretrainedContestant():
             yield LocalModel.of(spec.student, device=spec.device)
         case TrainedContestant():
-            with store.local_copy(spec.model) as folder:
-                files = ModelFiles(str(folder), trust_remote_code=spec.trust_remote_code)
-                yield LocalModel.load(files, dtype="auto", device=spec.device)
+            with trained_model(spec, store) as model:
+                yield model
         case TeacherContestant(teacher=TransformersTeacher() as teacher):
             yield LocalModel.of(teacher, device=teacher.device)
 

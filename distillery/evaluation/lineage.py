@@ -69,7 +69,7 @@ def read_origins(
         **{f"run_lm_eval {name}": ref for name, ref in evaluated.harness.items()},
         **({"judge_answers": judged} if judged else {}),
     }
-    found = {name: store.find(name.split()[0], ref.fingerprint) for name, ref in stages.items()}
+    found = {name: store.manifest_of(ref) for name, ref in stages.items()}
     known = {name: made for name, made in found.items() if made is not None}
     if validated := known.get("validate_prompts"):
         loaded = store.find("load_prompts", str(validated.inputs.get("loaded")))

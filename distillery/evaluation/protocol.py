@@ -76,7 +76,7 @@ class Contestant(abc.ABC):
     """Takes part in a comparison."""
 
     model: str
-    """The model's name for people."""
+    """The model's display name."""
 
     identity: str
     """What tells its weights from others."""

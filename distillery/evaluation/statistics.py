@@ -3,7 +3,6 @@
 A score of None means *unscored*: there was no answer to judge. It is never counted as 0.
 """
 
-import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distillery.evaluation.significance import EQUAL, mcnemar, mean_by_cluster, t_test
 from distillery.task_types import ScoredRow, SetMetric
 from schemas.comparison import Interval
 from schemas.evaluation import EvaluationSpec
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
+
 
 Scores = NDArray[np.float64]
 """Scores by row, NaN where unscored."""
@@ -28,7 +29,6 @@ MIN_CLUSTERS = 10  # of fewer a 95 % percentile interval holds the truth in unde
 _BATCH_VALUES = 200_000  # resampled counts that are floats at one time: 1.6 MB, in a cache
 _KEPT_VALUES = 256_000_000  # resampled counts that are kept as bytes for the next statistic
 _POWER = 0.8
-_EQUAL = 1e-9  # sums of floats that differ by less are equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Bootstrap:
     """The paired bootstrap over clusters of rows.
 
     Rows that belong together (a conversation, a customer, one prompt asked twice) are resampled
-    together, as they are no independent evidence. All statistics are of the same resamples, over
+    together, as they are not independent evidence. All statistics are of the same resamples, over
     all contestants, so what makes a row hard for every model drops out of a difference. A value of
     a resample is made of sums over its rows, so that clusters of unequal size weigh what they
     should. A row that is unscored in any of the samples that a statistic speaks of counts in none.
@@ -184,7 +184,7 @@ class Bootstrap:
             resampled = of_values(*(self._resampled(sample, is_scored_N) for sample in samples))
             if not np.isfinite(resampled).all():
                 pass
-            elif np.ptp(resampled) > _EQUAL:
+            elif np.ptp(resampled) > EQUAL:
                 low, high = map(float, np.quantile(resampled, [self._tail, 1 - self._tail]))
             elif all(sample.scores_N is not None for sample in samples):
                 low, high = room(values, of_values, num_clusters, self._tail)
@@ -223,13 +223,9 @@ class Bootstrap:
         is_scored_N = _scored_for_all((one, other))
         num_rows = int(is_scored_N.sum())
         clusters = self._cluster_of_N[is_scored_N]
-        num_clusters = len(np.unique(clusters))
-        if num_clusters < MIN_CLUSTERS:
+        if len(np.unique(clusters)) < MIN_CLUSTERS:
             return None
-        differences = (one.scores_N - other.scores_N)[is_scored_N]
-        # What a cluster adds to the sum beyond what its number of rows would.
-        spread = np.bincount(clusters, differences - differences.mean())
-        error = math.sqrt(num_clusters / (num_clusters - 1) * float(spread @ spread)) / num_rows
+        _, error, _ = mean_by_cluster((one.scores_N - other.scores_N)[is_scored_N], clusters)
         normal = NormalDist()
         z = normal.inv_cdf(1 - self._tail) + normal.inv_cdf(_POWER)
         loss = z * error
@@ -300,23 +296,25 @@ class Bootstrap:
     def _p_value(self, one: MetricSums, other: MetricSums) -> float:
         """Return the probability of so large a difference, either way, between equals.
 
-        McNemar's exact test where answers are right or wrong and rows independent. Otherwise what
-        it is a special case of: were the two equal, their answers to a cluster could be exchanged,
-        so the difference is held against those after exchanging them at random (approximate
-        randomization). Unlike the bootstrap it is exact for few clusters, and unlike a t-test it
-        serves metrics of a set as well.
+        Means: McNemar's exact test where answers are right or wrong and rows independent,
+        otherwise a t-test with a cluster-robust error. Metrics of the whole set: were the two
+        equal, their answers to a cluster could be exchanged, so the difference is held against
+        those after exchanging them at random. That one ends at 1 in as many exchanges as there
+        are resamples, which no correction for a hundred slices would leave small.
 
-        Source: McNemar 1947; Yeh 2000, More accurate tests for the statistical significance of
+        Source: McNemar 1947; Cameron and Miller 2015, A Practitioner's Guide to Cluster-Robust
+        Inference, section 2; Yeh 2000, More accurate tests for the statistical significance of
         result differences; Phipson and Smyth 2010 for the 1 that is added.
         """
         is_scored_N = _scored_for_all((one, other))
+        if one.scores_N is None or other.scores_N is None:
+            return self._exchanged(one, other, is_scored_N)
         clusters = self._cluster_of_N[is_scored_N]
+        gaps = (one.scores_N - other.scores_N)[is_scored_N]
         are_independent = len(np.unique(clusters)) == len(clusters)
         if are_independent and _is_right_or_wrong(one, other, is_scored_N):
-            assert one.scores_N is not None and other.scores_N is not None
-            gaps = (one.scores_N - other.scores_N)[is_scored_N]
             return mcnemar(int((gaps > 0).sum()), int((gaps < 0).sum()))
-        return self._exchanged(one, other, is_scored_N)
+        return t_test(gaps, clusters)
 
     def _exchanged(
         self, one: MetricSums, other: MetricSums, is_scored_N: NDArray[np.bool_]
@@ -335,7 +333,7 @@ class Bootstrap:
         def gaps(moved: Scores) -> Scores:
             return np.abs(one.value(own_sum + moved) - other.value(others_sum - moved))
 
-        found = gaps(np.zeros_like(own_sum))[0] - _EQUAL
+        found = gaps(np.zeros_like(own_sum))[0] - EQUAL
         draw = np.random.default_rng(self._evaluation.seed)
         num_resamples = self._evaluation.bootstrap_samples
         batch = max(1, _BATCH_VALUES // change.shape[0])
@@ -345,18 +343,6 @@ class Bootstrap:
             exchanged = draw.integers(2, size=shape, dtype=np.uint8).astype(np.float64)
             num_large += int((gaps(np.asarray(exchanged @ change)) >= found).sum())
         return (1 + num_large) / (1 + num_resamples)
-
-
-@functools.cache
-def mcnemar(wins: int, losses: int) -> float:
-    """Return McNemar's exact p-value of rows that only one of two models got right, and the other.
-
-    >>> mcnemar(7, 1), mcnemar(0, 0)
-    (0.0703125, 1.0)
-    """
-    from scipy.stats import binomtest
-
-    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def room(
@@ -371,28 +357,6 @@ def room(
     if not np.isfinite(moved).all():
         return None, None
     return float(moved.min()), float(moved.max())
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for their number; None stays None and does not count.
-
-    For claims of the kind "worse in some metric", where each further metric is another chance to
-    be wrong. A gate in which all conditions have to hold needs no correction: to pass it in error,
-    a student has to pass the condition that it does not meet (intersection-union test, Berger
-    1982).
-
-    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
-
-    >>> holm([0.01, None, 0.04, 0.03])
-    [0.03, None, 0.06, 0.06]
-    """
-    known = sorted((p, at) for at, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, at) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
-        adjusted[at] = largest
-    return adjusted
 
 
 def _scored_for_all(samples: Sequence[MetricSums]) -> NDArray[np.bool_]:

@@ -19,7 +19,6 @@ from distillery.task_types import TaskType, task_type
 from distillery.teacher.choice import check_samples
 from distillery.teacher.http.keys import read_key
 from distillery.teacher.prompt import instructions
-from schemas.base import nearest
 from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
@@ -102,7 +101,9 @@ def check_recipe(
         )
     if student is not None:
         problems.lines += _missing_test(data) + _untrained_student(student, evaluation)
-        problems.lines += _unknown_slices(kind, data, evaluation)
+        from distillery.preflight.slices import slice_problems
+
+        problems.lines += slice_problems(kind, data, evaluation)
         problems.lines += _unpaid_teacher(teacher, evaluation)
     problems.lines += _missing_columns(kind, data) + _unread_columns(kind, data)
     if evaluation is not None:
@@ -272,42 +273,6 @@ def _unasked_canaries(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -
     return [
         f"evaluation.canaries is {evaluation.canaries}, but a local teacher cannot change behind "
         "its name: its weights are part of its identity. Remove it."
-    ]
-
-
-def _unknown_slices(kind: TaskType, data: DataSpec, evaluation: EvaluationSpec | None) -> list[str]:
-    """Return a line for every slice that the test rows cannot be divided into."""
-    from distillery.evaluation.slices import LABEL, LENGTH, known_divisions
-
-    if evaluation is None or data.test is None:
-        return []
-    columns = data.test.columns.slices
-    lines = [
-        f"data.test.columns.slices names {name!r}, but in evaluation.slices that stands for the "
-        f"{what}. Rename the column."
-        for name, what in ((LABEL, "right answer"), (LENGTH, "length of the prompt"))
-        if name in columns
-    ]
-    lines += [
-        f"data.test.columns.slices names {name!r}, but evaluation.slices does not, so "
-        "nothing would be divided by it. Add it there, or remove it here."
-        for name in columns
-        if name not in evaluation.slices
-    ]
-    if evaluation.slices == EvaluationSpec().slices:  # of the default, what fits counts
-        return lines
-    known = known_divisions(evaluation, kind, columns)
-    if LABEL in evaluation.slices and LABEL not in known:
-        lines.append(
-            f"evaluation.slices names 'label', but right answers of task.type "
-            f"{kind.task.type.value!r} are not labels here. Remove it."
-        )
-    return lines + [
-        f"evaluation.slices names {name!r}, which is neither 'label' nor 'length' nor one of "
-        f"data.test.columns.slices.{nearest(name, [LABEL, LENGTH, *columns])} Add the "
-        "column there, or remove it here."
-        for name in evaluation.slices
-        if name not in (LABEL, *known)
     ]
 
 

@@ -31,6 +31,6 @@ def check_registry(task: TaskSpec, gate: GateSpec, store: StoreSpec) -> None:
         command = f"distillery registry rollback {task.name} --reason ..."
         todo = f"Go back to the one before it: `{command}`."
     raise RegistryError(
-        f"{current.student.uri!r}, which {task.name}/{gate.alias} stands for, is gone from store "
+        f"{current.student.uri!r}, which {task.name}/{gate.alias} points to, is gone from store "
         f"{store.root!r}. No student could be compared with it, so none would be promoted. {todo}"
     )

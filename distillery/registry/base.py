@@ -62,22 +62,22 @@ class Registry(abc.ABC):
         self.close()
 
     def champion(self, task: str, alias: str) -> HistoryEntry | None:
-        """Return the entry that an alias stands for, or None when nothing was ever promoted."""
+        """Return the entry that an alias points to, or None when nothing was ever promoted."""
         entries = self.history(task, alias)
         return entries[-1] if entries else None
 
     def promote(self, entry: HistoryEntry, *, expected: str | None) -> HistoryEntry:
-        """Return the entry that the alias stands for once ``entry`` is promoted.
+        """Return the entry that the alias points to once ``entry`` is promoted.
 
-        The student that the alias stands for already adds an entry only when it passed on another
+        The student that the alias points to already adds an entry only when it passed on another
         comparison or with other forms. The same ``entry`` twice is the same as once.
 
         Args:
             entry: The student, with the figures on which it passed.
-            expected: Fingerprint of the champion that it was compared with. None: there was none.
+            expected: Uri of the champion that it was compared with. None: there was none.
 
         Raises:
-            RegistryError: The alias stands for another student than ``expected`` by now, or
+            RegistryError: The alias points to another student than ``expected`` by now, or
                 ``entry.student`` was rolled back and passed the gate anew: only a person brings
                 it back.
         """
@@ -92,7 +92,7 @@ class Registry(abc.ABC):
                     return entry if is_news else None
                 if refusal := comes_back(entry.student, entries):
                     raise RegistryError(refusal)
-            if expected != (current.student.fingerprint if current else None):
+            if expected != (current.student.uri if current else None):
                 raise _has_moved(entry.task, entry.alias, current)
             return entry
 
@@ -122,8 +122,8 @@ class Registry(abc.ABC):
         current, *before = standing(entries)
         if not before:
             raise RegistryError(
-                f"{task}/{alias} has stood for one student only, {current.student.uri!r}, so there "
-                "is nothing to go back to. Promote another one by hand: `distillery registry "
+                f"{task}/{alias} has pointed to one student only, {current.student.uri!r}, so "
+                "there is nothing to go back to. Promote another one by hand: `distillery registry "
                 f"promote {task} FINGERPRINT --reason ...`."
             )
         target = before[0]
@@ -166,13 +166,13 @@ class Registry(abc.ABC):
         )
 
     def needed(self) -> list[ModelRef]:
-        """Return every model that an alias stands for or can go back to, with its forms."""
+        """Return every model that an alias points to or can go back to, with its forms."""
         entries = [e for alias in self.aliases() for e in standing(self.history(*alias))]
         return [model for e in entries for model in (e.student, *e.forms.values())]
 
 
 def standing(entries: Sequence[HistoryEntry]) -> list[HistoryEntry]:
-    """Return the entry that the alias stands for and those that a rollback reaches, newest first.
+    """Return the entry that the alias points to and those that a rollback reaches, newest first.
 
     A rollback takes the newest away, so that the next one goes further back and not forth again.
     """

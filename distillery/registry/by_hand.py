@@ -39,7 +39,7 @@ def promote_by_hand(
     entries = registry.history(task, alias)
     current = entries[-1] if entries else None
     if current is not None and current.student.uri == student.uri:
-        raise RegistryError(f"{task}/{alias} stands for {student.uri!r} already.")
+        raise RegistryError(f"{task}/{alias} points to {student.uri!r} already.")
     known = [entry for entry in entries if entry.student.uri == student.uri]
     if known:
         entry = renewed(known[-1], kind="manual", reason=reason, restores=None, approval=None)
@@ -47,7 +47,7 @@ def promote_by_hand(
         entry = HistoryEntry(
             **here_and_now(), kind="manual", task=task, alias=alias, student=student, reason=reason
         )
-    done = registry.promote(entry, expected=current.student.fingerprint if current else None)
+    done = registry.promote(entry, expected=current.student.uri if current else None)
     alias_files.refresh(registry, store, task, alias)
     return done
 

@@ -46,7 +46,7 @@ class Trial:
                     f"the champion {uri!r} is gone from the store. Restore its files, or set "
                     "gate.alias to another name"
                 )
-            if found is None or found.identity != self.champion.fingerprint:
+            if found is None or found.model != uri:
                 return f"{uri!r} was promoted while this run was under way. Run again"
         return "" if found else f"no {name} took part in the comparison"
 
@@ -121,7 +121,7 @@ def retention_figure(trial: Trial) -> Figure:
     if teacher is not None and 2 * teacher.num_unscored > comparison.num_rows:
         why = (
             f"the teacher is unscored on {teacher.num_unscored:,} of {comparison.num_rows:,} rows, "
-            "and a ratio to so little is no result"
+            "too few for a meaningful ratio"
         )
         return Figure(name, None, why)
     found = comparison.between(trial.candidate, TEACHER)
@@ -268,14 +268,11 @@ def _difference(
 
 
 def _is_regression(part: SliceFigures, trial: Trial, against: str) -> bool:
-    """Return whether the candidate is worse than ``against`` in this slice."""
-    if trial.candidate == STUDENT:
-        return against in part.regressions
-    return any(
-        found.is_worse(trial.comparison.confidence)
-        for found in part.differences
-        if (found.name, found.against) == (trial.candidate, against)
-    )
+    """Return whether the candidate is worse than ``against`` in this slice, or may be anything."""
+    wanted = (trial.candidate, against)
+    found = next((d for d in part.differences if (d.name, d.against) == wanted), None)
+    # A slice in which nothing is scored for both shows nothing, and what is not shown fails.
+    return found is None or found.difference is None or found.is_worse(trial.comparison.confidence)
 
 
 def _low(name: str, interval: Interval | None, unscored: str) -> Figure:

@@ -152,7 +152,7 @@ class MlflowRegistry(Registry):
         return f"{self._prefix}{task}"
 
     def _look(self, task: str, alias: str) -> _Seen:
-        """Return the entries that came into force, and the versions that they stand for."""
+        """Return the entries that came into force, and the versions that they are."""
         name = self._model(task)
         model = self._found(name)
         if model is None:
@@ -207,7 +207,7 @@ class MlflowRegistry(Registry):
         entry = next((e for e in everything if versions[e.id] == str(current)), None)
         if entry is None:
             raise RegistryError(
-                f"alias {alias!r} of registered model {model.name!r} of {self.name!r} stands for "
+                f"alias {alias!r} of registered model {model.name!r} of {self.name!r} points to "
                 f"version {current}, which Distillery did not promote. Move it to a version that "
                 "it did."
             )

@@ -36,7 +36,8 @@ def check_student(
 ) -> Verdict:
     """Return what the gate says of a student and its exported forms; nothing is published.
 
-    A student that the alias stands for already was approved, so nobody is asked again.
+    A student that the alias points to already was approved, with the forms that it had then, so
+    nobody is asked again about those.
 
     Raises:
         StageError: The comparison is of another student: its figures say nothing about this one.
@@ -58,7 +59,7 @@ def promote_student(
     """Return the gate's verdict; where all conditions hold, the alias now names the student.
 
     The conditions are checked here, whatever was said before: a champion may have been promoted
-    while a person was asked. The registry then promotes only if the alias still stands for the
+    while a person was asked. The registry then promotes only if the alias still points to the
     champion that took part in the comparison.
 
     Args:
@@ -102,11 +103,12 @@ def _verdict(
 ) -> Verdict:
     """Return what the gate says, given the alias's entries."""
     student, measured = lineage.student, comparison.contestant(STUDENT)
-    if measured is None or measured.identity != student.fingerprint:
+    # One training made twice on a GPU has one fingerprint, and may have other weights.
+    if measured is None or measured.model != student.uri:
         raise StageError(
-            f"student {student.fingerprint[:12]!r} is up for promotion, but the comparison "
-            f"measured {measured.identity[:12] if measured else None!r}. Run compare_models on the "
-            "student that is to be promoted."
+            f"student {student.uri!r} is up for promotion, but the comparison measured "
+            f"{measured.model if measured else None!r}. Run compare_models on the student that is "
+            "to be promoted."
         )
     rival = rival_of(student, entries)
     is_lost = rival is not None and not files.holds(rival)
@@ -116,11 +118,15 @@ def _verdict(
     # Said here already, so that no person is asked about it.
     if not stands and (refusal := comes_back(student, entries)):
         checks += (_refused(refusal),)
-    return Verdict(
-        checks=checks,
-        forms=check_forms(trial, gate),
-        approval=entries[-1].approval if stands else None,
-    )
+    verdict = Verdict(checks=checks, forms=check_forms(trial, gate))
+    if stands and _published(verdict, lineage).items() <= entries[-1].forms.items():
+        verdict = verdict.model_copy(update={"approval": entries[-1].approval})
+    return verdict
+
+
+def _published(verdict: Verdict, lineage: Lineage) -> dict[str, ModelRef]:
+    """Return the exported forms that pass."""
+    return {name: lineage.exported[name] for name in verdict.passed_forms}
 
 
 def _carry_out(
@@ -140,7 +146,7 @@ def _carry_out(
         task=task.name,
         alias=gate.alias,
         student=lineage.student,
-        forms={name: lineage.exported[name] for name in promotion.passed_forms},
+        forms=_published(promotion, lineage),
         reason=(approval.comment if approval else "") or "passed the gate",
         compared=comparison.fingerprints["compare_models"],
         num_rows=comparison.num_rows,
@@ -150,7 +156,7 @@ def _carry_out(
         approval=approval,
     )
     try:
-        done = registry.promote(entry, expected=champion.identity if champion else None)
+        done = registry.promote(entry, expected=champion.model if champion else None)
     except RegistryError as error:
         changes = {"promoted": False, "checks": (*promotion.checks, _refused(str(error)))}
         return promotion.model_copy(update=changes)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillery.evaluation.statistics import mcnemar, minus, ratio, room, stretched
+from distillery.evaluation.significance import mcnemar
+from distillery.evaluation.statistics import minus, ratio, room, stretched
 from distillery.registry.conditions import Trial
 from distillery.registry.gate import check_gate
 from schemas.comparison import (
@@ -268,7 +269,7 @@ def _filled(template: Comparison, own: Interval, differences: tuple[Difference, 
 
 
 def _template(num_rows: int, names: Sequence[str], confidence: float) -> Comparison:
-    common: dict[str, Any] = {"model": "", "num_parameters": None, "memory_bytes": None}
+    common: dict[str, Any] = {"model": _FINGERPRINT, "num_parameters": None, "memory_bytes": None}
     return Comparison(
         task="simulated",
         metric=_METRIC,

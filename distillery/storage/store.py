@@ -110,6 +110,10 @@ class Store:
                 "and the next run makes that result again."
             ) from None
 
+    def manifest_of(self, ref: Ref) -> Manifest | None:
+        """Return the manifest of the stage that made ``ref``, as :meth:`find` does."""
+        return self.find(ref.uri.partition("/")[0], ref.fingerprint)
+
     def read_json(self, uri: str) -> dict[str, Any] | None:
         """Return a small JSON object of the store, or None when there is none."""
         text = self.read_bytes(uri)
@@ -255,7 +259,7 @@ class Store:
         What the manifest of a result that stays names stays, too.
 
         Args:
-            keep: What is needed whatever its age: what an alias stands for or can go back to.
+            keep: What is needed whatever its age: what an alias points to or can go back to.
             older_than_s: Age of attempts that lost or died, and of checkpoints of stages that are
                 finished or abandoned. A week by default: no attempt takes that long, so nothing
                 under way is hit.

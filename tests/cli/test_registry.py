@@ -118,13 +118,13 @@ def test_a_rollback_and_a_promotion_by_hand_are_recorded_with_their_reasons(
     where = place(ledger_spec)
     said = printed("rollback", "tickets", "--reason", "it is rude", *where)
     assert said == (
-        f"tickets/champion stands for {first.fingerprint[:12]} now (before: "
+        f"tickets/champion points to {first.fingerprint[:12]} now (before: "
         f"{second.fingerprint[:12]})\n"
     )
     file = Path(ledger_spec.root) / "aliases" / "tickets" / "champion.json"
     assert json.loads(file.read_text())["student"]["uri"] == first.uri
     said = printed("promote", "tickets", second.fingerprint[:8], "--reason", "no, polite", *where)
-    assert f"stands for {second.fingerprint[:12]} now" in said
+    assert f"points to {second.fingerprint[:12]} now" in said
     shown = printed("show", "tickets", *where)
     assert "rollback" in shown and "it is rude" in shown
     assert "manual" in shown and "no, polite" in shown
@@ -153,7 +153,7 @@ def test_there_may_be_nothing_to_go_back_to(ledger_spec: StoreSpec) -> None:
     first = sealed_student(ledger_spec, "first")
     gate_decides(first, None, ledger_spec)
     said = refused("rollback", "tickets", "--reason", "r", *where)
-    assert "has stood for one student only" in said
+    assert "has pointed to one student only" in said
 
 
 def test_looking_puts_an_old_alias_file_right(

@@ -31,8 +31,8 @@ def test_a_prompt_that_does_as_well_as_the_training_is_told() -> None:
 
     assert said([1.0] * 18 + [0.0] * 2) == (
         "Student minus itself untrained, with the teacher's prompt: +0.0 points [-16.8, 16.8]: the "
-        "interval is not above 0, so the prompt alone may do at 1,204 prompt tokens instead of 17, "
-        "and nobody needs the training."
+        "interval is not above 0, so the training is not shown to be worth more than the prompt at "
+        "1,204 prompt tokens instead of 17."
     )
     assert said([1.0] * 4 + [0.0] * 16).endswith(
         "the interval is above 0, so the training is worth more than the prompt."

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,14 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.stats import beta, bootstrap
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from distillery.evaluation.significance import holm
 from distillery.evaluation.statistics import (
     Bootstrap,
     MetricSums,
     PairedFigures,
-    holm,
     mean_sums,
     minus,
     ratio,
@@ -149,7 +151,7 @@ def test_rows_repeated_within_their_cluster_are_no_further_evidence(seed: int, t
     once = compare(one, other, clusters)
     again = np.repeat(clusters, times).tolist()
     often = compare(np.repeat(one, times), np.repeat(other, times), again)
-    assert often.p_value == once.p_value
+    assert often.p_value == pytest.approx(once.p_value)
     assert ends(often.difference) == pytest.approx(ends(once.difference))
     assert ends(often.ratio) == pytest.approx(ends(once.ratio))
 
@@ -256,14 +258,31 @@ def _exchanged(one: Array, other: Array, clusters: NDArray[np.intp]) -> float:
     return float((abs(signs @ gaps) >= abs(gaps.sum()) - 1e-9).mean())
 
 
-def test_other_scores_are_tested_by_exchanging_the_answers_to_whole_clusters() -> None:
+def _graded() -> tuple[Array, Array, NDArray[np.intp]]:
+    """Return scores of two models on rows of twelve clusters."""
     draw = np.random.default_rng(3)
     clusters = np.repeat(np.arange(12), draw.integers(1, 5, 12))
     other = draw.random(len(clusters))
-    one = np.clip(other + draw.normal(0.06, 0.15, len(clusters)), 0, 1)
-    many = EvaluationSpec(bootstrap_samples=20_000)
-    found = compare(one, other, clusters.tolist(), many).p_value
+    return np.clip(other + draw.normal(0.06, 0.15, len(clusters)), 0, 1), other, clusters
+
+
+def test_metrics_of_the_set_are_tested_by_exchanging_the_answers_to_whole_clusters() -> None:
+    one, other, clusters = _graded()
+    rows = Bootstrap(clusters.tolist(), EvaluationSpec(bootstrap_samples=20_000))
+    as_sets = [replace(mean_sums(scores), scores_N=None) for scores in (one, other)]
+    found = rows.compare(*as_sets).p_value
     assert found == pytest.approx(_exchanged(one, other, clusters), abs=0.005)
+
+
+def test_graded_scores_are_tested_with_the_cluster_robust_error_of_statsmodels() -> None:
+    one, other, clusters = _graded()
+    fit = OLS(one - other, np.ones(len(one))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+    )
+    assert compare(one, other, clusters.tolist()).p_value == pytest.approx(fit.pvalues[0])
+
+
+def test_rows_of_one_cluster_are_one_piece_of_evidence() -> None:
     # One that is right on a whole conversation of ten is not right on ten rows.
     one, other = np.ones(10), np.zeros(10)
     assert compare(one, other).p_value == pytest.approx(2 / 2**10)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from distillery.preflight.recipe import _unknown_slices, _unpaid_teacher, check_recipe
+from distillery.preflight.recipe import check_recipe
+from distillery.preflight.slices import slice_problems
 from distillery.registry import open_registry
 from distillery.task_types import task_type
 from schemas.errors import RecipeError
@@ -44,7 +45,7 @@ def test_a_champion_whose_files_are_gone_is_refused_with_everything_else_that_is
     with open_registry(recipe.store) as registry:
         registry.promote(entry("1", task=recipe.task.name, alias="canary"), expected=None)
     with pytest.raises(
-        RecipeError, match=r"data\.test is missing(?s:.*)/canary stands for, is gone"
+        RecipeError, match=r"data\.test is missing(?s:.*)/canary points to, is gone"
     ):
         check_recipe(
             *(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.training),
@@ -270,7 +271,7 @@ def test_slices_that_the_test_rows_cannot_be_divided_into_are_refused(
     }
     raw["evaluation"] = {} if slices is None else {"slices": slices}
     recipe = validate_recipe(raw, Recipe, source="r.yaml")
-    lines = _unknown_slices(task_type(recipe.task), recipe.data, recipe.evaluation)
+    lines = slice_problems(task_type(recipe.task), recipe.data, recipe.evaluation)
     assert bool(lines) == (why is not None)
     if why is not None:
         assert re.search(why, "\n".join(lines))
@@ -278,7 +279,10 @@ def test_slices_that_the_test_rows_cannot_be_divided_into_are_refused(
 
 def test_a_local_teacher_is_not_stopped() -> None:
     recipe = validate_recipe(changed("evaluation", {"stop_at_width": 0.1}), Recipe, source="r.yaml")
-    local = TransformersTeacher(model="m")
-    [line] = _unpaid_teacher(local, recipe.evaluation)
-    assert line.startswith("evaluation.stop_at_width is 0.1, but the teacher is loaded here")
-    assert _unpaid_teacher(recipe.teacher, recipe.evaluation) == []
+    told = "evaluation.stop_at_width is 0.1, but the teacher is loaded here"
+    with pytest.raises(RecipeError) as caught:
+        check(recipe.model_copy(update={"teacher": TransformersTeacher(model="m")}))
+    assert told in str(caught.value)
+    with pytest.raises(RecipeError) as caught:  # nobody is at the address of the example
+        check(recipe)
+    assert told not in str(caught.value)

@@ -29,7 +29,7 @@ def test_a_champion_whose_files_are_gone_is_found_early(
         check_registry(TASK, GateSpec(), ledger_spec)
     put_files(store, first)
     check_registry(TASK, GateSpec(), ledger_spec)
-    registry.promote(entry("2"), expected="1" * 64)
+    registry.promote(entry("2"), expected=entry("1").student.uri)
     with pytest.raises(RegistryError, match=r"`distillery registry rollback tickets --reason"):
         check_registry(TASK, GateSpec(), ledger_spec)
     put_files(store, second)

@@ -12,7 +12,7 @@ from tests.fixtures_registry import entry, student_ref
 def test_the_file_names_student_forms_and_history(registry: DatabaseRegistry, store: Store) -> None:
     form = student_ref("9")
     first = registry.promote(entry("1"), expected=None)
-    second = registry.promote(entry("2", forms={"gguf q8_0": form}), expected="1" * 64)
+    second = registry.promote(entry("2", forms={"gguf q8_0": form}), expected=student_ref("1").uri)
     assert alias_files.refresh(registry, store, "tickets", "champion")
     raw = store.read_json("aliases/tickets/champion.json")
     assert raw is not None
@@ -45,7 +45,7 @@ def test_a_slow_writer_does_not_leave_an_old_file(registry: DatabaseRegistry, st
         nonlocal num_writes
         num_writes += 1
         if num_writes == 1:
-            registry.promote(entry("2"), expected="1" * 64)
+            registry.promote(entry("2"), expected=student_ref("1").uri)
         write(uri, content)
 
     store.write_bytes = promoted_meanwhile  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What an alias stands for, and what its history allows."""
+"""What an alias points to, and what its history allows."""
 
 import itertools
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def registry_of(*digits: str) -> MemoryRegistry:
     registry, before = MemoryRegistry(), None
     for digit in digits:
         registry.promote(entry(digit), expected=before)
-        before = digit * 64
+        before = student_ref(digit).uri
     return registry
 
 
@@ -64,11 +64,11 @@ def test_an_alias_stands_for_its_newest_entry() -> None:
 def test_a_promotion_is_refused_when_the_alias_moved_since_the_comparison() -> None:
     registry = registry_of("1", "2")
     with pytest.raises(RegistryError, match=r"moved to 'train_student/2.* \(promotion by .*Run ag"):
-        registry.promote(entry("3"), expected="1" * 64)
+        registry.promote(entry("3"), expected=student_ref("1").uri)
     with pytest.raises(RegistryError, match="moved to 'train_student/2"):
         registry.promote(entry("3"), expected=None)
     with pytest.raises(RegistryError, match="moved to nobody meanwhile"):
-        registry.promote(entry("3", alias="canary"), expected="1" * 64)
+        registry.promote(entry("3", alias="canary"), expected=student_ref("1").uri)
     assert digits(registry.history("tickets", "champion")) == "12"
 
 
@@ -77,7 +77,7 @@ def test_an_entry_whose_commit_was_answered_by_nobody_is_added_once() -> None:
     first, second = entry("1"), entry("2")
     registry.promote(first, expected=None)
     assert registry.promote(first, expected=None) == first
-    registry.promote(second, expected="1" * 64)
+    registry.promote(second, expected=student_ref("1").uri)
     assert registry.promote(first, expected=None) == second, "it was promoted, and replaced since"
     assert digits(registry.history("tickets", "champion")) == "12"
 
@@ -100,7 +100,7 @@ def test_rollbacks_go_further_back_each_time_and_end_at_the_first() -> None:
     assert (back.kind, back.reason, back.restores) == ("rollback", "it is rude", original.id)
     assert back.student == student_ref("2") and back.compared == original.compared
     assert registry.rollback("tickets", "champion", "rude, too").student == student_ref("1")
-    with pytest.raises(RegistryError, match="has stood for one student only"):
+    with pytest.raises(RegistryError, match="has pointed to one student only"):
         registry.rollback("tickets", "champion", "and again")
     assert digits(registry.history("tickets", "champion")) == "12321"
 
@@ -110,7 +110,7 @@ def test_after_a_rollback_the_next_student_is_held_against_the_one_that_stands()
     registry.rollback("tickets", "champion", "rude")
     entries = registry.history("tickets", "champion")
     assert rival_of(student_ref("3"), entries) == student_ref("1")
-    registry.promote(entry("3"), expected="1" * 64)
+    registry.promote(entry("3"), expected=student_ref("1").uri)
     assert digits(standing(registry.history("tickets", "champion"))) == "31"
 
 
@@ -118,12 +118,12 @@ def test_the_gate_does_not_bring_back_whom_a_person_took_away() -> None:
     registry = registry_of("1", "2")
     registry.rollback("tickets", "champion", "rude")
     with pytest.raises(RegistryError, match=r"taken back on 20.*\(rude\), and the gate does not"):
-        registry.promote(entry("2"), expected="1" * 64)
-    registry.promote(entry("2", "manual"), expected="1" * 64)
+        registry.promote(entry("2"), expected=student_ref("1").uri)
+    registry.promote(entry("2", "manual"), expected=student_ref("1").uri)
     assert comes_back(student_ref("2"), registry.history("tickets", "champion")) is None
-    registry.promote(entry("3"), expected="2" * 64)
+    registry.promote(entry("3"), expected=student_ref("2").uri)
     registry.rollback("tickets", "champion", "slow")
-    registry.promote(entry("2", compared="f" * 64), expected="1" * 64)
+    registry.promote(entry("2", compared="f" * 64), expected=student_ref("1").uri)
     assert digits(registry.history("tickets", "champion")) == "1212322"
 
 
@@ -155,10 +155,10 @@ def test_the_champion_itself_is_held_against_the_one_before_it() -> None:
 def test_what_a_rollback_can_reach_is_needed_and_the_rest_is_not() -> None:
     registry = registry_of("1", "2", "3")
     forms = {"gguf q8_0": student_ref("9")}
-    registry.promote(entry("4", forms=forms), expected="3" * 64)
+    registry.promote(entry("4", forms=forms), expected=student_ref("3").uri)
     registry.rollback("tickets", "champion", "rude")
     assert registry.needed() == [student_ref(digit) for digit in "321"]
-    registry.promote(entry("4", "manual", forms=forms), expected="3" * 64)
+    registry.promote(entry("4", "manual", forms=forms), expected=student_ref("3").uri)
     needed = "".join(model.fingerprint[0] for model in registry.needed())
     assert needed == "49321"
 
@@ -174,7 +174,7 @@ def test_an_alias_always_stands_for_its_newest_entry_and_history_only_grows(
             if event == "rollback":
                 registry.rollback("tickets", "champion", "rude")
             else:
-                expected = before[-1].student.fingerprint if before else None
+                expected = before[-1].student.uri if before else None
                 registry.promote(entry(event), expected=expected)
         except RegistryError:
             assert registry.history("tickets", "champion") == before

@@ -23,7 +23,7 @@ def test_a_person_promotes_past_the_gate_and_it_is_recorded_as_such(
     assert registry.champion(*ALIAS) == done
     file = store.read_json("aliases/tickets/champion.json")
     assert file is not None and file["kind"] == "manual"
-    with pytest.raises(RegistryError, match=r"stands for .* already"):
+    with pytest.raises(RegistryError, match=r"points to .* already"):
         promote_by_hand(registry, store, *ALIAS, student.fingerprint, "again")
 
 
@@ -64,7 +64,7 @@ def test_a_rollback_needs_the_files_of_the_one_before(
     first, second = student_ref("1"), student_ref("2")
     put_files(store, first, second)
     registry.promote(entry("1"), expected=None)
-    registry.promote(entry("2"), expected="1" * 64)
+    registry.promote(entry("2"), expected=student_ref("1").uri)
     store.delete(first.uri)
     with pytest.raises(RegistryError, match="is gone from the store, so tickets/champion cannot"):
         roll_back(registry, store, *ALIAS, "rude")

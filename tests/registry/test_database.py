@@ -35,7 +35,7 @@ def test_entries_come_back_as_they_were_written(registry: DatabaseRegistry) -> N
     assert registry.aliases() == [] and registry.history(*ALIAS) == []
     first, second = entry("1"), entry("2", reason="größer ✓")
     registry.promote(first, expected=None)
-    registry.promote(second, expected="1" * 64)
+    registry.promote(second, expected=student_ref("1").uri)
     registry.promote(entry("5", alias="canary"), expected=None)
     assert registry.history(*ALIAS) == [first, second]
     assert registry.champion(*ALIAS) == second

@@ -78,7 +78,7 @@ def test_promotions_and_rollbacks_are_what_they_are_in_the_database(
     refused = gate_decides(student_ref("3"), student_ref("2"), spec)
     assert "the gate does not bring it back" in refused.sentence
     assert roll_back(registry, store, *ALIAS, "rude, too").student == student_ref("1")
-    with pytest.raises(RegistryError, match="has stood for one student only"):
+    with pytest.raises(RegistryError, match="has pointed to one student only"):
         roll_back(registry, store, *ALIAS, "again")
     assert registry.aliases() == [ALIAS]
     file = store.read_json(alias_files.uri(*ALIAS))
@@ -116,12 +116,12 @@ def test_of_two_promotions_the_second_is_refused_and_leaves_no_version(
     def promoted_meanwhile(task: str, alias: str) -> Any:
         registry._look = looks  # type: ignore[method-assign]
         seen = looks(task, alias)
-        registry.promote(entry("2"), expected="1" * 64)
+        registry.promote(entry("2"), expected=student_ref("1").uri)
         return seen
 
     registry._look = promoted_meanwhile  # type: ignore[method-assign]
     with pytest.raises(RegistryError, match="was moved to 'train_student/2"):
-        registry.promote(entry("3"), expected="1" * 64)
+        registry.promote(entry("3"), expected=student_ref("1").uri)
     assert [e.student.fingerprint[0] for e in registry.history(*ALIAS)] == ["1", "2"]
     assert len(list(registry._versions(model_name(spec)))) == 2
 
@@ -143,10 +143,10 @@ def test_a_promotion_that_is_killed_happened_once_the_alias_had_moved(
         target = registry if dies_in == "_tag" else registry._client
         patch.setattr(target, dies_in, die)
         with pytest.raises(KeyboardInterrupt):
-            registry.promote(entry("2"), expected="1" * 64)
+            registry.promote(entry("2"), expected=student_ref("1").uri)
     now = "12" if happened else "1"
     assert "".join(e.student.fingerprint[0] for e in registry.history(*ALIAS)) == now
-    registry.promote(entry("3"), expected=now[-1] * 64)
+    registry.promote(entry("3"), expected=student_ref(now[-1]).uri)
     found = registry.history(*ALIAS)
     assert "".join(e.student.fingerprint[0] for e in found) == now + "3"
     assert registry.rollback(*ALIAS, "rude").student == student_ref(now[-1])
@@ -157,7 +157,7 @@ def test_a_host_whose_clock_is_behind_adds_the_newest_entry_all_the_same(
     registry: MlflowRegistry,
 ) -> None:
     registry.promote(entry("1"), expected=None)
-    registry.promote(entry("2", at=datetime(2020, 1, 1, tzinfo=UTC)), expected="1" * 64)
+    registry.promote(entry("2", at=datetime(2020, 1, 1, tzinfo=UTC)), expected=student_ref("1").uri)
     found = registry.history(*ALIAS)
     assert [(e.kind, e.student) for e in found] == [
         ("promotion", student_ref("1")),
@@ -170,12 +170,12 @@ def test_an_alias_that_a_person_moves_in_mlflow_is_believed_and_recorded(
     spec: StoreSpec, registry: MlflowRegistry
 ) -> None:
     registry.promote(entry("1"), expected=None)
-    registry.promote(entry("2"), expected="1" * 64)
+    registry.promote(entry("2"), expected=student_ref("1").uri)
     registry._client.set_registered_model_alias(model_name(spec), "champion", "1")
     moved = registry.champion(*ALIAS)
     assert moved is not None and moved == registry.champion(*ALIAS), "the same each time"
     assert (moved.kind, moved.by, moved.student) == ("manual", "MLflow", student_ref("1"))
-    registry.promote(entry("3"), expected="1" * 64)
+    registry.promote(entry("3"), expected=student_ref("1").uri)
     found = registry.history(*ALIAS)
     assert [e.student.fingerprint[0] for e in found] == ["1", "2", "1", "3"]
     assert found[2] == moved
@@ -189,12 +189,12 @@ def test_a_version_that_a_person_deletes_in_mlflow_is_gone_from_the_history(
     before = None
     for digit in "123":
         registry.promote(entry(digit), expected=before)
-        before = digit * 64
+        before = student_ref(digit).uri
     registry.rollback(*ALIAS, "rude")
     registry._client.delete_model_version(model_name(spec), "1")
     registry._client.delete_model_version(model_name(spec), "3")
     assert [e.student for e in registry.history(*ALIAS)] == [student_ref("2")] * 2
-    with pytest.raises(RegistryError, match="has stood for one student only"):
+    with pytest.raises(RegistryError, match="has pointed to one student only"):
         registry.rollback(*ALIAS, "rude, too")
 
 

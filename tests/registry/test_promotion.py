@@ -45,9 +45,9 @@ def test_student_that_fails_leaves_the_alias_alone(
 
 def test_comparison_of_another_student_is_refused(ledger_spec: StoreSpec) -> None:
     of_one, of_two = compared(student_ref("1")), lineage_of(student_ref("2"))
-    with pytest.raises(StageError, match="the comparison measured '111111111111'"):
+    with pytest.raises(StageError, match="the comparison measured 'train_student/1"):
         promote_student(of_one, of_two, TASK, GATE, ledger_spec)
-    with pytest.raises(StageError, match="the comparison measured '111111111111'"):
+    with pytest.raises(StageError, match="the comparison measured 'train_student/1"):
         check_student(of_one, of_two, TASK, GATE, ledger_spec)
 
 
@@ -113,6 +113,20 @@ def test_who_approved_and_why_is_kept_and_asked_once(
     (found,) = registry.history(*ALIAS)
     assert (found.approval, found.reason) == (said, "looks well")
     assert check_student(*asked).approval == said
+
+
+def test_forms_that_came_after_an_approval_are_asked_about(
+    ledger_spec: StoreSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Approval(approved=True, by="ada", comment="", sentence="ada: yes")
+    asking = GATE.model_copy(update={"approval_timeout_s": 1.0})
+    student, form = student_ref("1"), {"gguf q8_0": student_ref("8")}
+    monkeypatch.setattr(library, "check_forms", lambda *_: {"gguf q8_0": ()})
+    bare = (compared(student), lineage_of(student, exported=form), TASK, asking, ledger_spec)
+    assert promote_student(*bare, said).promoted
+    assert check_student(*bare).approval == said
+    remade = lineage_of(student, exported={"gguf q8_0": student_ref("9")})
+    assert check_student(compared(student), remade, TASK, asking, ledger_spec).approval is None
 
 
 def test_a_student_that_is_the_champion_already_changes_nothing(
