@@ -66,7 +66,8 @@ class EvaluationSpec(Spec):
     stop_at_width: float | None = Field(None, gt=0, lt=1)
     """Stop asking a teacher behind an endpoint once the interval of its primary metric is this
     narrow, 0.05 for five points; at least 100 rows are asked. All contestants are then compared on
-    the rows that it has answered, a random sample. None: it answers every row."""
+    the rows that it has answered, a random sample: fewer rows hold back more good students, and
+    show fewer slices in which one is worse. None: it answers every row."""
 
     judge: JudgeSpec | None = Field(None, title="Judge")
     """Who says which of two responses is better, for conversation and summarization. None: nobody
