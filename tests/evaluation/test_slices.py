@@ -76,6 +76,7 @@ def test_a_slice_of_answers_that_are_all_right_is_not_certain() -> None:
     assert quality.low == pytest.approx(0.025 ** (1 / 60))  # Clopper and Pearson
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_clusters", [400, 120])
 @pytest.mark.parametrize("is_right_or_wrong", [True, False])
 def test_a_student_that_is_as_good_is_hardly_ever_called_worse(

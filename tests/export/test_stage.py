@@ -25,6 +25,7 @@ LOSSY: list[ExportFormat] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", EXACT, ids=lambda f: f.name)
 def test_a_file_in_full_precision_answers_as_the_student_does(
     trained: TrainedStudent, format: ExportFormat

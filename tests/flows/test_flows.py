@@ -120,6 +120,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_student_that_fails_the_gate_is_not_published_and_the_run_says_by_how_much(
     tmp_path: Path, teacher: StubEndpoint
 ) -> None:
@@ -177,6 +178,7 @@ def test_what_cannot_work_is_refused_up_front(
     assert teacher.num_requests == 0
 
 
+@pytest.mark.slow
 def test_a_key_is_in_no_file_of_a_run(
     tmp_path: Path, teacher: StubEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

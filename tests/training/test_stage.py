@@ -159,6 +159,7 @@ Bench(Path(sys.argv[1]), rows_to_learn()).train(on_progress=tell)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_ends_with_the_very_same_weights(
     bench: Bench, tmp_path: Path
 ) -> None:
