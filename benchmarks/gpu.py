@@ -241,7 +241,7 @@ def _measure_once(size: Size, variant: str, device: str, *, recompute: bool) -> 
             Inputs(
                 training=training,
                 store=Store(folder),
-                tokenizer=None,
+                chat_format=None,  # type: ignore[arg-type]
                 vocab_size=size.config["vocab_size"],
                 scores=None,
                 teacher=None,

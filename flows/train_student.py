@@ -23,6 +23,7 @@ def train_student(
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
     task: TaskSpec | None = None,
+    start: ModelRef | None = None,
     because: str | None = None,
 ) -> ModelRef:
     """Return ``student`` trained on the responses of ``rows``; resumes from its checkpoints."""
@@ -37,5 +38,6 @@ def train_student(
         soft_targets,
         teacher,
         task,
+        start,
         because,
     )

@@ -25,8 +25,9 @@ class ColumnMap(Spec):
     reference."""
 
     reference: str | None = None
-    """The right answer, or a list of right answers where the task type takes several. `gold` and
-    `test` need it, here or as the last turn of `messages`; ignored for `train` and `validation`."""
+    """The right answer, or a list of right answers where the task type takes several. `gold`,
+    `selection` and `test` need it, here or as the last turn of `messages`; ignored for `train` and
+    `validation`."""
 
     cluster: str | None = None
     """What rows have in common that are no independent evidence, such as the id of a customer or a
@@ -136,7 +137,7 @@ Source = Annotated[FileSource | HubSource, Field(discriminator="kind")]
 
 
 class DataSpec(Spec):
-    """The rows of the four splits."""
+    """The rows of the splits."""
 
     train: Source | None = Field(None, title="Training prompts")
     """Prompts that the teacher answers for the student to learn from. Their references, if any,
@@ -148,6 +149,10 @@ class DataSpec(Spec):
     gold: Source | None = Field(None, title="Gold rows")
     """The labelled rows that you have. A from-scratch baseline is trained on them, with
     `validation_fraction` of them set aside for early stopping."""
+
+    selection: Source | None = Field(None, title="Selection rows")
+    """Labelled rows on which a sweep chooses among students (model selection), so that nobody but
+    the winner meets the test rows. Never trained on. Needed by `sweep_students`."""
 
     test: Source | None = Field(None, title="Test rows")
     """Held-out labelled rows on which teacher, baseline and student are compared. Never trained

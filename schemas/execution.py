@@ -18,10 +18,12 @@ class StageName(StrEnum):
     FILTER_RESPONSES = "filter_responses"
     RELEASE_DATASET = "release_dataset"
     SCORE_SOFT_TARGETS = "score_soft_targets"
+    PRUNE_STUDENT = "prune_student"
     TRAIN_BASELINE = "train_baseline"
     TRAIN_STUDENT = "train_student"
     TRAIN_TEACHER = "train_teacher"
     EXPORT_STUDENT = "export_student"
+    ANSWER_SELECTION = "answer_selection"
     ANSWER_TEST_PROMPTS = "answer_test_prompts"
     RUN_LM_EVAL = "run_lm_eval"
     MEASURE_PERFORMANCE = "measure_performance"
@@ -36,10 +38,16 @@ _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     StageName.RELEASE_DATASET: (StageName.FILTER_RESPONSES,),
     StageName.TRAIN_BASELINE: (StageName.VALIDATE_PROMPTS,),
     StageName.SCORE_SOFT_TARGETS: (StageName.RELEASE_DATASET,),
-    StageName.TRAIN_STUDENT: (StageName.RELEASE_DATASET, StageName.SCORE_SOFT_TARGETS),
+    StageName.PRUNE_STUDENT: (StageName.RELEASE_DATASET,),
+    StageName.TRAIN_STUDENT: (
+        StageName.RELEASE_DATASET,
+        StageName.SCORE_SOFT_TARGETS,
+        StageName.PRUNE_STUDENT,
+    ),
     StageName.TRAIN_TEACHER: (StageName.VALIDATE_PROMPTS,),
     # Not the trainings: a model that was trained again is another contestant, and only it answers.
     StageName.ANSWER_TEST_PROMPTS: (StageName.VALIDATE_PROMPTS,),
+    StageName.ANSWER_SELECTION: (StageName.VALIDATE_PROMPTS,),
     StageName.MEASURE_PERFORMANCE: (StageName.ANSWER_TEST_PROMPTS, StageName.RUN_LM_EVAL),
     StageName.EXPORT_STUDENT: (StageName.TRAIN_STUDENT,),
     StageName.JUDGE_ANSWERS: (StageName.ANSWER_TEST_PROMPTS,),
@@ -67,6 +75,16 @@ class StoreSpec(Spec):
     (docs/reports.md)."""
 
 
+class TrialSpec(Spec):
+    """The trial of a sweep that a run is."""
+
+    study: str
+    """Name of the sweep's study in the ledger's database."""
+
+    number: int = Field(ge=0)
+    """Number of the trial."""
+
+
 class ExecutionSpec(Spec):
     """How the run is carried out."""
 
@@ -88,6 +106,10 @@ class ExecutionSpec(Spec):
     child_timeout_s: float = Field(86_400.0, gt=0)
     """Longest wait for a child deployment, seconds, queueing included. A day: longer than any
     training that a nightly run should hold, short enough that a dead worker is noticed."""
+
+    trial: TrialSpec | None = Field(None, title="Trial")
+    """Set by `sweep_students`: the training reports its validation curve to this trial, and ends
+    where the sweep gives the trial up. None: no sweep."""
 
     def forces(self, stage: StageName) -> bool:
         """Return whether ``stage``, or a stage that it depends on, is to be rerun.

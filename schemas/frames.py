@@ -14,7 +14,8 @@ from pandera.typing.pandas import Series
 
 from schemas.filters import DropReason
 
-SPLITS = ("train", "validation", "gold", "test")
+SPLITS = ("train", "validation", "gold", "selection", "test")
+LABELLED = ("gold", "selection", "test")
 RESPONSE_STATES = ("ok", "empty", "truncated", "malformed", "refused", "failed")
 
 

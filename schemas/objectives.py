@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Branch
+from schemas.base import Branch, RegularExpression, Spec
+from schemas.teacher import TeacherSpec
 
 DivergenceName = Literal[
     "forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl"
@@ -32,13 +33,8 @@ class HardTargets(_Objective):
     """Works with any teacher."""
 
 
-class _SoftTargetSettings(_Objective):
+class _Divergence(_Objective):
     """How the student's probabilities are compared with the teacher's."""
-
-    source: Literal["offline", "online"] = "offline"
-    """offline: the stage `score_soft_targets` stores the teacher's most likely tokens once, and
-    every training reads them. online: the teacher runs beside the student in every step, with all
-    its probabilities; needs a local teacher and memory for both."""
 
     divergence: DivergenceName = "forward_kl"
     """What is minimised at every response token, p the teacher's and q the student's
@@ -59,20 +55,10 @@ class _SoftTargetSettings(_Objective):
     gradients keep their size (arXiv:1503.02531). 1 compares the models as they are; a served
     teacher can be compared at 1 only."""
 
-    soft_weight: float = Field(0.5, gt=0)
-    """Weight of the divergence in the loss."""
-
-    hard_weight: float = Field(0.5, ge=0)
-    """Weight of the cross-entropy on the teacher's responses in the loss. 0: soft targets only."""
-
-    selection: Literal["top_k", "sampled"] = "top_k"
-    """What is stored of the teacher's probabilities. top_k: the `k` most likely tokens, the rest of
-    the mass in one tail bucket. sampled: `k` draws from them, whose loss is right on average
-    however long the tail is (arXiv:2503.16870); forward KL and a local teacher only."""
-
-    k: int = Field(64, ge=1, le=1024)
-    """Tokens, or draws, that are stored per response token. 64 hold nearly all of the mass at
-    T = 1. A vLLM server allows 20 unless it is started with `--max-logprobs 64`."""
+    def _unread(self) -> set[str]:
+        """Return the settings that do not change the loss."""
+        unread = {"jsd_beta"} if self.divergence != "jensen_shannon" else set()
+        return unread if self.divergence.startswith("skew") else unread | {"skew_alpha"}
 
     def as_read(self) -> Self:
         """Return the same with settings that are not read at their defaults.
@@ -80,27 +66,79 @@ class _SoftTargetSettings(_Objective):
         >>> SoftTargets(jsd_beta=0.2).as_read() == SoftTargets()
         True
         """
-        unread = {"jsd_beta"} if self.divergence != "jensen_shannon" else set()
-        if not self.divergence.startswith("skew"):
-            unread.add("skew_alpha")
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].default for name in self._unread()})
+
+
+class PanelTeacher(Spec):
+    """A teacher whose probabilities count beside those of the recipe's teacher."""
+
+    name: str = Field(min_length=1)
+    """What reports call it."""
+
+    teacher: TeacherSpec = Field(title="Teacher")
+    """Who it is. It has to share the student's vocabulary."""
+
+    weight: float = Field(1.0, gt=0)
+    """Its weight in the average; the recipe's teacher has 1. Weights are divided by their sum."""
+
+    pattern: RegularExpression | None = None
+    """With `combine: route`: it scores the rows in whose last user turn this regular expression is
+    found; the first teacher of the panel that matches does, and the recipe's teacher the rest."""
+
+
+class _SoftTargetSettings(_Divergence):
+    """Where the teacher's probabilities come from, and how much they count."""
+
+    source: Literal["offline", "online"] = "offline"
+    """offline: the stage `score_soft_targets` stores the teacher's most likely tokens once, and
+    every training reads them. online: the teacher runs beside the student in every step, with all
+    its probabilities; needs a local teacher and memory for both."""
+
+    soft_weight: float = Field(0.5, gt=0)
+    """Weight of the divergence in the loss."""
+
+    hard_weight: float = Field(0.5, ge=0)
+    """Weight of the cross-entropy on the teacher's responses in the loss. 0: soft targets only."""
+
+    selection: Literal["top_k", "sampled"] = "top_k"
+    """Being deleted."""
+
+    k: int = Field(64, ge=1, le=1024)
+    """Tokens that are stored per response token; the rest of the mass is one tail bucket. 64 hold
+    nearly all of the mass at T = 1. A vLLM server allows 20 unless it is started with
+    `--max-logprobs 64`."""
+
+    panel: tuple[PanelTeacher, ...] = ()
+    """More teachers, whose probabilities count beside those of the recipe's teacher. All answer
+    none of the prompts: they score the recipe's teacher's responses."""
+
+    combine: Literal["average", "route"] = "average"
+    """average: the student learns from the weighted average of all teachers' probabilities, which
+    needs local teachers. route: each row is scored by one teacher, chosen by its `pattern`."""
+
+    def _unread(self) -> set[str]:
+        unread = super()._unread()
         if self.source == "online":
             unread.add("k")
-        fields = type(self).model_fields
-        return self.model_copy(update={name: fields[name].default for name in unread})
+        return unread if self.panel else unread | {"combine"}
 
     @model_validator(mode="after")
-    def _draws_fit_the_loss(self) -> Self:
-        if self.selection == "sampled" and self.divergence != "forward_kl":
+    def _panel_fits_the_way_it_is_combined(self) -> Self:
+        names = [each.name for each in self.panel]
+        if len(set(names)) < len(names):
             raise ValueError(
-                f"selection 'sampled' gives unbiased gradients of forward_kl only, not of "
-                f"{self.divergence!r}. Set objective.divergence to forward_kl, or "
-                "objective.selection to top_k."
+                f"objective.panel names {names!r}, one of them twice, so reports could not tell "
+                "them apart. Give each teacher a name of its own."
             )
-        if self.selection == "sampled" and self.source == "online":
-            raise ValueError(
-                "selection 'sampled' says what is stored, but source 'online' stores nothing. Set "
-                "objective.source to offline, or objective.selection to top_k."
-            )
+        for each in self.panel:
+            if (each.pattern is None) == (self.combine == "route"):
+                has = "no pattern" if each.pattern is None else "a pattern"
+                raise ValueError(
+                    f"objective.panel: {each.name!r} has {has}, but combine is {self.combine!r}. "
+                    "Give every teacher of the panel a pattern and set combine to route, or none "
+                    "and set it to average."
+                )
         return self
 
 
@@ -111,8 +149,156 @@ class SoftTargets(_SoftTargetSettings):
     """Refused where it is not possible."""
 
 
+class LayerPair(Spec):
+    """A layer of the student and the layer of the teacher that it learns from."""
+
+    student: int = Field(ge=0)
+    """Number of the student's layer, from 0."""
+
+    teacher: int = Field(ge=0)
+    """Number of the teacher's layer, from 0."""
+
+
+class _InnerStates(_Divergence):
+    """What a teacher that runs beside the student computes within, besides its probabilities.
+
+    Needs a local teacher, one vocabulary, and memory for both models.
+    """
+
+    layers: tuple[LayerPair, ...] = ()
+    """Which layer learns from which, in rising order on both sides. Empty: each of the student's
+    layers from the teacher's at the same depth; of a pruned student, from the one that it was."""
+
+    soft_weight: float = Field(0.5, ge=0)
+    """Weight of the divergence from the teacher's probabilities. 0: none."""
+
+    hard_weight: float = Field(0.5, ge=0)
+    """Weight of the cross-entropy on the teacher's responses."""
+
+
+class HiddenStates(_InnerStates):
+    """The states between layers too (DistilBERT, arXiv:1910.01108; TinyBERT, arXiv:1909.10351)."""
+
+    kind: Literal["hidden_states"] = "hidden_states"
+    """Intermediate-layer matching."""
+
+    distance: Literal["cosine", "mse"] = "cosine"
+    """How states are compared at response tokens. cosine: 1 minus the cosine, whatever their size.
+    mse: mean squared difference over that of the teacher's states from zero."""
+
+    hidden_weight: float = Field(1.0, gt=0)
+    """Weight of the states' distance, averaged over the pairs of layers."""
+
+    projector: bool = False
+    """Learn a linear map from the student's width to the teacher's for each pair, and throw it away
+    at the end. Needed where the widths differ."""
+
+
+class Attention(_InnerStates):
+    """Where the teacher looks, too (MiniLM, arXiv:2002.10957; arXiv:1612.03928).
+
+    Both models compute attention step by step (`eager`), which takes memory with the square of
+    the length: for short rows.
+    """
+
+    kind: Literal["attention"] = "attention"
+    """Attention transfer."""
+
+    match: Literal["relations", "averaged_heads"] = "relations"
+    """relations: how much each token's values resemble each other token's (MiniLM), whatever the
+    number of heads. averaged_heads: attention weights, averaged over heads."""
+
+    relation_heads: int = Field(4, ge=1)
+    """Into how many parts values are divided for their relations; divides both models' width of
+    values."""
+
+    attention_weight: float = Field(1.0, gt=0)
+    """Weight of the divergence of attention, averaged over pairs, parts and tokens."""
+
+
+class CrossTokenizer(_Objective):
+    """Sorted probabilities of a teacher with another tokenizer (ULD, arXiv:2402.12030).
+
+    Compared where tokens of both end at the same byte of the response.
+    """
+
+    kind: Literal["cross_tokenizer"] = "cross_tokenizer"
+    """For teachers with a vocabulary of their own, local or served by vLLM."""
+
+    soft_weight: float = Field(0.5, gt=0)
+    """Weight of the difference of sorted probabilities, summed over tokens that are compared."""
+
+    hard_weight: float = Field(0.5, gt=0)
+    """Weight of the cross-entropy on the teacher's responses. Never 0: sorted probabilities do not
+    say which token is meant."""
+
+    distillation_temperature: float = Field(1.0, gt=0)
+    """T: both models' logits are divided by it. A served teacher can be compared at 1 only."""
+
+    k: int = Field(64, ge=1, le=1024)
+    """The teacher's most likely tokens that are stored; the rest of the mass is one bucket."""
+
+    tokenizer: str | None = None
+    """Folder or hub id of a served teacher's tokenizer, which says how its tokens divide the
+    response. A local teacher's is its own."""
+
+    tokenizer_revision: str | None = None
+    """Commit hash of a tokenizer from the hub; required for one."""
+
+
+class OnPolicy(_Divergence):
+    """The student writes, the teacher scores what it wrote (GKD, arXiv:2306.13649).
+
+    Starts from a student that has learnt hard targets with the same settings, a stage of its own.
+    """
+
+    kind: Literal["on_policy"] = "on_policy"
+    """Needs one vocabulary, and a teacher beside the student or served by vLLM."""
+
+    divergence: DivergenceName = "reverse_kl"
+    """See soft targets. reverse_kl: what the student writes should be likely for the teacher."""
+
+    student_fraction: float = Field(0.5, gt=0, le=1)
+    """λ: share of the rows whose response the student writes; the others keep the teacher's."""
+
+    sampling_temperature: float = Field(1.0, gt=0)
+    """At which the student writes."""
+
+    max_new_tokens: int = Field(128, ge=1)
+    """Longest response that the student writes, tokens."""
+
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training rows, after those of `training.epochs` on hard targets."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate. None: `training.learning_rate`."""
+
+    k: int = Field(64, ge=1, le=1024)
+    """A served teacher's most likely tokens that are asked for."""
+
+
+class Rationales(_Objective):
+    """The teacher's thoughts as a second task (Distilling step-by-step, arXiv:2305.02301).
+
+    The student learns to answer at once and, asked for it, to explain. Nobody asks at inference.
+    """
+
+    kind: Literal["rationales"] = "rationales"
+    """Needs a teacher that shows its thoughts."""
+
+    rationale_weight: float = Field(0.5, gt=0)
+    """Weight of the cross-entropy on the thoughts, averaged over their tokens, beside 1 for the
+    responses."""
+
+    instruction: str = Field("Explain the answer step by step.", min_length=1)
+    """What stands after the last user turn where the thoughts are to be written."""
+
+    min_fraction: float = Field(0.1, gt=0, le=1)
+    """Share of the rows that need thoughts; a training with fewer is refused."""
+
+
 class AutoObjective(_SoftTargetSettings):
-    """Soft targets with these settings where they are possible, otherwise hard targets."""
+    """The best objective that is possible. These settings are those of soft targets."""
 
     kind: Literal["auto"] = "auto"
     """The log and the manifest say which, and why."""
@@ -122,4 +308,14 @@ class AutoObjective(_SoftTargetSettings):
         return SoftTargets(**self.model_dump(exclude={"kind"}))
 
 
-Objective = Annotated[HardTargets | SoftTargets | AutoObjective, Field(discriminator="kind")]
+Objective = Annotated[
+    HardTargets
+    | SoftTargets
+    | HiddenStates
+    | Attention
+    | CrossTokenizer
+    | OnPolicy
+    | Rationales
+    | AutoObjective,
+    Field(discriminator="kind"),
+]

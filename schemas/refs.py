@@ -113,7 +113,7 @@ class Lineage(_Bundle):
     """The teacher's probabilities, where the objective needs them."""
 
     baseline: ModelRef | None
-    """A trained baseline. None: the student as it comes, or none."""
+    """A trained or pruned baseline. None: the student as it comes, or none."""
 
     student: ModelRef
     """The trained student."""

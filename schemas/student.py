@@ -1,6 +1,6 @@
 """The student: the model that learns."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -27,11 +27,8 @@ class _Student(Branch):
     `strftime_now: "2026-01-31"` sets the date that a template which reads the clock writes."""
 
 
-class PretrainedStudent(_Student):
-    """A pretrained causal language model. Its baseline is the model as it comes."""
-
-    kind: Literal["pretrained"] = "pretrained"
-    """A pretrained model."""
+class _LoadedStudent(_Student):
+    """A student whose weights come from a model that exists."""
 
     model: str
     """Folder or hub id."""
@@ -46,11 +43,62 @@ class PretrainedStudent(_Student):
     """Run code from the model's repository. Refused without a pinned revision."""
 
     @model_validator(mode="after")
-    def _remote_code_is_pinned(self) -> "PretrainedStudent":
+    def _remote_code_is_pinned(self) -> Self:
         if self.trust_remote_code and not self.revision:
             raise ValueError(
                 f"student {self.model!r} asks for trust_remote_code without a pinned revision. "
                 "The code that runs could change under you. Set student.revision to a commit hash."
+            )
+        return self
+
+
+class PretrainedStudent(_LoadedStudent):
+    """A pretrained causal language model. Its baseline is the model as it comes."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    """A pretrained model."""
+
+
+class PrunedStudent(_LoadedStudent):
+    """A model with fewer layers or narrower ones, made from a larger one, usually the teacher.
+
+    It has that one's vocabulary, so that every objective is possible; its baseline is the pruned
+    model as it is. Minitron: arXiv:2407.14679.
+    """
+
+    kind: Literal["pruned"] = "pruned"
+    """Made from a larger model: `model` is the one that is pruned."""
+
+    num_layers: int | None = Field(None, ge=1)
+    """Layers that are kept, spread evenly, the first and the last among them. None: all, or those
+    of `layers`."""
+
+    layers: tuple[int, ...] = ()
+    """Numbers of the layers that are kept, from 0 and in rising order, in place of `num_layers`."""
+
+    intermediate_size: int | None = Field(None, ge=8)
+    """Width inside the feed-forward blocks; the neurons with the largest activations on training
+    rows are kept. None: as it is."""
+
+    calibration_rows: int = Field(256, ge=1)
+    """Training rows on which activations are measured; read with `intermediate_size` only."""
+
+    @model_validator(mode="after")
+    def _is_smaller(self) -> Self:
+        if self.num_layers is not None and self.layers:
+            raise ValueError(
+                f"student.num_layers={self.num_layers} and student.layers={list(self.layers)} both "
+                "say which layers are kept. Remove one of them."
+            )
+        if list(self.layers) != sorted(set(self.layers)) or any(n < 0 for n in self.layers):
+            raise ValueError(
+                f"student.layers={list(self.layers)} is not in rising order from 0, without "
+                "repetition: the kept layers stay in the order of the model. Sort them."
+            )
+        if self.num_layers is None and not self.layers and self.intermediate_size is None:
+            raise ValueError(
+                "student.kind is 'pruned', but nothing is pruned. Set student.num_layers, "
+                "student.layers or student.intermediate_size."
             )
         return self
 
@@ -119,4 +167,6 @@ class FromScratchStudent(_Student):
         return self
 
 
-StudentSpec = Annotated[PretrainedStudent | FromScratchStudent, Field(discriminator="kind")]
+StudentSpec = Annotated[
+    PretrainedStudent | PrunedStudent | FromScratchStudent, Field(discriminator="kind")
+]

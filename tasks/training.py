@@ -45,6 +45,7 @@ def train_model(
     soft_targets: DatasetRef | None,
     teacher: TeacherSpec | None,
     task: TaskSpec | None,
+    start: ModelRef | None,
     because: str | None,
 ) -> tuple[ModelRef, StageResult]:
     """Return the trained model; the curve is an artifact, progress another."""
@@ -67,6 +68,7 @@ def train_model(
             soft_targets=soft_targets,
             teacher=teacher,
             task=task,
+            start=start,
             because=because,
             name=name,
             on_progress=on_progress,

@@ -22,9 +22,10 @@ def commands() -> list[str]:
 
 
 def test_the_spine_is_the_code_verbatim() -> None:
-    [spine] = blocks("python")
-    body = spine.split("\n):\n", 1)[1]
-    assert body in (ROOT / "flows" / "distill_student.py").read_text(encoding="utf-8")
+    taught, verdict = blocks("python")
+    for shown, file in ((taught, "teach_student.py"), (verdict, "distill_student.py")):
+        body = shown.split("):\n", 1)[1]
+        assert body in (ROOT / "flows" / file).read_text(encoding="utf-8")
 
 
 def test_every_make_target_exists() -> None:

@@ -15,7 +15,7 @@ from distillery.models.chat_templates import (
     with_template_kwargs,
 )
 from schemas.errors import RecipeError
-from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.student import FromScratchStudent, StudentSpec
 from schemas.teacher import TransformersTeacher
 
 
@@ -42,7 +42,7 @@ class ModelFiles:
     """A student's own instructions, which become part of its template."""
 
     @classmethod
-    def of(cls, spec: PretrainedStudent | FromScratchStudent | TransformersTeacher) -> Self:
+    def of(cls, spec: StudentSpec | TransformersTeacher) -> Self:
         """Return the files that a section of the recipe names; of a new student its tokenizer's."""
         named = spec.model_dump(include=set(cls.__dataclass_fields__))
         if isinstance(spec, FromScratchStudent):

@@ -1,6 +1,7 @@
 """Open a student: pretrained, or new with random weights and, often, a tokenizer of its own."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from distillery.models.chat_format import ChatFormat
@@ -8,7 +9,7 @@ from distillery.models.chat_templates import with_system_prompt
 from distillery.models.loading import ModelFiles, quiet_transformers
 from distillery.models.vocabulary import vocabulary_size
 from schemas.errors import TrainingError
-from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 
 # One token per role keeps the prompts of small models short: <|user|>text<|assistant|>...
 _SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -63,7 +64,9 @@ def train_tokenizer(texts: Iterable[str], spec: FromScratchStudent) -> Any:
     return fast
 
 
-def open_student(spec: StudentSpec, corpus: Iterable[str], *, dtype: Any) -> tuple[Any, ChatFormat]:
+def open_student(
+    spec: StudentSpec, corpus: Iterable[str], *, dtype: Any, start: Path | None = None
+) -> tuple[Any, ChatFormat]:
     """Return a student, loaded or new with random weights, and its chat format.
 
     Its generation config, which is saved with it, stops where its responses end.
@@ -72,11 +75,20 @@ def open_student(spec: StudentSpec, corpus: Iterable[str], *, dtype: Any) -> tup
         spec: What to open.
         corpus: Texts for a new tokenizer; read only if one is trained.
         dtype: torch's, of the weights. A new model's come from torch's global generator.
+        start: Folder of the model to start from, with its tokenizer: a pruned student, or one that
+            has learnt something before. None: the student's own.
 
     Raises:
         RecipeError: The model or its tokenizer cannot be loaded, or lacks weights.
         TrainingError: A tokenizer cannot be trained.
     """
+    if start is not None:
+        trusted = not isinstance(spec, FromScratchStudent) and spec.trust_remote_code
+        files = ModelFiles(str(start), trust_remote_code=trusted)
+        chat_format, model = files.chat_format(), files.weights(dtype)
+        model.generation_config = chat_format.generation_config(model.generation_config)
+        return model, chat_format
+    assert not isinstance(spec, PrunedStudent)  # which starts from what was pruned
     if isinstance(spec, FromScratchStudent) and spec.tokenizer is None:
         quiet_transformers()
         chat_format = ChatFormat(train_tokenizer(corpus, spec))

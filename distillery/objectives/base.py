@@ -6,9 +6,10 @@ entry of :data:`distillery.objectives.choice.OBJECTIVES`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from distillery.models.chat_format import TokenizedRow
+from distillery.models.chat_format import ChatFormat, TokenizedRow
 from distillery.teacher.prompt import TeacherPrompt
 from schemas.refs import DatasetRef
 from schemas.student import StudentSpec
@@ -34,7 +35,7 @@ class Inputs(NamedTuple):
 
     training: TrainingSpec
     store: "Store"
-    tokenizer: Any
+    chat_format: ChatFormat
     """The student's."""
 
     vocab_size: int
@@ -44,27 +45,39 @@ class Inputs(NamedTuple):
     """What `score_soft_targets` stored, where the objective needs it."""
 
     teacher: "LocalModel | None"
-    """Who runs beside the student, where the objective needs it; on the CPU at first."""
+    """Who runs beside the student, where the objective needs it and it is local; on the CPU at
+    first."""
+
+    teacher_spec: TeacherSpec | None = None
+    """Who that is; a served teacher is asked by the objective itself."""
 
     teacher_prompt: TeacherPrompt | None = None
     """What stands around the rows that it reads. None: nothing."""
 
 
 class Loss(NamedTuple):
-    """The loss of one batch."""
+    """The loss of one batch, as sums over tokens; the trainer divides them."""
 
-    total: "Tensor"
-    """What is differentiated; already divided by the response tokens of the whole step."""
+    sums: dict[str, "Tensor"]
+    """What is differentiated, by the names of `Objective.counted`. Each is divided by how many
+    tokens of that name the whole step has, over micro-batches and processes."""
 
     parts: dict[str, "Tensor"]
-    """Detached sums over the batch's response tokens, by the names of `Objective.parts`."""
+    """Detached sums, by the names of `Objective.parts`."""
 
 
 class Objective(ABC):
     """What a student learns from, in one process of a training."""
 
-    parts: ClassVar[tuple[str, ...]] = ()
-    """Names of the parts of the loss, as they stand in the log beside the loss itself."""
+    parts: ClassVar[dict[str, str]] = {}
+    """Parts of the loss, as they stand in the log beside the loss itself, and which of `counted`
+    each is a sum over."""
+
+    counted: ClassVar[tuple[str, ...]] = ("labels",)
+    """Columns of a batch whose tokens (those that are not IGNORED) sums are divided by."""
+
+    attention: ClassVar[str | None] = None
+    """Implementation of attention that both models need. None: any."""
 
     def __init__(self, inputs: Inputs) -> None:
         """Take what the training has opened."""
@@ -86,12 +99,37 @@ class Objective(ABC):
         return False
 
     @classmethod
-    def obstacle(cls, spec: Any, teacher: TeacherSpec, student: StudentSpec) -> str | None:
+    def follows_hard_targets(cls, spec: Any) -> bool:
+        """Return whether the student learns hard targets first, in a training of its own."""
+        return False
+
+    @classmethod
+    def obstacle(
+        cls, training: TrainingSpec, teacher: TeacherSpec, student: StudentSpec
+    ) -> str | None:
         """Return why it is not possible, and what would help; None when it is. Nothing is spent.
+
+        ``training`` has the objective's own spec as its objective.
 
         Raises:
             RecipeError: A setting is wrong whatever the objective.
             TeacherError: The served teacher cannot be reached, so nobody knows.
+        """
+        return None
+
+    def attach(self, model: Any) -> None:
+        """Take the student, before it is wrapped for several processes; again when opened anew.
+
+        What is learnt with the student and thrown away, such as a projector, is made here and
+        named by :meth:`extra`.
+        """
+        return
+
+    def extra(self) -> Any:
+        """Return the torch module that is learnt with the student and thrown away; None: none.
+
+        The trainer has the optimizer learn it, keeps it in checkpoints, and averages its gradients
+        over processes.
         """
         return None
 
@@ -114,8 +152,33 @@ class Objective(ABC):
         """Return what it adds to a batch; ``tokens`` collates columns with a prefix as tokens."""
         return {}
 
+    def rewrite(
+        self, model: Any, student: "SplitModel", batches: list[Batch], step: int
+    ) -> list[Batch]:
+        """Return the micro-batches of one step to learn from, before their tokens are counted.
+
+        Called once per step, numbered from 0, with what the collator made; not in validation. What
+        it returns depends on weights, rows and step alone: a resumed training does the same.
+        """
+        return batches
+
+    def save_state(self, folder: Path) -> None:
+        """Write what a resumed training needs besides weights into a checkpoint's ``folder``."""
+        return
+
+    def load_state(self, folder: Path) -> None:
+        """Read what :meth:`save_state` wrote."""
+        return
+
+    def keep(self, folder: Path) -> None:
+        """Write what people may want to look at into ``folder``; in the first process, at the end.
+
+        It becomes the output `kept` of the stage when there is any.
+        """
+        return
+
     @abstractmethod
-    def loss(self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any) -> Loss:
+    def loss(self, model: Any, student: "SplitModel", batch: Batch) -> Loss:
         """Return the loss of ``batch``.
 
         Args:
@@ -123,26 +186,28 @@ class Objective(ABC):
             student: Its split. Its head is read after the forward pass: weights that are divided
                 between processes are whole only then.
             batch: What the collator made.
-            normaliser: Response tokens by which sums are divided: those of the whole step.
         """
 
     def _response_losses(
-        self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any, **soft: Any
+        self, model: Any, student: "SplitModel", batch: Batch, whose: str = "", **soft: Any
     ) -> "Losses":
-        """Return the losses at the batch's response tokens; ``soft`` is for soft targets."""
+        """Return the sums at the batch's response tokens; ``soft`` is for soft targets.
+
+        ``whose`` is the prefix of the columns that are read, as ``Collate`` writes them.
+        """
         import torch
 
         from distillery.models.output_layer import response_states
         from distillery.objectives.losses import response_losses
 
-        labels_BT = batch["labels"]
-        hidden_ND = response_states(model, batch, labels_BT)
+        labels_BT = batch[f"{whose}labels"]
+        hidden_ND = response_states(model, batch, labels_BT, whose)
         return response_losses(
             # Several processes hand out float32 whatever precision the model computed in.
             hidden_ND.to(getattr(torch, self._inputs.training.dtype)),
             student.head,  # read after the forward pass
             labels_BT[:, 1:][labels_BT[:, 1:] >= 0],
             vocab_size=self._inputs.vocab_size,
-            normaliser=normaliser,
+            normaliser=1,
             **soft,
         )

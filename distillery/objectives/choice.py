@@ -3,11 +3,16 @@
 import logging
 from dataclasses import dataclass
 
+from distillery.objectives.attention import AttentionObjective
 from distillery.objectives.base import Objective
+from distillery.objectives.cross_tokenizer import CrossTokenizerObjective
 from distillery.objectives.hard_targets import HardTargetObjective
+from distillery.objectives.hidden_states import HiddenStatesObjective
+from distillery.objectives.on_policy import OnPolicyObjective
+from distillery.objectives.rationales import RationalesObjective
 from distillery.objectives.soft_targets import SoftTargetObjective
 from schemas.errors import RecipeError, TrainingError
-from schemas.objectives import AutoObjective, SoftTargets
+from schemas.objectives import AutoObjective, OnPolicy, SoftTargets
 from schemas.student import StudentSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
@@ -17,6 +22,11 @@ logger = logging.getLogger("distillery.run")
 OBJECTIVES: dict[str, type[Objective]] = {
     "hard_targets": HardTargetObjective,
     "soft_targets": SoftTargetObjective,
+    "hidden_states": HiddenStatesObjective,
+    "attention": AttentionObjective,
+    "cross_tokenizer": CrossTokenizerObjective,
+    "on_policy": OnPolicyObjective,
+    "rationales": RationalesObjective,
 }
 
 
@@ -26,6 +36,8 @@ class ChosenObjective:
 
     training: TrainingSpec
     because: str
+    first: TrainingSpec | None = None
+    """The training on hard targets that comes before, where the objective starts from one."""
 
     @property
     def needs_scores(self) -> bool:
@@ -53,7 +65,7 @@ def needs_scores(training: TrainingSpec) -> bool:
 
 
 def needs_teacher(training: TrainingSpec) -> bool:
-    """Return whether the teacher runs beside the student."""
+    """Return whether the teacher takes part in every step: beside the student, or asked."""
     return objective_class(training).needs_teacher(training.objective)
 
 
@@ -82,27 +94,40 @@ def choose_objective(
     """
     wanted = training.objective
     if not isinstance(wanted, AutoObjective):
-        obstacle = objective_class(training).obstacle(wanted, teacher, student)
+        obstacle = objective_class(training).obstacle(training, teacher, student)
         if obstacle is None:
-            return ChosenObjective(training, f"{wanted.kind}: as the recipe says")
+            return _decided(training, f"{wanted.kind}: as the recipe says")
         way_out = " Or set training.objective.kind to hard_targets."
         raise RecipeError(
             f"training.objective.kind is {wanted.kind!r}, but {obstacle}"
             + ("" if "hard_targets" in obstacle else way_out)
         )
     soft: SoftTargets = wanted.as_soft_targets()
+    with_soft = training.model_copy(update={"objective": soft})
     if training.learn_reasoning:
         obstacle = (
             "no soft targets are made of the thoughts to be learnt (training.learn_reasoning)"
         )
     else:
-        obstacle = SoftTargetObjective.obstacle(soft, teacher, student)
+        obstacle = SoftTargetObjective.obstacle(with_soft, teacher, student)
     if obstacle is None:
-        chosen = ChosenObjective(
-            training.model_copy(update={"objective": soft}),
-            "soft_targets: teacher and student share a vocabulary",
-        )
+        chosen = ChosenObjective(with_soft, "soft_targets: teacher and student share a vocabulary")
     else:
         chosen = ChosenObjective(training.with_hard_targets(), f"hard_targets: {obstacle}")
     logger.info("training.objective auto is %s", chosen.because)
     return chosen
+
+
+def _decided(training: TrainingSpec, because: str) -> ChosenObjective:
+    """Return the training, after one on hard targets where its objective starts from that."""
+    objective = training.objective
+    if not objective_class(training).follows_hard_targets(objective):
+        return ChosenObjective(training, because)
+    assert isinstance(objective, OnPolicy)
+    after = {
+        "epochs": objective.epochs,
+        "learning_rate": objective.learning_rate or training.learning_rate,
+    }
+    return ChosenObjective(
+        training.model_copy(update=after), because, first=training.with_hard_targets()
+    )

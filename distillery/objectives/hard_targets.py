@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 class HardTargetObjective(Objective):
     """Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947); has no parts."""
 
-    def loss(self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any) -> Loss:
-        """Return the mean cross-entropy of the response tokens, nats."""
-        return Loss(self._response_losses(model, student, batch, normaliser).loss, {})
+    def loss(self, model: Any, student: "SplitModel", batch: Batch) -> Loss:
+        """Return the cross-entropy of the response tokens, nats."""
+        return Loss({"labels": self._response_losses(model, student, batch).loss}, {})

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from distillery.data.chat import Message, load_messages
 from distillery.models.chat_format import ChatFormat, TokenizedRow
@@ -22,6 +22,7 @@ from schemas.errors import RecipeError, TrainingError
 from schemas.objectives import SoftTargets
 from schemas.student import FromScratchStudent, StudentSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
     from distillery.models.output_layer import SplitModel
@@ -34,7 +35,7 @@ _ANSWER = "Forty-two."
 class SoftTargetObjective(Objective):
     """A divergence from the teacher's probabilities, beside the cross-entropy."""
 
-    parts = ("hard_loss", "soft_loss")
+    parts: ClassVar[dict[str, str]] = {"hard_loss": "labels", "soft_loss": "labels"}
 
     def __init__(self, inputs: Inputs) -> None:
         """Take what the training has opened."""
@@ -58,7 +59,9 @@ class SoftTargetObjective(Objective):
         return spec.source == "online"
 
     @classmethod
-    def obstacle(cls, spec: SoftTargets, teacher: TeacherSpec, student: StudentSpec) -> str | None:
+    def obstacle(
+        cls, training: TrainingSpec, teacher: TeacherSpec, student: StudentSpec
+    ) -> str | None:
         """Return why probabilities cannot be had, or not be compared token by token.
 
         Only tokenizers are loaded, and a served teacher is asked for the probabilities of a few
@@ -68,6 +71,8 @@ class SoftTargetObjective(Objective):
             RecipeError: k is more than there are tokens.
             TeacherError: The served teacher cannot be reached.
         """
+        spec = training.objective
+        assert isinstance(spec, SoftTargets)
         if isinstance(student, FromScratchStudent) and student.tokenizer is None:
             return (
                 "the student gets a new tokenizer, so its tokens are not the teacher's. Set "
@@ -98,12 +103,15 @@ class SoftTargetObjective(Objective):
             return str(error)
         return None
 
-    def loss(self, model: Any, student: "SplitModel", batch: Batch, normaliser: Any) -> Loss:
+    def loss(self, model: Any, student: "SplitModel", batch: Batch) -> Loss:
         """Return the weighted sum of cross-entropy and divergence, and both."""
         losses = self._response_losses(
-            model, student, batch, normaliser, soft=self._spec, targets=self._targets(batch)
+            model, student, batch, soft=self._spec, targets=self._targets(batch)
         )
-        return Loss(losses.loss, {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats})
+        return Loss(
+            {"labels": losses.loss},
+            {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats},
+        )
 
     def _targets(self, batch: Batch) -> "Targets":
         """Return the teacher's probabilities at the batch's response tokens."""
@@ -131,7 +139,7 @@ class _Stored(SoftTargetObjective):
         store, ref = self._inputs.store, self._inputs.scores
         assert ref is not None
         meta = read_meta(store, ref)
-        check_meta(meta, tokenizer=self._inputs.tokenizer, spec=self._spec)
+        check_meta(meta, tokenizer=self._inputs.chat_format.tokenizer, spec=self._spec)
         scores = read_targets(store, ref, splits=(split,))
 
         def of_row(row: Row, tokens: TokenizedRow) -> Row:

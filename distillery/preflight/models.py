@@ -32,7 +32,7 @@ class _Reader(NamedTuple):
     """A model that reads the prompts of a recipe."""
 
     role: str
-    spec: PretrainedStudent | FromScratchStudent | TransformersTeacher
+    spec: StudentSpec | TransformersTeacher
     renders_responses: bool
     """Whether responses are rendered with its template too, to learn or to score them."""
 
@@ -50,7 +50,8 @@ def _readers(
     evaluation: EvaluationSpec | None,
 ) -> Iterator[_Reader]:
     """Yield the models whose files are here; a new student with a new tokenizer has none yet."""
-    if isinstance(student, PretrainedStudent) or (student and student.tokenizer is not None):
+    is_new = isinstance(student, FromScratchStudent) and student.tokenizer is None
+    if student is not None and not is_new:
         thinks = training is not None and training.learn_reasoning
         yield _Reader("student", student, True, prompt_of=None, learns_thoughts=thinks)
     if teacher is not None and not isinstance(teacher, OpenAITeacher):

@@ -221,7 +221,7 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
 
 def _check_student(problems: _Problems, student: StudentSpec) -> bool:
     """Note files that are not there; return whether they are."""
-    if isinstance(student, PretrainedStudent):
+    if not isinstance(student, FromScratchStudent):
         return problems.collect(model_identity, student.model, student.revision, role="student")
     return student.tokenizer is None or problems.collect(tokenizer_identity, student.tokenizer)
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from schemas.execution import ExecutionSpec, StoreSpec
-from schemas.refs import DatasetRef
+from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
@@ -37,6 +37,9 @@ class TrainingJob(_Frozen):
 
     task: TaskSpec | None = None
     """What the instructions of that teacher may name."""
+
+    start: ModelRef | None = None
+    """The model whose weights it starts from. None: the student's own."""
 
     student: StudentSpec
     """What is trained."""

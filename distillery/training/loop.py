@@ -72,13 +72,15 @@ class _Training:
         inputs = Inputs(
             training=training,
             store=self._store,
-            tokenizer=tokenizer,
+            chat_format=chat_format,
             vocab_size=self._vocab_size,
             scores=self._job.soft_targets,
             teacher=self._teacher,
+            teacher_spec=self._job.teacher,
             teacher_prompt=self._teacher_prompt(),
         )
         self._objective = objective_class(training).open(inputs)
+        self._objective.attach(model)
         with self._timed("tokenize"), arguments.distributed_state.main_process_first():
             self._rows = TokenRows(self._job, chat_format, self._objective, self._scratch)
         self._collate = collator(training, tokenizer.pad_token_id, self._objective)
@@ -87,6 +89,7 @@ class _Training:
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
             # Once split between processes, weights stay split.
             model, _ = self._open_model(held_dtype(training))
+            self._objective.attach(model)
         if self._rows.too_long:
             self._facts["left_out_first_ids"] = self._rows.too_long[:20]
         if self._rows.not_written:
@@ -112,7 +115,14 @@ class _Training:
     def _open_model(self, dtype: torch.dtype) -> tuple[Any, ChatFormat]:
         """Return the student with adapters if wanted, and its chat format."""
         set_seeds(self._training.seed)
-        model, chat_format = open_student(self._job.student, self._corpus(), dtype=dtype)
+        with contextlib.ExitStack() as stack:
+            start = self._job.start
+            folder = None
+            if start is not None:
+                folder = stack.enter_context(self._store.local_copy(start))
+            model, chat_format = open_student(
+                self._job.student, self._corpus(), dtype=dtype, start=folder
+            )
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
         if context and context < self._training.max_length:
             self._training = self._training.model_copy(update={"max_length": context})
@@ -198,7 +208,7 @@ class _Training:
         arguments = training_arguments(training, folder, steps=steps, validates=validates)
         trainer = self._make_trainer(model, arguments, rows, processing_class=tokenizer)
         reporting = Reporting(
-            parts=self._objective.parts,
+            parts=tuple(self._objective.parts),
             tensorboard=folder / "tensorboard",
             upload=lambda made: upload_checkpoint(
                 self._store, self._job.checkpoints_uri, made, parallelism=_layout(trainer)
@@ -218,7 +228,9 @@ class _Training:
             _restore_finished(trainer, newest)
         else:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-        self._facts["curve"] = _curve(trainer.state.log_history, loss_names(self._objective.parts))
+        self._facts["curve"] = _curve(
+            trainer.state.log_history, loss_names(tuple(self._objective.parts))
+        )
         self._facts["best_validation_loss"] = trainer.state.best_metric
         return trainer
 
@@ -245,6 +257,7 @@ class _Training:
             dtype = getattr(torch, self._job.student.dtype)
             num_parameters = write_merged(model, folder, dtype=dtype)
             tokenizer.save_pretrained(folder)
+            self._objective.keep(self._scratch / "kept")
         trainer.accelerator.wait_for_everyone()
         return num_parameters
 

@@ -14,13 +14,13 @@ from distillery.teacher.prompt import prompt_inputs
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from schemas.errors import TrainingError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.refs import DatasetRef
-from schemas.student import PretrainedStudent, StudentSpec
+from schemas.refs import DatasetRef, ModelRef
+from schemas.student import PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
-_LOGIC_VERSION = 4
+_LOGIC_VERSION = 5
 _READ_OF_PRETRAINED = {"dtype", "chat_template_kwargs", "system_prompt"}
 
 
@@ -33,13 +33,16 @@ def training_stage(
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
     task: TaskSpec | None = None,
+    start: ModelRef | None = None,
     because: str | None = None,
 ) -> Stage:
     """Return what identifies the training of ``student`` on ``rows``.
 
     The prompts count only when a tokenizer is trained on them or a teacher beside the student is
     shown some of them, stored scores and the teacher (with its prompt) only where the objective
-    needs them, and its settings only where they are read. ``because``, the
+    needs them, and its settings only where they are read. ``start`` is the model whose weights it
+    starts from in place of the student's own: a pruned one, or one that has learnt hard targets; by
+    its attempt, as training again on a GPU may give other weights. ``because``, the
     reason for the objective, is recorded with the result and never counts.
 
     Raises:
@@ -66,7 +69,9 @@ def training_stage(
         spec["prompt"] = prompt_inputs(teacher, task)
         if teacher.examples is not None:
             inputs["prompts"] = prompts.fingerprint
-    if isinstance(student, PretrainedStudent):
+    if start is not None:
+        inputs["start"] = start.uri
+    if isinstance(student, PretrainedStudent | PrunedStudent):
         inputs["student"] = model_identity(student.model, student.revision, role="student")
         spec["student"] = student.model_dump(include=_READ_OF_PRETRAINED)
     elif student.tokenizer is not None:
@@ -90,6 +95,7 @@ def train_student(
     soft_targets: DatasetRef | None = None,
     teacher: TeacherSpec | None = None,
     task: TaskSpec | None = None,
+    start: ModelRef | None = None,
     because: str | None = None,
     name: StageName = StageName.TRAIN_STUDENT,
     on_progress: OnProgress | None = None,
@@ -110,6 +116,7 @@ def train_student(
         soft_targets: The teacher's probabilities of ``rows``; for objectives that need them.
         teacher: Who runs beside the student, for objectives that need it.
         task: What the instructions of that teacher may name.
+        start: The model whose weights it starts from in place of the student's own.
         because: Why the objective was chosen, for the manifest.
         name: Under which stage name the result is kept.
         on_progress: Called at every logged step.
@@ -119,7 +126,9 @@ def train_student(
             cannot be learnt from, its soft targets are missing or of another kind, or the loss is
             not finite.
     """
-    stage = training_stage(name, rows, prompts, student, training, soft_targets, teacher, task)
+    stage = training_stage(
+        name, rows, prompts, student, training, soft_targets, teacher, task, start
+    )
 
     def work(attempt: Attempt) -> None:
         job = TrainingJob(
@@ -128,6 +137,7 @@ def train_student(
             soft_targets=soft_targets if needs_scores(training) else None,
             teacher=teacher if needs_teacher(training) else None,
             task=task,
+            start=start,
             student=student,
             training=training,
             store=store,
@@ -141,6 +151,8 @@ def train_student(
             attempt.facts |= outcome.facts
             attempt.facts["objective"] = because or f"{training.objective.kind}: as the recipe says"
             attempt.add_folder("tensorboard", scratch / "checkpoints" / "tensorboard")
+            if (scratch / "kept").exists():
+                attempt.add_folder("kept", scratch / "kept")
             attempt.add_model("model", scratch / "model", num_parameters=outcome.num_parameters)
 
     return run_stage(stage, store, execution, work)

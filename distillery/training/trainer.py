@@ -4,6 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def training_arguments(
 
 
 class StudentTrainer(Trainer):  # type: ignore[misc]
-    """Trains on sums over response tokens, divided by their number in the whole step.
+    """Trains on sums over tokens, divided by their number in the whole step.
 
     So neither micro-batches nor processes change what is learnt. The loss that is logged is the one
     that is differentiated; the parts that an objective names are logged beside it.
@@ -139,6 +140,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         self._rows, self._training = rows, training
         self._objective, self._student = objective, student
         self._newest: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._counted = objective.counted
         super().__init__(
             model=model,
             args=arguments,
@@ -147,7 +149,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
             data_collator=collate,
             **named,
         )
-        self._sums = torch.zeros(1 + len(objective.parts), device=self.args.device)
+        self._sums = torch.zeros(len(self._counted) + len(objective.parts), device=self.args.device)
         # Ours divides by all response tokens of a step, whatever the model's own loss would do.
         self.model_accepts_loss_kwargs = True
 
@@ -171,6 +173,23 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
             seed=self._training.seed,
         )
 
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: Any
+    ) -> tuple[list[Batch], Any]:
+        """Return the micro-batches of a step, as the objective has them, and their token counts."""
+        batches = list(islice(epoch_iterator, num_batches))
+        if not batches:
+            return [], None
+        batches = self._objective.rewrite(
+            self.model_wrapped, self._student, batches, self.state.global_step
+        )
+        counts = torch.stack([self._count(batch) for batch in batches]).sum(0)
+        return batches, self._summed(counts.to(device))
+
+    def _count(self, batch: Batch) -> torch.Tensor:
+        """Return how many tokens of each counted column are learnt."""
+        return torch.stack([(batch[name] >= 0).sum() for name in self._counted])
+
     def compute_loss(
         self,
         model: Any,
@@ -178,18 +197,24 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return this batch's part of the step's mean loss per response token."""
-        loss = self._objective.loss(model, self._student, inputs, num_items_in_batch)
-        self._newest.append((inputs["row"], loss.total.detach()))
+        """Return this batch's part of the step's loss: a mean per token of each counted column."""
+        loss = self._objective.loss(model, self._student, inputs)
+        normalisers = num_items_in_batch.clamp(min=1)
+        total = sum(
+            loss.sums[name] / normalisers[at]
+            for at, name in enumerate(self._counted)
+            if name in loss.sums
+        )
+        assert isinstance(total, torch.Tensor)
+        self._newest.append((inputs["row"], total.detach()))
         self._note(self._sums, loss, inputs)
         # Gradients are averaged over processes, but the parts of one mean add up.
-        return loss.total * self.args.world_size
+        return total * self.args.world_size
 
     def _note(self, sums: torch.Tensor, loss: Loss, inputs: Batch) -> None:
-        """Add to ``sums`` the response tokens of a batch, and the parts of its loss."""
-        num_tokens = (inputs["labels"] >= 0).sum()
-        parts = [loss.parts[name] for name in self._objective.parts]
-        sums += torch.stack([num_tokens, *parts]).to(sums)
+        """Add to ``sums`` the counted tokens of a batch, and the parts of its loss."""
+        parts = [loss.parts[name].to(sums) for name in self._objective.parts]
+        sums += torch.cat([self._count(inputs).to(sums), *(part[None] for part in parts)])
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Return the norm of the gradients, clipped; before the step, so that weights stay good."""
@@ -239,8 +264,9 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _parts(self, sums: torch.Tensor) -> dict[str, float]:
-        num_tokens, *parts = sums.tolist()
-        return {n: part / num_tokens for n, part in zip(self._objective.parts, parts, strict=True)}
+        counts = dict(zip(self._counted, sums.tolist(), strict=False))
+        parts = zip(self._objective.parts.items(), sums[len(self._counted) :].tolist(), strict=True)
+        return {name: part / max(1.0, counts[counted]) for (name, counted), part in parts}
 
     def _summed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""
@@ -255,25 +281,28 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Return the validation loss: the mean over the response tokens of all rows.
+        """Return the validation loss: the mean over the counted tokens of all rows.
 
         Transformers' own is a mean over batches, which depends on how rows fall into them.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         model = self.model_wrapped
         model.eval()
-        sums = torch.zeros(2 + len(self._objective.parts), dtype=torch.float64)
+        num = len(self._counted)
+        sums = torch.zeros(2 * num + len(self._objective.parts), dtype=torch.float64)
         sums = sums.to(self.args.device)
         with torch.no_grad():
             for batch, counts in self._validation_batches(rows):
                 inputs = self._prepare_inputs(batch)
-                loss = self._objective.loss(model, self._student, inputs, 1)
+                loss = self._objective.loss(model, self._student, inputs)
                 if counts:
-                    sums[0] += loss.total.double()
-                    self._note(sums[1:], loss, inputs)
+                    for at, name in enumerate(self._counted):
+                        sums[at] += loss.sums.get(name, torch.zeros(())).double()
+                    self._note(sums[num:], loss, inputs)
         sums = self._summed(sums)
-        metrics = {f"{metric_key_prefix}_loss": float(sums[0] / sums[1])}
-        parts = self._parts(sums[1:])
+        means = sums[:num] / sums[num : 2 * num].clamp(min=1)
+        metrics = {f"{metric_key_prefix}_loss": float(means.sum())}
+        parts = self._parts(sums[num:])
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in parts.items()}
         self.log(metrics)
         control: Any = self.control  # type: ignore[has-type]

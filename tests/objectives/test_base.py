@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pandas as pd
 import pytest
@@ -29,7 +29,7 @@ STUDENT = FromScratchStudent(
 class Doubled(Objective):
     """Twice the cross-entropy, with a column of its own: the length of the response in letters."""
 
-    parts = ("half_loss", "letters")
+    parts: ClassVar[dict[str, str]] = {"half_loss": "labels", "letters": "labels"}
 
     def features(self) -> dict[str, Any]:
         from datasets import Value
@@ -44,10 +44,10 @@ class Doubled(Objective):
 
         return {"letters": torch.tensor([float(row["letters"]) for row in rows])}
 
-    def loss(self, model: Any, head: Any, batch: Batch, normaliser: Any) -> Loss:
-        losses = self._response_losses(model, head, batch, normaliser)
+    def loss(self, model: Any, student: Any, batch: Batch) -> Loss:
+        losses = self._response_losses(model, student, batch)
         parts = {"half_loss": losses.hard_nats, "letters": batch["letters"].sum()}
-        return Loss(2 * losses.loss, parts)
+        return Loss({"labels": 2 * losses.loss}, parts)
 
 
 @pytest.mark.usefixtures("one_thread")
