@@ -45,7 +45,7 @@ class TrainingSpec(Spec):
     """Hyperparameters. The baseline of a from-scratch student is trained with the same ones."""
 
     objective: Objective = Field(HardTargets(), title="Objective")
-    """What is learnt from: hard targets, soft targets, or the better of both that is possible."""
+    """What is learnt from. auto: the best that is possible."""
 
     method: Method = Field(FullMethod(), title="Method")
     """Full fine-tuning or LoRA."""
@@ -140,10 +140,11 @@ class TrainingSpec(Spec):
 
     @model_validator(mode="after")
     def _thoughts_have_no_probabilities(self) -> "TrainingSpec":
-        if self.learn_reasoning and self.objective.kind == "soft_targets":
+        if self.learn_reasoning and self.objective.kind not in ("hard_targets", "auto"):
             raise ValueError(
-                "training.learn_reasoning is true and training.objective.kind 'soft_targets', but "
-                "a teacher's probabilities are those of its responses without thoughts. Set "
+                "training.learn_reasoning is true and training.objective.kind "
+                f"{self.objective.kind!r}, but a teacher's probabilities are those of its "
+                "responses without thoughts, and rationales are a task of their own. Set "
                 "training.objective.kind to 'hard_targets', or learn_reasoning to false."
             )
         return self
