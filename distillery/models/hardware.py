@@ -114,6 +114,18 @@ def available_memory(device: Any) -> int:
     return int(min(rooms) + own.rss - getattr(own, "shared", 0))
 
 
+def free_memory(device: Any) -> int:
+    """Return how many more bytes this process can hold on ``device``."""
+    import psutil
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return available_memory(device) - int(torch.cuda.memory_allocated(device))
+    own = psutil.Process().memory_info()
+    return available_memory(device) - int(own.rss - getattr(own, "shared", 0))
+
+
 def _group_rooms(of_process: Path, groups: Path) -> Iterator[int]:
     """Yield what each control group of this process can still give, where it has a limit."""
     if not of_process.is_file():  # no Linux

@@ -150,26 +150,57 @@ class LocalModel:
         """
         start = time.perf_counter()
         prompts = [self.chat_format.prompt_ids(messages) for messages in conversations]
-        for batch, limit in self._batches(prompts, max_new_tokens, batch_size):
+        limits = [max_new_tokens] * len(prompts)
+        for batch, limit in self._batches(prompts, limits, batch_size):
             if limit < 1:
                 yield {i: LocalResponse("", "", "length", len(prompts[i]), 0) for i in batch}
                 continue
-            sampler = (sampling_temperature, top_p, seed) if sampling_temperature > 0 else None
             first_token = _FirstToken(self.model.device)
-            generated = self._generate([prompts[i] for i in batch], limit, sampler, first_token)
+            processors: list[Any] = [first_token]
+            if sampling_temperature > 0:
+                keys = [f"{seed}:{prompts[i]}" for i in batch]
+                sampler = _GumbelSampler(keys, sampling_temperature, top_p, self.model.device)
+                processors = [sampler, first_token]
+            generated = self._generate([prompts[i] for i in batch], limit, processors)
             yield {
                 i: self._response(len(prompts[i]), new_ids, first_token.at - start)
                 for i, new_ids in zip(batch, generated, strict=True)
             }
             start = time.perf_counter()
 
+    def sample(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        limits: Sequence[int],
+        keys: Sequence[str],
+        sampling_temperature: float,
+        batch_size: int,
+    ) -> list[list[int]]:
+        """Return the tokens that the model writes after each of ``prompts``, its end included.
+
+        Args:
+            prompts: Token ids.
+            limits: Most tokens to write after each, at least 1.
+            keys: What decides the random numbers of each, whatever batch it is in.
+            sampling_temperature: Above 0.
+            batch_size: Prompts per forward pass; see :meth:`stream`.
+        """
+        written: list[list[int]] = [[]] * len(prompts)
+        for batch, limit in self._batches(prompts, limits, batch_size):
+            of_batch = [keys[i] for i in batch]
+            sampler = _GumbelSampler(of_batch, sampling_temperature, 1.0, self.model.device)
+            new_ids = self._generate([prompts[i] for i in batch], limit, [sampler])
+            for i, ids in zip(batch, new_ids, strict=True):
+                written[i] = ids
+        return written
+
     def _batches(
-        self, prompts: list[list[int]], max_new_tokens: int, batch_size: int
+        self, prompts: Sequence[list[int]], limits: Sequence[int], batch_size: int
     ) -> Iterator[tuple[list[int], int]]:
         """Yield indices that share a batch, longest first, and how many tokens they may add."""
-        limits = [max_new_tokens] * len(prompts)
-        if self.context_length is not None:
-            limits = [min(max_new_tokens, self.context_length - len(ids)) for ids in prompts]
+        if (most := self.context_length) is not None:
+            limits = [min(each, most - len(p)) for each, p in zip(limits, prompts, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         batch: list[int] = []
         for index in order:
@@ -181,11 +212,7 @@ class LocalModel:
             yield batch, limits[batch[0]]
 
     def _generate(
-        self,
-        prompts: list[list[int]],
-        limit: int,
-        sampler: tuple[float, float, int] | None,
-        first_token: "_FirstToken",
+        self, prompts: list[list[int]], limit: int, processors: list[Any]
     ) -> list[list[int]]:
         """Return the generated ids of one batch, cut after their end of sequence."""
         import torch
@@ -202,15 +229,11 @@ class LocalModel:
             pad_token_id=pad_id,
         )
         device = self.model.device
-        processors = LogitsProcessorList()
-        if sampler is not None:
-            processors.append(_GumbelSampler(prompts, *sampler, device=device))
-        processors.append(first_token)
         with torch.inference_mode():
             sequences_BT = self.model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),
-                logits_processor=processors,
+                logits_processor=LogitsProcessorList(processors),
             )
         return [_through_end(row, end_ids) for row in sequences_BT[:, width:].tolist()]
 
@@ -246,17 +269,15 @@ class _GumbelSampler:
     from one generator, so there an answer would depend on its neighbours.
     """
 
-    def __init__(
-        self, prompts: list[list[int]], temperature: float, top_p: float, seed: int, *, device: Any
-    ) -> None:
+    def __init__(self, keys: Sequence[str], temperature: float, top_p: float, device: Any) -> None:
         import torch
         from transformers import TopPLogitsWarper
 
         self._temperature = temperature
         self._nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
         self._generators = []
-        for ids in prompts:
-            digest = hashlib.sha256(f"{seed}:{ids}".encode()).digest()
+        for key in keys:
+            digest = hashlib.sha256(key.encode()).digest()
             generator = torch.Generator(device=device)
             generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             self._generators.append(generator)

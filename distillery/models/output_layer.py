@@ -1,6 +1,8 @@
 """A model split before its output layer, so that the loss can go through it in chunks."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,6 +43,16 @@ class SplitModel:
         layer = model.get_output_embeddings()
         vars(layer).pop("forward", None)
         return layer
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let the model return logits inside, as it needs to write."""
+        forward = None if self._layer is None else vars(self._layer).pop("forward", None)
+        try:
+            yield
+        finally:
+            if forward is not None:
+                vars(self._layer)["forward"] = forward
 
     @property
     def holds_logits(self) -> bool:

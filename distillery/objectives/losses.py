@@ -56,6 +56,8 @@ class Losses(NamedTuple):
     """Detached float32 scalar, nats: Σ CE, the cross-entropy on the labels."""
     soft_nats: Tensor
     """Detached float32 scalar, nats: Σ D, without T². 0 with hard targets alone."""
+    soft_nats_N: Tensor
+    """The terms of that sum, token by token."""
 
 
 Targets = SparseTargets | SampledTargets | DenseTargets
@@ -124,8 +126,10 @@ def response_losses(
         elif targets is not None:
             teacher = targets
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            hard_nats, soft_nats = _run(student, labels_N, chunk, soft, teacher)
-    total = hard_nats
+            hard_N, soft_N = _run(student, labels_N, chunk, soft, teacher)
+    # Summed at the end, so that the sums do not depend on the chunks.
+    total = hard_nats = hard_N.sum()
+    soft_nats = soft_N.sum()
     if soft is not None:
         total = (
             soft.hard_weight * hard_nats
@@ -133,7 +137,7 @@ def response_losses(
         )
     if any(wanted):
         total = _WithGradients.apply(total, *student.gradients, *inputs)  # type: ignore[no-untyped-call]
-    return Losses(total / normaliser, hard_nats, soft_nats)
+    return Losses(total / normaliser, hard_nats, soft_nats, soft_N)
 
 
 def default_chunk_tokens(vocab_size: int, device: torch.device) -> int:
@@ -189,7 +193,7 @@ def _run(
     soft: SoftTargets | None,
     teacher: _Teacher | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of cross-entropy and divergence; gradients are left with the student."""
+    """Return cross-entropy and divergence of every token; gradients are left with the student."""
     # Preallocated: small tensors that stay between large ones that go would scatter the heap.
     hard_N, soft_N = student.empty(2, len(labels_N))
     block = min(chunk, _block_tokens(labels_N.device, student.vocab_size))
@@ -211,8 +215,7 @@ def _run(
                 logits_CV[inside], labels_N[part], soft, known, buffers
             )
         student.add_gradients(rows, logits_CV)
-    # Summed at the end, so that the sums do not depend on the chunks.
-    return hard_N.sum(), soft_N.sum()
+    return hard_N, soft_N
 
 
 def _slices(start: int, stop: int, step: int) -> Iterator[slice]:

@@ -80,7 +80,7 @@ def test_sampling_follows_the_models_probabilities(model: LocalModel) -> None:
 
     probabilities = torch.tensor([0.6, 0.3, 0.1])
     rows = 4000
-    sampler = _GumbelSampler([[row] for row in range(rows)], 1.0, 1.0, 0, device="cpu")
+    sampler = _GumbelSampler([f"0:[{row}]" for row in range(rows)], 1.0, 1.0, "cpu")
     drawn = sampler(None, probabilities.log().repeat(rows, 1)).argmax(-1)
     frequencies = torch.bincount(drawn, minlength=3) / rows
     assert torch.allclose(frequencies, probabilities, atol=0.03)

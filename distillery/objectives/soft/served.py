@@ -1,7 +1,8 @@
 """Soft targets from a served vLLM: probabilities of responses that are there, at T = 1."""
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from distillery.data.chat import Message
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
@@ -21,6 +22,8 @@ from distillery.teacher.http.replies import PassingFault, RefusedRequest
 from schemas.errors import RecipeError, TeacherError, TrainingError
 from schemas.objectives import SoftTargets
 from schemas.teacher import OpenAITeacher
+
+T = TypeVar("T")
 
 # A reply is megabytes of JSON: 5 kB a token at k = 64.
 _ROWS_AHEAD = 32
@@ -49,6 +52,19 @@ def check_served(
         scorer.probe(row, response_ids)
     finally:
         scorer.close()
+
+
+class ServedTokens(NamedTuple):
+    """A row as the server reads it."""
+
+    ids: list[int]
+    """Prompt, response, and what its template writes after that."""
+
+    start: int
+    """Where the response begins."""
+
+    max_model_len: int | None
+    """Tokens of the server's context, one that it has to write included; None: it does not say."""
 
 
 class ServedScorer:
@@ -95,6 +111,29 @@ class ServedScorer:
                 if scored is not None:
                     yield scored
 
+    def tokens(self, row: ScoringRow) -> ServedTokens | None:
+        """Return how the server reads ``row``; None when it is longer than its context.
+
+        Raises:
+            TeacherError, TrainingError: As :meth:`score` does.
+        """
+        return next(self._client.ahead([self._named(row.prompt_id, self._tokenize(row))], 1))
+
+    def probabilities(
+        self, asked: Iterable[tuple[str, list[int], int]]
+    ) -> Generator[Probabilities, None, None]:
+        """Yield the teacher's probabilities of tokens, in order.
+
+        Args:
+            asked: A `prompt_id`, the tokens of prompt and response, and where the latter begins.
+
+        Raises:
+            TeacherError: As :meth:`score` does.
+        """
+        works = (self._named(name, self._probabilities(ids, start)) for name, ids, start in asked)
+        with contextlib.closing(self._client.ahead(works, _ROWS_AHEAD)) as shown:
+            yield from shown
+
     def obstacle(self, row: ScoringRow) -> str | None:
         """Return None: the server's template writes what it is given."""
         return None
@@ -110,7 +149,7 @@ class ServedScorer:
     async def _probe(self, row: ScoringRow, response_ids: list[int]) -> None:
         try:
             if tokens := await self._tokenize(row):
-                ids, start = tokens
+                ids, start = tokens.ids, tokens.start
                 theirs = ids[start:][: len(response_ids)]
                 if theirs != response_ids:
                     raise RecipeError(
@@ -132,25 +171,28 @@ class ServedScorer:
             raise self._gave_up(row.prompt_id, error) from None
 
     async def _score(self, row: ScoringRow) -> ScoredRow | None:
+        if (tokens := await self._named(row.prompt_id, self._tokenize(row))) is None:
+            return None
+        ids, start = tokens.ids, tokens.start
+        shown = await self._named(row.prompt_id, self._probabilities(ids, start))
+        return ScoredRow(row.prompt_id, row.split, ids[start:], *shown)
+
+    async def _named(self, prompt_id: str, asking: Coroutine[Any, Any, T]) -> T:
+        """Return what comes of ``asking``; its failure names the row."""
         try:
-            if (tokens := await self._tokenize(row)) is None:
-                return None
-            ids, start = tokens
-            shown = await self._probabilities(ids, start)
+            return await asking
         except CannotShow as error:
             raise TeacherError(self._quote(error)) from None
         except RefusedRequest as error:
             raise TeacherError(
                 f"endpoint '{self._endpoint}' refuses to score the row with prompt_id "
-                f"{row.prompt_id!r}: {self._said(error)!r}. Change what it objects to, or leave "
+                f"{prompt_id!r}: {self._said(error)!r}. Change what it objects to, or leave "
                 "that row out."
             ) from None
         except PassingFault as error:
-            raise self._gave_up(row.prompt_id, error) from None
-        return ScoredRow(row.prompt_id, row.split, ids[start:], *shown)
+            raise self._gave_up(prompt_id, error) from None
 
-    async def _tokenize(self, row: ScoringRow) -> tuple[list[int], int] | None:
-        """Return the row's tokens and where its response begins; None when it is too long."""
+    async def _tokenize(self, row: ScoringRow) -> ServedTokens | None:
         prompt, _ = await self._tokens(row, answered=False)
         whole, max_model_len = await self._tokens(row, answered=True)
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
@@ -162,7 +204,7 @@ class ServedScorer:
         # One more token has to be written after these.
         if max_model_len is not None and len(whole) >= max_model_len:
             return None
-        return whole, len(prompt)
+        return ServedTokens(whole, len(prompt), max_model_len)
 
     async def _tokens(self, row: ScoringRow, *, answered: bool) -> tuple[list[int], int | None]:
         answer = [Message(role="assistant", content=row.response)] if answered else []
