@@ -46,7 +46,7 @@ class SoftTargetObjective(Objective):
     @classmethod
     def open(cls, inputs: Inputs) -> Objective:
         """Return the objective with stored scores, or with a teacher beside the student."""
-        return _Stored(inputs) if inputs.teacher is None else _Beside(inputs)
+        return StoredTargets(inputs) if inputs.teacher is None else _Beside(inputs)
 
     @classmethod
     def needs_scores(cls, spec: SoftTargets) -> bool:
@@ -106,25 +106,26 @@ class SoftTargetObjective(Objective):
     def loss(self, model: Any, student: "SplitModel", batch: Batch) -> Loss:
         """Return the weighted sum of cross-entropy and divergence, and both."""
         losses = self._response_losses(
-            model, student, batch, soft=self._spec, targets=self._targets(batch)
+            model, student, batch, soft=self._spec, targets=self.targets(batch)
         )
         return Loss(
             {"labels": losses.loss},
             {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats},
         )
 
-    def _targets(self, batch: Batch) -> "Targets":
+    def targets(self, batch: Batch) -> "Targets":
         """Return the teacher's probabilities at the batch's response tokens."""
         raise NotImplementedError
 
 
-class _Stored(SoftTargetObjective):
+class StoredTargets(SoftTargetObjective):
     """Probabilities that `score_soft_targets` has stored.
 
     N = response tokens of a batch, K = tokens stored of a teacher's distribution.
     """
 
     def features(self) -> dict[str, Any]:
+        """Return the columns of stored probabilities."""
         from datasets import List, Value
 
         ints = List(Value("int32"))
@@ -136,6 +137,7 @@ class _Stored(SoftTargetObjective):
         }
 
     def columns(self, split: str) -> Columns:
+        """Return what finds the probabilities of a row."""
         store, ref = self._inputs.store, self._inputs.scores
         assert ref is not None
         meta = read_meta(store, ref)
@@ -167,6 +169,7 @@ class _Stored(SoftTargetObjective):
         return of_row
 
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
+        """Return the probabilities of all response tokens of ``rows``, [N, K] and [N]."""
         import torch
 
         def joined(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -179,7 +182,8 @@ class _Stored(SoftTargetObjective):
             "counts": joined("counts").view(-1, self._spec.k),
         }
 
-    def _targets(self, batch: Batch) -> "Targets":
+    def targets(self, batch: Batch) -> "Targets":
+        """Return them as the loss takes them."""
         from distillery.objectives.divergence import SampledTargets, SparseTargets
 
         ids_NK, log_probs_NK = batch["topk_ids"], batch["topk_log_probs"]
@@ -220,7 +224,7 @@ class _Beside(SoftTargetObjective):
         if (prompt := self._inputs.teacher_prompt) is not None:
             [messages] = prompt.around([messages])
         theirs = self._teacher.chat_format.row(messages, row["response"])
-        _refuse_other_tokens(name, tokens.response_ids, theirs.response_ids)
+        refuse_other_tokens(name, tokens.response_ids, theirs.response_ids)
         num_tokens, most = len(theirs.input_ids), self._teacher.context_length
         if most is not None and num_tokens > most:
             raise TrainingError(
@@ -236,7 +240,7 @@ class _Beside(SoftTargetObjective):
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
         return tokens(rows, "teacher_")
 
-    def _targets(self, batch: Batch) -> "Targets":
+    def targets(self, batch: Batch) -> "Targets":
         import torch
 
         from distillery.models.output_layer import response_states
@@ -259,7 +263,7 @@ def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:
         TrainingError: They were made of other tokens.
     """
     n = len(response_ids)
-    _refuse_other_tokens(scored.prompt_id, response_ids, list(scored.response_ids[:n]))
+    refuse_other_tokens(scored.prompt_id, response_ids, list(scored.response_ids[:n]))
     return scored._replace(
         response_ids=response_ids,
         ids_NK=scored.ids_NK[:n],
@@ -269,7 +273,7 @@ def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:
     )
 
 
-def _refuse_other_tokens(prompt_id: str, ours: list[int], theirs: list[int]) -> None:
+def refuse_other_tokens(prompt_id: str, ours: list[int], theirs: list[int]) -> None:
     """Raise when the teacher reads other tokens in a response than the student is to write."""
     if ours == theirs:
         return
