@@ -45,7 +45,7 @@ def teach_student(recipe: Recipe) -> Lineage:
 
     # What it is before it learns from the teacher is what it starts from, and its baseline. A
     # pretrained student is its own, as it comes; a new one first learns the gold rows.
-    start = baseline = soft_targets = None
+    start = baseline = first = soft_targets = None
     if student.kind == "pruned":
         start = baseline = prune(training_set, student).model("model")
     if student.kind == "from_scratch":
@@ -53,7 +53,7 @@ def teach_student(recipe: Recipe) -> Lineage:
         baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, gold).model("model")
     if chosen.first is not None:
         learnt = (training_set, rows.prompts, student, chosen.first)
-        start = train(TRAIN_STUDENT, *learnt, start=start).model("model")
+        start = first = train(TRAIN_STUDENT, *learnt, start=start).model("model")
     if chosen.needs_scores:
         scored = score(training_set, rows.prompts, teacher, task, chosen.training)
         soft_targets = scored.dataset("soft_targets")
@@ -76,5 +76,6 @@ def teach_student(recipe: Recipe) -> Lineage:
         training_set=training_set,
         soft_targets=soft_targets,
         baseline=baseline,
+        first=first,
         student=trained.model("model"),
     )

@@ -27,7 +27,7 @@ def train_teacher(
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> ModelRef:
     """Return ``student`` trained on the gold rows of ``data``, copied to the folder ``output``."""
-    check_teacher_recipe(task, data, training)
+    check_teacher_recipe(task, data, student, training)
     loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
     hard = training.on_gold_rows()

@@ -344,7 +344,7 @@ class DistillationCost(_Figures):
     """The teacher's responses, by tokens and prices. None: no price is known."""
 
     training_hours: float
-    """Hours of training and of scoring soft targets."""
+    """Hours of training, pruning and scoring soft targets."""
 
     training: float | None
     """Those hours at the machine's price. None: no price is known."""
@@ -429,6 +429,9 @@ class Comparison(_Figures):
 
     contestants: tuple[ContestantFigures, ...]
     """In the order in which they are shown."""
+
+    baseline: str | None = None
+    """What the baseline is, in words. None: there is none."""
 
     differences: tuple[Difference, ...]
     """By name and whom it is compared with."""

@@ -115,6 +115,9 @@ class Lineage(_Bundle):
     baseline: ModelRef | None
     """A trained or pruned baseline. None: the student as it comes, or none."""
 
+    first: ModelRef | None = None
+    """The student after the hard targets from which its objective goes on. None: it does not."""
+
     student: ModelRef
     """The trained student."""
 

@@ -22,6 +22,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def base_model(comparison: Comparison, origins: Origins) -> str | None:
     """Return the pretrained model that the student grew from; None for one made from scratch."""
+    if pruned := origins.manifests.get("prune_student"):
+        return str(pruned.facts["model"])
     baseline = comparison.contestant(BASELINE)
     is_trained = "train_baseline" in origins.manifests
     return None if baseline is None or is_trained else baseline.model
@@ -60,6 +62,7 @@ def model_card(comparison: Comparison, origins: Origins, task: TaskSpec) -> str:
         "Made from": f"`{base}`, licence: {licence or _UNKNOWN}"
         if base
         else "random weights: it was trained from scratch",
+        **({"Pruned": origins.pruned} if origins.pruned else {}),
         "Teacher": f"`{teacher.model}`, licence: {licence_of(teacher.model) or _UNKNOWN}; its "
         "terms may bind models trained on its responses",
         "Parameters": count_text(student.num_parameters),

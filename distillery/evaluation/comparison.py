@@ -18,7 +18,7 @@ from distillery.evaluation.differences import (
 )
 from distillery.evaluation.judgement import read_judgement
 from distillery.evaluation.labels import label_recalls, majority_answer, student_confusions
-from distillery.evaluation.lineage import funnel, read_origins
+from distillery.evaluation.lineage import baseline_text, funnel, read_origins
 from distillery.evaluation.markdown import markdown
 from distillery.evaluation.metrics import fidelity, metric_sums
 from distillery.evaluation.performance import read_figures
@@ -47,7 +47,7 @@ from schemas.refs import DatasetRef, Evaluated, Lineage, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
 
-_LOGIC_VERSION = 8
+_LOGIC_VERSION = 9
 
 # What the stage reads of the evaluation section beside what decides answers and measurements.
 _READ = {"bootstrap_samples", "confidence", "seed", "slices", "min_slice_rows"}
@@ -130,7 +130,11 @@ def compare_models(
         cost = distillation_cost(comparison, lineage, prices, opened)
         left_out = len(test_rows) - len(asked)
         comparison = comparison.model_copy(
-            update={"distillation_cost": cost, "num_left_out": left_out}
+            update={
+                "distillation_cost": cost,
+                "num_left_out": left_out,
+                "baseline": baseline_text(comparison, origins),
+            }
         )
         rows, num_differing = differing_rows(
             answers, comparison.metric, prompts, opened, slices=divided

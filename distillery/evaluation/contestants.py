@@ -55,7 +55,7 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import StoreSpec
 from schemas.export import ExportSpec
 from schemas.refs import DatasetRef, Lineage, ModelRef
-from schemas.student import PretrainedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
@@ -75,14 +75,15 @@ def line_up(
     Args:
         teacher: Who the others are compared with.
         student: How baseline and student were made.
-        lineage: The student, its exported forms, and a trained baseline. Without one a pretrained
-            student as it comes is the baseline, and a student from scratch has none.
+        lineage: The student, its exported forms, and a baseline that was trained or pruned. Without
+            one a pretrained student as it comes is the baseline, and a student from scratch has
+            none.
         champion: The promoted student that this one would replace, if any.
         export: What the exported forms are.
         evaluation: Whether a pretrained student takes part with the teacher's prompt as well.
     """
     device = "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
-    is_trusted = isinstance(student, PretrainedStudent) and student.trust_remote_code
+    is_trusted = not isinstance(student, FromScratchStudent) and student.trust_remote_code
 
     def trained(name: str, model: ModelRef) -> TrainedContestant:
         return TrainedContestant(

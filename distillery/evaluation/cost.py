@@ -74,8 +74,8 @@ def distillation_cost(
     Returns:
         None where the student's training is no longer in the store.
     """
-    trained = [ref for ref in (lineage.student, lineage.soft_targets, lineage.baseline) if ref]
-    manifests = [store.manifest_of(ref) for ref in trained]
+    made = (lineage.student, lineage.first, lineage.soft_targets, lineage.baseline)
+    manifests = [store.manifest_of(ref) for ref in made if ref]
     seconds = [manifest.timings_s["total"] for manifest in manifests if manifest]
     if len(seconds) < len(manifests):
         return None

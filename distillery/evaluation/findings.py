@@ -370,6 +370,8 @@ def notes(comparison: Comparison) -> list[str]:
         f"Memory: weights plus KV cache at {comparison.context_tokens} tokens; peak memory: the "
         "longest of the timed rows at the highest concurrency.",
     ]
+    if comparison.baseline is not None:
+        lines.append(f"Baseline: {comparison.baseline}.")
     if comparison.num_left_out:
         lines.append(
             f"The teacher was not asked {comparison.num_left_out:,} further test rows, as its "

@@ -9,8 +9,10 @@ from typing import Any
 
 from distillery.evaluation.tables import Row
 from distillery.storage.store import Store
+from distillery.training.pruning import pruning_text
 from schemas.base import Ref
 from schemas.comparison import Comparison, FunnelStep
+from schemas.contestants import BASELINE
 from schemas.manifest import Manifest
 from schemas.refs import DatasetRef, Evaluated, Lineage
 from schemas.units import seconds_text
@@ -31,6 +33,12 @@ class Origins:
 
     quarantined: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Prompts put aside, by split and reason, the most frequent first."""
+
+    @property
+    def pruned(self) -> str | None:
+        """Return what the student was pruned to, in words; None where it was not."""
+        made = self.manifests.get("prune_student")
+        return None if made is None else pruning_text(made.facts)
 
     @property
     def curves(self) -> dict[str, list[dict[str, float]]]:
@@ -62,7 +70,8 @@ def read_origins(
         "filter_responses": lineage.filtered.kept,
         "train_student": lineage.student,
         **({"score_soft_targets": lineage.soft_targets} if lineage.soft_targets else {}),
-        **({"train_baseline": lineage.baseline} if lineage.baseline else {}),
+        **({"train_student on hard targets": lineage.first} if lineage.first else {}),
+        **({lineage.baseline.uri.partition("/")[0]: lineage.baseline} if lineage.baseline else {}),
         **{f"export_student {name}": ref for name, ref in lineage.exported.items()},
         **{f"answer_test_prompts {name}": ref for name, ref in evaluated.answers.items()},
         "measure_performance": evaluated.measurements,
@@ -122,6 +131,17 @@ def funnel(lineage: Lineage, origins: Origins) -> tuple[FunnelStep, ...]:
 def _sum(counts: Mapping[str, int], *names: str) -> int | None:
     """Return the sum of the named counts; None where there are no counts."""
     return sum(counts.get(name, 0) for name in names) if counts else None
+
+
+def baseline_text(comparison: Comparison, origins: Origins) -> str | None:
+    """Return what the baseline of a comparison is, in words; None where there is none."""
+    if (row := comparison.contestant(BASELINE)) is None:
+        return None
+    if origins.pruned is not None:
+        return f"{origins.pruned}; as it is, before it learns anything"
+    if row.model.startswith("train_baseline/"):
+        return "the student trained on the gold rows"
+    return f"{row.model} as it comes"
 
 
 def origin_tables(comparison: Comparison, origins: Origins) -> dict[str, list[Row]]:

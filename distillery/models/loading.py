@@ -143,6 +143,22 @@ class ModelFiles:
             )
         return model
 
+    def skeleton(self) -> Any:
+        """Return the model without numbers in its weights, on torch's device `meta`.
+
+        Raises:
+            RecipeError: Its configuration cannot be read.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        quiet_transformers()
+        with self._errors_named("model") as place, torch.device("meta"):
+            config = AutoConfig.from_pretrained(place, **self._shared)
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=self.trust_remote_code
+            )
+
     def weight_bytes(self) -> int | None:
         """Return the bytes of the files with the weights; None where they are not on this disk."""
         from huggingface_hub import try_to_load_from_cache

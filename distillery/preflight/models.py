@@ -8,6 +8,7 @@ from distillery.data.chat import Message, load_messages, with_system_turn
 from distillery.models.chat_format import ChatFormat
 from distillery.models.hardware import resolve_device
 from distillery.models.loading import ModelFiles
+from distillery.models.pruning import check_prunable
 from distillery.models.vocabulary import known_vocabulary
 from distillery.objectives.choice import reads_with_teacher
 from distillery.storage.store import Store
@@ -18,7 +19,7 @@ from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
-from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from schemas.training import TrainingSpec
@@ -77,7 +78,8 @@ def check_models(
     That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
     the recipe makes them or leaves instructions out, responses that do not end or do not come
     back, thoughts that are to be learnt but have no place, a vocabulary larger than the embedding,
-    a device that is not there (looked for only where stages run in this process). ``training``
+    layers or neurons to keep that are not there, a device that is not there (looked for only where
+    stages run in this process). ``training``
     decides whether the teacher renders responses too, to score them, ``evaluation`` whether the
     student reads the teacher's prompt.
     """
@@ -87,6 +89,11 @@ def check_models(
             _check_files(reader, task, data)
             if isinstance(reader.spec, TransformersTeacher) and execution.mode == "inline":
                 resolve_device(reader.spec.device)
+        except DistilleryError as error:
+            problems.append(str(error))
+    if isinstance(student, PrunedStudent):
+        try:
+            check_prunable(student)
         except DistilleryError as error:
             problems.append(str(error))
     return problems

@@ -27,7 +27,7 @@ from schemas.export import ExportSpec
 from schemas.gate import GateSpec
 from schemas.judge import JudgeSpec
 from schemas.refs import DatasetRef
-from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
@@ -197,7 +197,9 @@ def _ask_judge(judge: JudgeSpec, task: TaskSpec) -> None:
         logger.warning(warning)
 
 
-def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec) -> None:
+def check_teacher_recipe(
+    task: TaskSpec, data: DataSpec, student: StudentSpec, training: TrainingSpec
+) -> None:
     """Return when a teacher can be trained; otherwise raise one error with all that is wrong.
 
     Raises:
@@ -211,6 +213,11 @@ def check_teacher_recipe(task: TaskSpec, data: DataSpec, training: TrainingSpec)
         problems.lines.append(
             f"training.objective.kind is {training.objective.kind!r}, but gold rows have no "
             "teacher's probabilities. Set it to hard_targets."
+        )
+    if isinstance(student, PrunedStudent):
+        problems.lines.append(
+            "student.kind is 'pruned', but a teacher is trained whole, as its students are made "
+            "smaller. Set it to pretrained."
         )
     if data.gold is None:
         problems.lines.append("data.gold is missing, so there is nothing to learn from. Add it.")
@@ -250,9 +257,12 @@ def _untrained_student(student: StudentSpec, evaluation: EvaluationSpec | None) 
         return []
     if isinstance(student, PretrainedStudent):
         return []
+    what = "a student from scratch knows nothing before it is trained"
+    if isinstance(student, PrunedStudent):
+        what = "a pruned student understands no instructions before it is trained"
     return [
-        "evaluation.in_context_student is set, but a student from scratch knows nothing before it "
-        "is trained. Remove it, or name a pretrained student."
+        f"evaluation.in_context_student is set, but {what}. Remove it, or name a pretrained "
+        "student."
     ]
 
 
