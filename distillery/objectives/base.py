@@ -76,9 +76,6 @@ class Objective(ABC):
     counted: ClassVar[tuple[str, ...]] = ("labels",)
     """Columns of a batch whose tokens (those that are not IGNORED) sums are divided by."""
 
-    attention: ClassVar[str | None] = None
-    """Implementation of attention that both models need. None: any."""
-
     def __init__(self, inputs: Inputs) -> None:
         """Take what the training has opened."""
         self._inputs = inputs
@@ -97,6 +94,11 @@ class Objective(ABC):
     def needs_teacher(cls, spec: Any) -> bool:
         """Return whether the teacher runs beside the student."""
         return False
+
+    @classmethod
+    def attention(cls, spec: Any) -> str | None:
+        """Return the implementation of attention that both models need; None: any."""
+        return None
 
     @classmethod
     def follows_hard_targets(cls, spec: Any) -> bool:

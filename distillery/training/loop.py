@@ -32,6 +32,7 @@ from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
 from distillery.training.preflight import check_memory, check_packing, longest_rows, run_trial
 from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer, training_arguments
+from schemas.errors import TrainingError
 from schemas.teacher import TransformersTeacher
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class _Training:
             teacher_prompt=self._teacher_prompt(),
         )
         self._objective = objective_class(training).open(inputs)
-        self._objective.attach(model)
+        self._attach(model)
         with self._timed("tokenize"), arguments.distributed_state.main_process_first():
             self._rows = TokenRows(self._job, chat_format, self._objective, self._scratch)
         self._collate = collator(training, tokenizer.pad_token_id, self._objective)
@@ -89,7 +90,7 @@ class _Training:
         if training.parallelism == "fsdp2" and arguments.world_size > 1:
             # Once split between processes, weights stay split.
             model, _ = self._open_model(held_dtype(training))
-            self._objective.attach(model)
+            self._attach(model)
         if self._rows.too_long:
             self._facts["left_out_first_ids"] = self._rows.too_long[:20]
         if self._rows.not_written:
@@ -112,6 +113,11 @@ class _Training:
         yield
         self._timings_s[part] = round(time.perf_counter() - start, 3)
 
+    def _attach(self, model: Any) -> None:
+        """Give the objective the student; what it makes is the same in every process."""
+        set_seeds(self._training.seed)
+        self._objective.attach(model)
+
     def _open_model(self, dtype: torch.dtype) -> tuple[Any, ChatFormat]:
         """Return the student with adapters if wanted, and its chat format."""
         set_seeds(self._training.seed)
@@ -123,6 +129,7 @@ class _Training:
             model, chat_format = open_student(
                 self._job.student, self._corpus(), dtype=dtype, start=folder
             )
+        self._set_attention(model)
         context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
         if context and context < self._training.max_length:
             self._training = self._training.model_copy(update={"max_length": context})
@@ -140,7 +147,27 @@ class _Training:
         assert isinstance(spec, TransformersTeacher)  # choose_objective made sure
         teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
+        self._set_attention(teacher.model)
         return teacher
+
+    def _set_attention(self, model: Any) -> None:
+        """Have ``model`` compute attention as the objective needs it; no config that is saved says.
+
+        Raises:
+            TrainingError: It cannot.
+        """
+        training = self._training
+        wanted = objective_class(training).attention(training.objective)
+        if wanted is None:
+            return
+        model.set_attn_implementation(wanted)
+        if model.config.get_text_config(decoder=True)._attn_implementation != wanted:
+            kind = model.config.model_type
+            raise TrainingError(
+                f"a {kind} model does not let its attention be computed as {wanted!r}, which "
+                f"training.objective.kind {training.objective.kind!r} needs. Choose another model, "
+                "or set training.objective.kind to hard_targets."
+            )
 
     def _teacher_prompt(self) -> TeacherPrompt | None:
         """Return what stands around the rows that the teacher beside the student reads."""

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from distillery.models.output_layer import SplitModel
 from distillery.objectives.base import Batch, Loss, Objective
 from distillery.training.batches import PadRight, RowOrder, micro_batch
+from distillery.training.extra import Extra
 from distillery.training.rows import lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
@@ -141,6 +142,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
         self._objective, self._student = objective, student
         self._newest: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._counted = objective.counted
+        self._extra: Extra | None = None
         super().__init__(
             model=model,
             args=arguments,
@@ -164,6 +166,48 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
 
         with disable_input_dtype_casting(self.model, active=self.args.bf16):
             return super().train(*args, **named)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return the student's optimizer; what the objective learns beside it steps when it does.
+
+        Apart, as the student's states may be split between processes.
+        """
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if (module := self._objective.extra()) is not None:
+            self._extra = self._made_extra(module)
+            optimizer.register_step_post_hook(self._extra.step)
+        return optimizer
+
+    def _made_extra(self, module: torch.nn.Module) -> Extra:
+        """Return ``module`` on the device of the training, with an optimizer as the student's."""
+        module.to(self.args.device)
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, module)
+        decayed = self.get_decay_parameter_names(module)
+        groups = [
+            {
+                "params": [
+                    w for name, w in module.named_parameters() if (name in decayed) == is_in
+                ],
+                "weight_decay": self.args.weight_decay if is_in else 0.0,
+            }
+            for is_in in (True, False)
+        ]
+        return Extra(module, kind(groups, **settings))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if self._extra is not None:
+                self._extra.save(folder)
+            self._objective.save_state(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            if self._extra is not None:
+                self._extra.load(Path(checkpoint))
+            self._objective.load_state(Path(checkpoint))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder:
         return RowOrder(
@@ -218,7 +262,12 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Return the norm of the gradients, clipped; before the step, so that weights stay good."""
-        norm = super()._clip_grad_norm(model)
+        if self._extra is None:
+            norm = super()._clip_grad_norm(model)
+        else:
+            self._extra.average_gradients(self.args.world_size)
+            together = [*model.parameters(), *self._extra.parameters]
+            norm = self.accelerator.clip_grad_norm_(together, self.args.max_grad_norm)
         rows, losses = zip(*self._newest, strict=True)
         self._newest = []
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
