@@ -32,7 +32,6 @@ OBJECTIVES: dict[str, HardTargets | SoftTargets] = {
     "skew reverse KL": SoftTargets(divergence="skew_reverse_kl"),
     "forward KL at T = 2": SoftTargets(distillation_temperature=2.0),
     "forward KL alone": SoftTargets(soft_weight=1.0, hard_weight=0.0),
-    "forward KL of 64 draws": SoftTargets(selection="sampled"),
 }
 """What is compared. What is not said is the recipe's default: k = 64, T = 1, half of the loss soft
 and half of it hard."""

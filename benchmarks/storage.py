@@ -41,7 +41,6 @@ def bytes_per_token(
     meta = SoftTargetMeta(
         tokenizer_hash=None,
         distillation_temperature=1.0,
-        selection="top_k",
         k=k,
     )
     numbers = random_targets(

@@ -73,7 +73,6 @@ def make_targets(store: Store, rows: DatasetRef, tokenizer: str, *, k: int) -> D
     meta = SoftTargetMeta(
         tokenizer_hash=tokenizer_hash(opened),
         distillation_temperature=1.0,
-        selection="top_k",
         k=k,
     )
 

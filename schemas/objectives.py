@@ -101,9 +101,6 @@ class _SoftTargetSettings(_Divergence):
     hard_weight: float = Field(0.5, ge=0)
     """Weight of the cross-entropy on the teacher's responses in the loss. 0: soft targets only."""
 
-    selection: Literal["top_k", "sampled"] = "top_k"
-    """Being deleted."""
-
     k: int = Field(64, ge=1, le=1024)
     """Tokens that are stored per response token; the rest of the mass is one tail bucket. 64 hold
     nearly all of the mass at T = 1. A vLLM server allows 20 unless it is started with

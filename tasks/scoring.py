@@ -50,13 +50,12 @@ def _summary(result: StageResult) -> list[tuple[str, str]]:
     made: Any = facts["soft_targets"]
     kept: Any = facts["mean_kept_mass"]
     size: Any = facts["bytes_per_token"]
-    what = "likeliest tokens" if made["selection"] == "top_k" else "draws"
     return [
         ("rows", f"{counts['rows']:,}"),
         ("response tokens", f"{counts['response_tokens']:,}"),
         ("left out, longer than the teacher's context", f"{counts['left_out_too_long']:,}"),
         ("left out, not writable by the teacher", f"{counts['left_out_not_written']:,}"),
-        ("kept per token", f"{made['k']} {what}"),
+        ("kept per token", f"{made['k']} likeliest tokens"),
         ("distillation temperature", f"{made['distillation_temperature']:g}"),
         ("mass on them, mean", f"{kept:.2%}"),
         ("bytes per token", f"{size:,.0f}"),

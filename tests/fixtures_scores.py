@@ -23,7 +23,6 @@ TASK = TaskSpec(name="cards", type="classification")
 PROMPTS = DatasetRef(uri="prompts", fingerprint="prompts", num_rows=0, columns=())
 STAGE = Stage(StageName.SCORE_SOFT_TARGETS, 1, inputs={}, spec={})
 TOP_4 = TrainingSpec(objective=SoftTargets(k=4, distillation_temperature=2.0), seed=3)
-DRAWN = TrainingSpec(objective=SoftTargets(k=8, selection="sampled"), seed=3)
 CONTEXT = 96  # tokens, of the teacher
 
 
@@ -64,7 +63,7 @@ def put_rows(spec: StoreSpec, asked: list[ScoringRow], name: str = "rows") -> Da
 def score_here(
     folder: Path, training: TrainingSpec, asked: list[ScoringRow], **named: Any
 ) -> list[ScoredRow]:
-    scorer = LocalScorer(local_teacher(folder, **named), soft_of(training), seed=training.seed)
+    scorer = LocalScorer(local_teacher(folder, **named), soft_of(training))
     return list(scorer.score(asked))
 
 

@@ -28,18 +28,7 @@ class SparseTargets(NamedTuple):
     """float32, log of the mass outside the K; -inf where there is none."""
 
 
-class SampledTargets(NamedTuple):
-    """Draws from a teacher's distribution, at the distillation temperature (arXiv:2503.16870)."""
-
-    ids_NK: Tensor
-    """int64."""
-    log_p_NK: Tensor
-    """float32, the teacher's log-probabilities of them."""
-    weights_NK: Tensor
-    """float32, how often a token was drawn over the number of draws; 0 for filling. Sums to 1."""
-
-
-Known = SparseTargets | SampledTargets | Tensor
+Known = SparseTargets | Tensor
 """What is known of a teacher: stored probabilities, or its logits."""
 
 NUM_WORK = 3
@@ -79,12 +68,13 @@ def differentiate(
     (0.1438, [[0.25, -0.25]])
     """
     if soft is None:
-        return _draws(logits_RV, labels_R, 1.0, 0.0, _no_draws(logits_RV))
+        hard_R = _cross_entropy(logits_RV, labels_R, 1.0)
+        return hard_R, torch.zeros_like(hard_R)
     hard, scale = soft.hard_weight, soft.soft_weight
     if soft.distillation_temperature == 1:
         return _compare(logits_RV, labels_R, hard, scale, soft, known, work)
     at_one_RV = work[2].copy_(logits_RV)
-    hard_R, _ = _draws(at_one_RV, labels_R, hard, 0.0, _no_draws(at_one_RV))
+    hard_R = _cross_entropy(at_one_RV, labels_R, hard)
     # T² of the loss, over T for the logits that are divided by it.
     z_RV, scale = (
         logits_RV.div_(soft.distillation_temperature),
@@ -106,32 +96,19 @@ def _compare(
     work: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and divergence; hard · dCE/dz + scale · dD/dz takes the place of z."""
-    if isinstance(known, SampledTargets):
-        return _draws(z_RV, labels_R, hard, scale, known)
     if isinstance(known, SparseTargets):
         return _buckets(z_RV, labels_R, hard, scale, soft, known)
     assert known is not None
     return _whole(z_RV, labels_R, hard, scale, soft, known, work)
 
 
-def _no_draws(z_RV: Tensor) -> SampledTargets:
-    none_R0 = z_RV[:, :0]
-    return SampledTargets(none_R0.long(), none_R0, none_R0)
-
-
-def _draws(
-    z_RV: Tensor, labels_R: Tensor, hard: float, scale: float, drawn: SampledTargets
-) -> tuple[Tensor, Tensor]:
-    """Compare with draws, or with labels alone: all that is linear in log q."""
-    z_R1, z_RK = z_RV.gather(1, labels_R[:, None]), z_RV.gather(1, drawn.ids_NK)
+def _cross_entropy(z_RV: Tensor, labels_R: Tensor, hard: float) -> Tensor:
+    """Return the cross-entropy of every token; hard · dCE/dz takes the place of z."""
+    z_R1 = z_RV.gather(1, labels_R[:, None])
     most_R1, sum_R1 = _exponentiate(z_RV)
-    lse_R1 = most_R1 + sum_R1.log()
-    weights_RK = drawn.weights_NK.to(z_RV.dtype)
-    terms_RK = torch.where(weights_RK > 0, weights_RK * (drawn.log_p_NK - z_RK + lse_R1), 0)
-    z_RV.mul_((hard + scale * weights_RK.sum(1, keepdim=True)) / sum_R1)
-    z_RV.scatter_add_(1, drawn.ids_NK, -scale * weights_RK)
+    z_RV.mul_(hard / sum_R1)
     _take_label(z_RV, labels_R, hard)
-    return (lse_R1 - z_R1)[:, 0], terms_RK.sum(1)
+    return (most_R1 + sum_R1.log() - z_R1)[:, 0]
 
 
 def _buckets(

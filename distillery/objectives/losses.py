@@ -21,7 +21,6 @@ from distillery.models.head import ChunkedHead, Head
 from distillery.objectives.divergence import (
     NUM_WORK,
     Known,
-    SampledTargets,
     SparseTargets,
     differentiate,
     needs_work,
@@ -60,7 +59,7 @@ class Losses(NamedTuple):
     """The terms of that sum, token by token."""
 
 
-Targets = SparseTargets | SampledTargets | DenseTargets
+Targets = SparseTargets | DenseTargets
 
 
 def response_losses(
@@ -113,7 +112,7 @@ def response_losses(
             "whose response is empty or cut off."
         )
     _check_ids("labels", labels_N, vocab_size)
-    if isinstance(targets, SparseTargets | SampledTargets):
+    if isinstance(targets, SparseTargets):
         _check_ids("soft targets", targets.ids_NK, vocab_size)
     inputs = (hidden_ND, *head)
     wanted = [t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs]
@@ -183,7 +182,7 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, None, None, *found)
 
 
-_Teacher = SparseTargets | SampledTargets | ChunkedHead
+_Teacher = SparseTargets | ChunkedHead
 
 
 def _run(
@@ -208,8 +207,6 @@ def _run(
             known: Known | None = None if teacher_CV is None else teacher_CV[inside]
             if isinstance(teacher, SparseTargets):
                 known = SparseTargets(*(tensor[part] for tensor in teacher))
-            elif isinstance(teacher, SampledTargets):
-                known = SampledTargets(*(tensor[part] for tensor in teacher))
             buffers = [buffer_RV[: part.stop - part.start] for buffer_RV in work]
             hard_N[part], soft_N[part] = differentiate(
                 logits_CV[inside], labels_N[part], soft, known, buffers

@@ -128,12 +128,10 @@ class StoredTargets(SoftTargetObjective):
         """Return the columns of stored probabilities."""
         from datasets import List, Value
 
-        ints = List(Value("int32"))
         return {
-            "topk_ids": ints,
+            "topk_ids": List(Value("int32")),
             "topk_log_probs": List(Value("float16")),
             "log_rest": List(Value("float32")),
-            "counts": ints,
         }
 
     def columns(self, split: str) -> Columns:
@@ -158,12 +156,10 @@ class StoredTargets(SoftTargetObjective):
             ids_NK, log_probs_NK, log_rest_N = within_vocabulary(
                 scored.ids_NK, scored.log_probs_NK, scored.log_rest_N, self._inputs.vocab_size
             )
-            counts_NK = scored.counts_NK
             return {
                 "topk_ids": ids_NK.ravel(),
                 "topk_log_probs": log_probs_NK.ravel(),
                 "log_rest": log_rest_N,
-                "counts": [] if counts_NK is None else counts_NK.ravel().astype("int32"),
             }
 
         return of_row
@@ -179,20 +175,15 @@ class StoredTargets(SoftTargetObjective):
             "topk_ids": joined("topk_ids", torch.long).view(-1, self._spec.k),
             "topk_log_probs": joined("topk_log_probs").view(-1, self._spec.k),
             "log_rest": joined("log_rest"),
-            "counts": joined("counts").view(-1, self._spec.k),
         }
 
     def targets(self, batch: Batch) -> "Targets":
         """Return them as the loss takes them."""
-        from distillery.objectives.divergence import SampledTargets, SparseTargets
+        from distillery.objectives.divergence import SparseTargets
 
-        ids_NK, log_probs_NK = batch["topk_ids"], batch["topk_log_probs"]
-        if self._spec.selection == "sampled":
-            counts_NK = batch["counts"]
-            weights_NK = counts_NK / counts_NK.sum(-1, keepdim=True)
-            return SampledTargets(ids_NK, log_probs_NK, weights_NK)
         temperature = self._spec.distillation_temperature
-        return SparseTargets(ids_NK, *at_temperature(log_probs_NK, batch["log_rest"], temperature))
+        log_p = at_temperature(batch["topk_log_probs"], batch["log_rest"], temperature)
+        return SparseTargets(batch["topk_ids"], *log_p)
 
 
 class _Beside(SoftTargetObjective):
@@ -269,7 +260,6 @@ def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:
         ids_NK=scored.ids_NK[:n],
         log_probs_NK=scored.log_probs_NK[:n],
         log_rest_N=scored.log_rest_N[:n],
-        counts_NK=None if scored.counts_NK is None else scored.counts_NK[:n],
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery.models.head import Head
-from distillery.objectives.divergence import SampledTargets, SparseTargets
+from distillery.objectives.divergence import SparseTargets
 from distillery.objectives.losses import DenseTargets, Losses, response_losses
 from schemas.errors import InputDataError, TrainingError
 from schemas.objectives import DivergenceName, SoftTargets
@@ -484,58 +484,6 @@ def test_no_operation_makes_more_than_a_chunk_of_logits(
                 gradients(losses.loss, case)
             # The output layer and its gradient, 4 wide, are as large as a chunk of 4 tokens.
             assert 500 * 4 <= largest.numel <= 500 * max(chunk, 4)
-
-
-# Draws: right on average.
-
-
-def drawn_targets(case: Case, draws: int, seed: int) -> SampledTargets:
-    """Return draws as they are stored: so many a token, filled up with weight 0."""
-    log_p_NV = case.log_p(FORWARD_KL)
-    random = torch.Generator().manual_seed(seed)
-    drawn_NS = log_p_NV.exp().multinomial(draws, replacement=True, generator=random)
-    weights_NV = torch.zeros_like(log_p_NV)
-    weights_NV.scatter_add_(1, drawn_NS, torch.full_like(drawn_NS, 1 / draws, dtype=torch.float64))
-    weights_NK, ids_NK = weights_NV.topk(min(draws, case.vocab_size))
-    ids_NK = ids_NK.where(weights_NK > 0, 0)
-    return SampledTargets(ids_NK, log_p_NV.gather(1, ids_NK), weights_NK)
-
-
-def test_draws_give_the_forward_kl_and_its_gradient_on_average() -> None:
-    case, many = make_case(3), 400
-    expected = reference(case, FORWARD_KL)
-    wanted = gradients(expected, case)
-    losses = [case.losses(FORWARD_KL, drawn_targets(case, 8, seed)).loss for seed in range(many)]
-    values = torch.stack([loss.detach() for loss in losses])
-    assert values.std() > 0.1
-    assert abs(values.mean() - expected) < 4 * values.std() / many**0.5
-    found = [gradients(loss, case) for loss in losses]
-    for each, right in zip(zip(*found, strict=True), wanted, strict=True):
-        stacked = torch.stack(each)
-        error = (stacked.mean(0) - right).norm()
-        spread = (stacked - right).norm(dim=tuple(range(1, stacked.ndim))).square().mean().sqrt()
-        assert error < 3 * spread / many**0.5
-
-
-@PROPERTY
-@given(
-    seed=seeds,
-    temperature=st.sampled_from([1.0, 2.0]),
-    hard_weight=st.sampled_from([0.0, 0.7]),
-    chunk=st.integers(1, 6),
-)
-def test_loss_of_draws_is_the_reference(
-    seed: int, temperature: float, hard_weight: float, chunk: int
-) -> None:
-    soft = changed(FORWARD_KL, distillation_temperature=temperature, hard_weight=hard_weight)
-    case = make_case(seed)
-    drawn = drawn_targets(case, 6, seed)
-    losses = case.losses(soft, drawn, chunk_tokens=chunk)
-    logits_NV = case.hidden_ND @ case.weight_VD.T + case.bias_V
-    log_q_NK = (logits_NV / temperature).log_softmax(1).gather(1, drawn.ids_NK)
-    distance = (drawn.weights_NK * (drawn.log_p_NK - log_q_NK)).sum()
-    hard = torch.nn.functional.cross_entropy(logits_NV, case.labels_N, reduction="sum")
-    assert_same_loss(case, losses, hard_weight * hard + temperature**2 * distance)
 
 
 # Precision, and what needs no gradient.

@@ -91,17 +91,6 @@ def test_stored_probabilities_of_all_tokens_teach_what_the_teacher_beside_teache
     assert "teacher" in both[1].manifest.inputs
 
 
-@pytest.mark.slow
-def test_draws_teach_about_what_all_probabilities_teach(school: School) -> None:
-    many = soft_targets(selection="sampled", hard_weight=0)
-    drawn = curve(school.teach(soft_training(objective=many, learning_rate=1e-12)))
-    whole = curve(
-        school.teach(soft_training(objective=soft_targets(hard_weight=0), learning_rate=1e-12))
-    )
-    for one, two in zip(drawn, whole, strict=True):
-        assert one["soft_loss"] == pytest.approx(two["soft_loss"], rel=0.1)
-
-
 WAYS: tuple[dict[str, Any], ...] = (
     {"micro_batch_size": 1},
     {"micro_batch_size": 2},
@@ -162,7 +151,6 @@ def test_soft_targets_of_other_settings_are_refused_by_name(school: School) -> N
     for settings, named in (
         ({"distillation_temperature": 3.0}, r"temperature 1\.0, but .* is 3\.0\."),
         ({"k": 7}, r"with k 300, but training\.objective\.k is 7"),
-        ({"selection": "sampled"}, r"selection 'top_k', but .* 'sampled'"),
     ):
         with pytest.raises(TrainingError, match=named):
             school.teach(soft_training(objective=soft_targets(**settings)), soft_targets=made)

@@ -10,7 +10,6 @@ V = vocabulary.
 import contextlib
 import gc
 import inspect
-import itertools
 from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
@@ -23,7 +22,7 @@ from distillery.models.head import Head
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel, response_states
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
-from distillery.objectives.soft.selection import draw_tokens, likeliest_tokens, uniform_numbers
+from distillery.objectives.soft.selection import likeliest_tokens
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
 from schemas.errors import DistilleryError, RecipeError, TeacherError
 from schemas.objectives import SoftTargets
@@ -40,13 +39,13 @@ class LocalScorer:
     Scores depend on what else is in a batch by no more than the rounding of the model's precision.
     """
 
-    def __init__(self, teacher: TransformersTeacher, spec: SoftTargets, *, seed: int) -> None:
-        """Load ``teacher``; ``seed`` decides the draws of selection `sampled`.
+    def __init__(self, teacher: TransformersTeacher, spec: SoftTargets) -> None:
+        """Load ``teacher``.
 
         Raises:
             RecipeError: The model cannot be loaded, or its vocabulary has fewer than k tokens.
         """
-        self._teacher, self._spec, self._seed = teacher, spec, seed
+        self._teacher, self._spec = teacher, spec
         self._local = LocalModel.of(teacher, device=teacher.device)
         tokenizer = self._local.tokenizer
         self._split = SplitModel(self._local.model)
@@ -62,7 +61,6 @@ class LocalScorer:
         self.meta = SoftTargetMeta(
             tokenizer_hash=tokenizer_hash(tokenizer),
             distillation_temperature=spec.distillation_temperature,
-            selection=spec.selection,
             k=spec.k,
         )
 
@@ -132,11 +130,12 @@ class LocalScorer:
         self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
     ) -> list[ScoredRow]:
         chunks = []
-        numbers = self._numbers(rows, tokenized)
+        k, temperature = self._spec.k, self._spec.distillation_temperature
         with torch.inference_mode():
             for logits_CV in self._logits(tokenized):
                 self._refuse_broken(logits_CV, rows)
-                chunks.append([part.cpu() for part in self._selected(logits_CV, next(numbers))])
+                kept = likeliest_tokens(logits_CV, k, temperature)
+                chunks.append([part.cpu() for part in kept])
         starts = np.cumsum([tokens.num_response_tokens for tokens in tokenized])[:-1]
         by_row = [np.split(torch.cat(parts).numpy(), starts) for parts in zip(*chunks, strict=True)]
         return [
@@ -147,33 +146,11 @@ class LocalScorer:
                 ids_NK.astype(np.int32),
                 log_probs_NK,
                 log_rest_N,
-                counts_NK[0].astype(np.uint16) if counts_NK else None,
             )
-            for row, tokens, ids_NK, log_probs_NK, log_rest_N, *counts_NK in zip(
+            for row, tokens, ids_NK, log_probs_NK, log_rest_N in zip(
                 rows, tokenized, *by_row, strict=True
             )
         ]
-
-    def _numbers(
-        self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
-    ) -> Iterator[Tensor | None]:
-        """Yield the random numbers of each chunk's draws, [C, K]; None where nothing is drawn."""
-        if self._spec.selection == "top_k":
-            return itertools.repeat(None)
-        numbers_NK = torch.cat(
-            [
-                uniform_numbers(row.prompt_id, self._seed, tokens.num_response_tokens, self._spec.k)
-                for row, tokens in zip(rows, tokenized, strict=True)
-            ]
-        )
-        return iter(torch.split(numbers_NK, self._chunk_tokens))
-
-    def _selected(self, logits_CV: Tensor, numbers_CK: Tensor | None) -> tuple[Tensor, ...]:
-        """Return ids, log-probabilities, log of the rest and, of draws, counts."""
-        temperature = self._spec.distillation_temperature
-        if numbers_CK is None:
-            return likeliest_tokens(logits_CV, self._spec.k, temperature)
-        return draw_tokens(logits_CV, numbers_CK.to(logits_CV.device), temperature)
 
     def _logits(self, rows: list[TokenizedRow]) -> Iterator[Tensor]:
         """Yield the logits of the response tokens in float32, a chunk [C, V] at a time.

@@ -91,7 +91,6 @@ class ServedScorer:
         self.meta = SoftTargetMeta(
             tokenizer_hash=None,
             distillation_temperature=1.0,
-            selection="top_k",
             k=spec.k,
         )
         self._teacher, self._k = teacher, spec.k
@@ -252,11 +251,5 @@ def _check_settings(teacher: OpenAITeacher, spec: SoftTargets) -> None:
             "training.objective.distillation_temperature is "
             f"{spec.distillation_temperature:g}, but a served teacher shows log-probabilities at "
             "T = 1, which cannot be tempered without the rest of the vocabulary. Set it to 1, or "
-            "take a local teacher."
-        )
-    if spec.selection != "top_k":
-        raise RecipeError(
-            f"training.objective.selection {spec.selection!r} needs all of the teacher's "
-            "probabilities, of which a served teacher shows the largest. Set it to top_k, or "
             "take a local teacher."
         )

@@ -29,7 +29,7 @@ from schemas.training import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
-_LOGIC_VERSION = 4
+_LOGIC_VERSION = 5
 # Together as far as their scores fit into some 100 MB: a character is at most about a token, of k
 # numbers.
 _CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25
@@ -52,7 +52,6 @@ def scoring_stage(
     """
     soft = _soft_targets(training)
     spec: dict[str, Any] = {
-        "selection": soft.selection,
         "k": soft.k,
         "distillation_temperature": soft.distillation_temperature,
         "prompt": prompt_inputs(teacher, task),
@@ -60,8 +59,6 @@ def scoring_stage(
     inputs = {"rows": rows.fingerprint, "teacher": teacher_identity(teacher)}
     if teacher.examples is not None:
         inputs["prompts"] = prompts.fingerprint
-    if soft.selection == "sampled":
-        spec["seed"] = training.seed
     return Stage(
         name=StageName.SCORE_SOFT_TARGETS,
         logic_version=_LOGIC_VERSION,
@@ -92,7 +89,7 @@ def score_soft_targets(
         prompts: A PromptFrame with the gold rows that the teacher may be shown.
         teacher: Who scores; it need not have written the responses.
         task: What the teacher's instructions may name.
-        training: Its objective says what is stored, its seed decides draws.
+        training: Its objective says what is stored.
         store: Where everything is.
         execution: How the run is carried out.
         on_progress: Called with the rows done and the rows in all.
@@ -233,7 +230,7 @@ def _open_scorer(teacher: TeacherSpec, training: TrainingSpec) -> Scorer:
         return ServedScorer(teacher, soft)
     from distillery.objectives.soft.local import LocalScorer
 
-    return LocalScorer(teacher, soft, seed=training.seed)
+    return LocalScorer(teacher, soft)
 
 
 def _soft_targets(training: TrainingSpec) -> SoftTargets:

@@ -12,9 +12,6 @@ That says the same as logits with logsumexp(z/T), but stays normalised although 
 16 bits, and neither a small rest nor a small kept mass is a difference of large numbers. Without
 log_rest(T) nothing could be tempered: the rest at T does not follow from the kept tokens.
 
-Where k tokens are drawn in place of the likeliest (Sparse Logit Sampling, arXiv:2503.16870), the
-distinct draws are kept with their counts and their log-probabilities at the T they were drawn at.
-
 Ids are sorted within a token and kept as differences, and numbers are stored byte plane by byte
 plane: 195 bytes per token at k = 64 for ids spread evenly over a vocabulary of 151,936, less for
 real ones, where plain numbers would take 392.
@@ -22,7 +19,7 @@ real ones, where plain numbers would take 392.
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +47,6 @@ _COLUMNS: dict[str, pa.DataType] = {
     "id_steps": pa.int32(),
     "log_probs": pa.float16(),
     "log_rest": pa.float32(),
-    "counts": pa.uint16(),
 }
 _ENCODINGS = dict.fromkeys((f"{name}.list.element" for name in _COLUMNS), "BYTE_STREAM_SPLIT")
 
@@ -66,11 +62,8 @@ class SoftTargetMeta(BaseModel):
     distillation_temperature: float
     """T at which the rest of the mass is kept."""
 
-    selection: Literal["top_k", "sampled"]
-    """Which tokens are kept."""
-
     k: int
-    """Tokens, or draws, per response token."""
+    """Tokens that are kept per response token, the most likely ones."""
 
 
 class ScoringRow(NamedTuple):
@@ -98,15 +91,10 @@ class ScoredRow(NamedTuple):
     """Token ids, distinct within a token; ascending when read."""
 
     log_probs_NK: npt.NDArray[np.floating[Any]]
-    """Their log-probabilities, nats: at T = 1, of draws at the T they were drawn at. float16 when
-    read."""
+    """Their log-probabilities at T = 1, nats. float16 when read."""
 
     log_rest_N: npt.NDArray[np.float32]
     """Log of the mass outside of them at T; -inf where there is none."""
-
-    counts_NK: npt.NDArray[np.uint16] | None = None
-    """How often each was drawn; None where the likeliest are kept. Filling, where fewer than K
-    are distinct, has the count 0, the last id again, and the lowest log-probability."""
 
 
 class Scorer(Protocol):
@@ -178,7 +166,6 @@ def _flat_columns(row: ScoredRow) -> list[npt.NDArray[Any]]:
         np.diff(in_order(row.ids_NK), axis=1, prepend=0).ravel().astype(np.int32),
         np.maximum(in_order(row.log_probs_NK), _LOWEST).ravel().astype(np.float16),
         row.log_rest_N.astype(np.float32),
-        np.empty(0, np.uint16) if row.counts_NK is None else in_order(row.counts_NK).ravel(),
     ]
 
 
@@ -215,7 +202,7 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
     names, of_splits = (batch.column(name).to_pylist() for name in ("prompt_id", "split"))
     columns = (_cut(batch.column(name)) for name in _COLUMNS)
     for name, split, *numbers in zip(names, of_splits, *columns, strict=True):
-        response_ids, steps, log_probs, log_rest, counts = numbers
+        response_ids, steps, log_probs, log_rest = numbers
         yield ScoredRow(
             name,
             split,
@@ -223,7 +210,6 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
             np.cumsum(steps.reshape(-1, meta.k), axis=1, dtype=np.int32),
             log_probs.reshape(-1, meta.k),
             log_rest,
-            counts.reshape(-1, meta.k) if meta.selection == "sampled" else None,
         )
 
 
@@ -240,7 +226,7 @@ def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargets) -> No
     Where the teacher's tokenizer is not known, its token ids are compared row by row instead.
 
     Raises:
-        TrainingError: Tokenizer, temperature, selection or k differ.
+        TrainingError: Tokenizer, temperature or k differ.
     """
     ours = tokenizer_hash(tokenizer)
     if meta.tokenizer_hash not in (None, ours):
@@ -249,7 +235,7 @@ def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargets) -> No
             f"student has {ours:.12}, so the same id means another token. Choose a student that "
             "shares the teacher's tokenizer, or set training.objective.kind to hard_targets."
         )
-    for setting in ("distillation_temperature", "selection", "k"):
+    for setting in ("distillation_temperature", "k"):
         kept, wanted = getattr(meta, setting), getattr(spec, setting)
         if kept != wanted:
             raise TrainingError(

@@ -93,7 +93,7 @@ def test_meta_claims_nothing_that_a_server_does_not_tell() -> None:
         scorer.close()
     meta = scorer.meta
     assert meta.tokenizer_hash is None
-    assert (meta.distillation_temperature, meta.selection, meta.k) == (1.0, "top_k", K)
+    assert (meta.distillation_temperature, meta.k) == (1.0, K)
 
 
 def completion(*positions: dict[int, tuple[float, int]]) -> bytes:
@@ -369,7 +369,6 @@ def test_a_server_that_is_down_is_not_taken_for_one_that_cannot() -> None:
     [
         ({"provider": "openai"}, {}, r"teacher.provider 'openai' is not vLLM"),
         ({}, {"distillation_temperature": 2.0}, r"distillation_temperature is 2, but .* T = 1"),
-        ({}, {"selection": "sampled"}, "selection 'sampled'"),
     ],
 )
 def test_what_no_server_gives_is_refused_before_anything_is_sent(

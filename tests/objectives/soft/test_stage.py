@@ -62,8 +62,6 @@ def test_only_what_is_stored_is_in_the_fingerprint(folder: Path, tmp_path: Path)
     others = [
         _fingerprint(folder, changed(TOP_4, k=5)),
         _fingerprint(folder, changed(TOP_4, distillation_temperature=1.0)),
-        _fingerprint(folder, changed(TOP_4, selection="sampled")),
-        _fingerprint(folder, changed(TOP_4, selection="sampled").model_copy(update={"seed": 9})),
         _fingerprint(folder, rows="other rows"),
         _fingerprint(folder, dtype="bfloat16"),
         _fingerprint(folder, system_prompt="Be brief."),
@@ -111,7 +109,7 @@ def test_the_stage_scores_all_rows_that_fit_and_is_reused(
     assert manifest.facts["mean_kept_mass"] == pytest.approx(1 - np.exp(rest_N).mean(), rel=1e-5)
     meta = read_meta(Store(spec.root), result.dataset("soft_targets"))
     assert manifest.facts["soft_targets"] == meta.model_dump(mode="json")
-    assert (meta.k, meta.distillation_temperature, meta.selection) == (4, 2.0, "top_k")
+    assert (meta.k, meta.distillation_temperature) == (4, 2.0)
     assert meta.tokenizer_hash == tokenizer_hash(tokenizer_of(folder))
 
     monkeypatch.setattr(LocalScorer, "score", None)
@@ -133,21 +131,19 @@ def _numbers(spec: StoreSpec, result: StageResult) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("selection", ["top_k", "sampled"])
 def test_a_killed_stage_goes_on_where_it_was(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    selection: str,
 ) -> None:
     monkeypatch.setattr("distillery.objectives.soft.stage._CHUNK_ROWS", 3)
-    training, asked = changed(TOP_4, selection=selection), rows_to_score()
+    asked = rows_to_score()
     asked.insert(1, asked[0]._replace(prompt_id="long", response="and " * CONTEXT))
     spec, alone = (StoreSpec(root=str(tmp_path / name)) for name in ("store", "alone"))
     rows = put_rows(spec, asked)
     run = functools.partial(
-        score_soft_targets, rows, PROMPTS, local_teacher(folder), TASK, training, spec, INLINE
+        score_soft_targets, rows, PROMPTS, local_teacher(folder), TASK, TOP_4, spec, INLINE
     )
     with pytest.raises(Killed):
         run(on_progress=_die)
@@ -160,7 +156,7 @@ def test_a_killed_stage_goes_on_where_it_was(
     assert result.manifest.facts["left_out_first_ids"] == ["long"]
 
     whole = score_soft_targets(
-        put_rows(alone, asked), PROMPTS, local_teacher(folder), TASK, training, alone, INLINE
+        put_rows(alone, asked), PROMPTS, local_teacher(folder), TASK, TOP_4, alone, INLINE
     )
     assert whole.manifest.facts["rows_scored_before"] == 0
     assert _numbers(spec, result) == _numbers(alone, whole)
