@@ -1,42 +1,77 @@
-"""What a student learns from the same teacher tokens: hard targets against each soft objective.
+"""What a student learns from the same teacher tokens: hard targets against each objective.
 
-    python -m benchmarks.quality [--settings demo,demo-few] [--seeds 5] [--output FILE]
+    python -m benchmarks.quality [--settings demo,banking77-9] [--seeds 5] [--output FILE]
 
-All objectives of a setting learn from the same responses, in a store: what is finished is not done
-again, so a run that was killed goes on.
+All objectives of a setting learn from the same responses. Each result is a file of the store: what
+is finished is not done again, so a run that was killed goes on, and several may share the work.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
+import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
+from benchmarks import gains
+from benchmarks.lora import model_folder
 from benchmarks.processes import REPO
 from benchmarks.results import heading, load_average, result_path, versions
-from benchmarks.school import Learnt, School, train_teacher
+from benchmarks.school import Cost, Learnt, School, Taught, train_teacher
 from schemas.execution import StoreSpec
-from schemas.objectives import HardTargets, SoftTargets
+from schemas.objectives import (
+    Attention,
+    CrossTokenizer,
+    HardTargets,
+    HiddenStates,
+    Objective,
+    OnPolicy,
+    PanelTeacher,
+    SoftTargets,
+)
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
+from schemas.student import PretrainedStudent
+from schemas.teacher import TransformersTeacher
+from schemas.training import TrainingSpec
 
-HARD = "hard targets"
-OBJECTIVES: dict[str, HardTargets | SoftTargets] = {
-    HARD: HardTargets(),
-    "forward KL": SoftTargets(divergence="forward_kl"),
-    "reverse KL": SoftTargets(divergence="reverse_kl"),
-    "Jensen-Shannon": SoftTargets(divergence="jensen_shannon"),
-    "skew forward KL": SoftTargets(divergence="skew_forward_kl"),
-    "skew reverse KL": SoftTargets(divergence="skew_reverse_kl"),
-    "forward KL at T = 2": SoftTargets(distillation_temperature=2.0),
-    "forward KL alone": SoftTargets(soft_weight=1.0, hard_weight=0.0),
+
+class Way(NamedTuple):
+    """One way to learn from a teacher."""
+
+    title: str
+    objective: Objective
+    epochs: int = 1
+    """Over those of the recipe."""
+    two_teachers: bool = False
+    """The average of two teachers that differ in their seed."""
+
+
+WAYS = {
+    "hard": Way("hard targets", HardTargets()),
+    "hard-2": Way("hard targets, 2 x the epochs", HardTargets(), epochs=2),
+    "hard-4": Way("hard targets, 4 x the epochs", HardTargets(), epochs=4),
+    "soft": Way("soft targets", SoftTargets()),
+    "soft-online": Way("soft targets, teacher beside", SoftTargets(source="online")),
+    "two-teachers": Way("soft targets of two teachers", SoftTargets(), two_teachers=True),
+    "hidden": Way("hidden states", HiddenStates()),
+    "attention": Way("attention", Attention()),
+    "cross-tokenizer": Way("cross-tokenizer", CrossTokenizer()),
+    "on-policy": Way("on policy", OnPolicy(epochs=0.25, max_new_tokens=64)),
+    "soft-alone": Way("soft targets alone", SoftTargets(soft_weight=1.0, hard_weight=0.0)),
+    "soft-t2": Way("soft targets at T = 2", SoftTargets(distillation_temperature=2.0)),
+    "reverse-kl": Way("soft targets, reverse KL", SoftTargets(divergence="reverse_kl")),
+    "jensen-shannon": Way("soft targets, Jensen-Shannon", SoftTargets(divergence="jensen_shannon")),
 }
-"""What is compared. What is not said is the recipe's default: k = 64, T = 1, half of the loss soft
-and half of it hard."""
+"""What is compared. What is not said is the objective's default."""
 
-_BANKING77 = "BANKING77_DIR"  # as the recipe reads it
+HARD = ("hard", "hard-2", "hard-4")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +82,61 @@ class Setting:
     title: str
     recipe: str
     overrides: tuple[str, ...] = ()
-    teacher_recipe: str | None = None
-    """What the teacher is trained by, when it is not in the repository."""
+    teacher: tuple[str, ...] | None = None
+    """How Gemma 3 270M becomes the teacher, where the setting has no other: settings of the recipe
+    in place of its own. It learns all training rows, as they are labelled."""
 
     def obstacle(self) -> str | None:
         """Return why it cannot be run here; None when it can."""
-        folder = os.environ.get(_BANKING77, "data/banking77")
-        if self.teacher_recipe is None or Path(folder, "train.csv").exists():
+        if self.teacher is None:
             return None
-        return (
-            f"{self.name} is skipped: there is no train.csv in {folder!r}. Set {_BANKING77} to the "
-            "folder of the data set."
-        )
+        data = load_recipe(REPO / self.recipe, [], Recipe).data.train
+        needed = (model_folder() / "config.json", Path(getattr(data, "path", "")))
+        for file in needed:
+            if not file.is_file():
+                return (
+                    f"{self.name} is skipped: {str(file)!r} is not there. Name the folder of Gemma "
+                    "3 270M in DISTILLERY_GEMMA and that of the data sets in DISTILLERY_DATA."
+                )
+        return None
 
-    def school(self, store: StoreSpec) -> School:
-        """Return the teacher with its responses."""
-        overrides = list(self.overrides)
-        if self.teacher_recipe is not None:
-            recipe = load_recipe(REPO / self.teacher_recipe, [], TeacherTrainingRecipe)
-            folder = train_teacher(recipe, store)
-            overrides += [f"teacher.model={folder}", f"student.tokenizer={folder}"]
-        return School(load_recipe(REPO / self.recipe, overrides, Recipe), store)
+    def read(self, store: StoreSpec) -> Recipe:
+        """Return the recipe, with its teacher trained."""
+        if self.teacher is None:
+            return load_recipe(REPO / self.recipe, self.overrides, Recipe)
+        own = [*self.overrides, f"teacher.model={self.trained_teacher(0, store)}"]
+        recipe = load_recipe(REPO / self.recipe, own, Recipe)
+        student = recipe.student.model_copy(update={"model": recipe.teacher.model})
+        return recipe.model_copy(update={"student": student})
 
+    def trained_teacher(self, seed: int, store: StoreSpec) -> str:
+        """Return the folder of the teacher that was trained with ``seed``."""
+        assert self.teacher is not None
+        recipe = load_recipe(REPO / self.recipe, self.teacher, Recipe)
+        data = recipe.data.model_copy(update={"gold": recipe.data.train, "train": None})
+        training = recipe.training.model_copy(update={"seed": seed})
+        student = PretrainedStudent(model=str(model_folder()), chat_template="plain")
+        sections = {"task": recipe.task, "data": data, "student": student, "training": training}
+        told = TeacherTrainingRecipe(**sections, execution=recipe.execution, output="unread")
+        with lock(Path(store.root, "teachers", f"{recipe.task.name}-{seed}.lock")):
+            return train_teacher(told, store)
+
+
+_GEMMA_TEACHER = (
+    "training.batch_size=64",
+    "training.micro_batch_size=32",
+    "training.evaluations=1",
+)
+_GEMMA = (
+    "teacher.kind=transformers",
+    "teacher.batch_size=256",
+    "student.kind=pruned",
+    "training.evaluations=1",
+    "training.micro_batch_size=32",
+    "evaluation.batch_size=256",
+)
+_BANKING77 = (*_GEMMA, "data.train.max_rows=4000")
+_SCITLDR = (*_GEMMA, "data.train.max_rows=1400", "data.test.max_rows=400")
 
 SETTINGS = (
     Setting(
@@ -78,102 +146,150 @@ SETTINGS = (
         ("data.train.max_rows=300", "data.validation.max_rows=60"),
     ),
     Setting("demo", "Demo: 3,000 training prompts", "recipes/demo.yaml"),
-    Setting(
-        "banking77-few",
-        "Banking77: 2,000 training queries",
-        "recipes/banking77.yaml",
-        ("data.train.max_rows=2000",),
-        "recipes/teachers/banking77.yaml",
+    *(
+        Setting(
+            f"banking77-{layers}",
+            f"Banking77: Gemma 3 270M to {layers} of its 18 layers",
+            "recipes/gemma/banking77.yaml",
+            (*_BANKING77, f"student.num_layers={layers}"),
+            teacher=_GEMMA_TEACHER,
+        )
+        for layers in (9, 6)
     ),
-    Setting(
-        "banking77",
-        "Banking77: all 10,003 training queries",
-        "recipes/banking77.yaml",
-        (),
-        "recipes/teachers/banking77.yaml",
+    *(
+        Setting(
+            f"scitldr-{layers}",
+            f"SciTLDR: Gemma 3 270M to {layers} of its 18 layers",
+            "recipes/gemma/summarization.yaml",
+            (*_SCITLDR, f"student.num_layers={layers}"),
+            teacher=(*_GEMMA_TEACHER, "training.epochs=3", "data.train.max_rows=1400"),
+        )
+        for layers in (9, 6)
     ),
 )
-_LONG = ("banking77",)
-"""Run on demand only: an hour of one core."""
 
 
-def compare(setting: Setting, names: Sequence[str], num_seeds: int, store: StoreSpec) -> str:
-    """Return the section of one setting, Markdown. Objectives take turns, seed by seed."""
-    school = setting.school(store)
-    found: dict[str, list[Learnt]] = {name: [] for name in names}
-    for seed in range(num_seeds):
-        for name in names:
-            learnt = school.teach(OBJECTIVES[name], seed)
-            found[name].append(learnt)
-            shares = f"{learnt.accuracy:.2%} right, {learnt.agreement:.2%} as the teacher"
-            line = f"{setting.name}, seed {seed}, {name}: {shares}, {learnt.train_s:.1f} s"
-            print(line, file=sys.stderr, flush=True)
-    facts = (
-        f"{school.rows.num_rows:,} responses, {school.num_response_tokens:,} tokens. The teacher "
-        f"is right on {school.teacher_accuracy:.1%} of {len(school.references):,} test rows."
-    )
-    return f"## {setting.title}\n\n{facts}\n\n{table(found)}\n"
+class Comparison:
+    """One setting: its school, and the files with what was found."""
+
+    def __init__(self, setting: Setting, store: StoreSpec) -> None:
+        """Nothing is done yet."""
+        self.setting, self._store = setting, store
+        self._folder = Path(store.root) / "found" / setting.name
+        self._taught = self._folder / "taught.json"
+
+    @functools.cached_property
+    def school(self) -> School:
+        """The school, once its teacher has answered; one process at a time prepares it."""
+        with lock(self._folder / "school.lock"):
+            school = School(self.setting.read(self._store), self._store)
+            if self._taught.exists():
+                school.taught = Taught.read(self._taught.read_text("utf-8"))
+            else:
+                write(self._taught, school.taught)
+        return school
+
+    def measure_costs(self, ways: list[str]) -> None:
+        """Measure what a step costs, the way that others are compared with first."""
+        with lock(self._folder / "costs.lock"):
+            for name in ways:
+                if name not in HARD[1:] and not (file := self._file(name, "cost")).exists():
+                    cost = self.school.cost(self._training(name, seed=0))
+                    write(file, cost)
+                    took = f"{1e3 * cost.step_s:.0f} ms, {cost.peak_bytes / 2**30:.1f} GiB"
+                    self._say(f"{name}: {took} a step")
+
+    def learn(self, name: str, seed: int) -> None:
+        """Train one student, unless it was trained before or another process is at it."""
+        file = self._file(name, str(seed))
+        with contextlib.suppress(Timeout), lock(file.with_suffix(".lock"), blocking=False):
+            if not file.exists():
+                began = time.monotonic()
+                learnt = self.school.teach(self._training(name, seed))
+                write(file, learnt)
+                found = f"{learnt.quality:.2%}, {learnt.agreement:.2%} as the teacher"
+                self._say(f"seed {seed}, {name}: {found}, {time.monotonic() - began:.0f} s")
+
+    def section(self, ways: list[str]) -> str:
+        """Return what was found so far, Markdown."""
+        found = {
+            name: {int(file.stem): Learnt(**json.loads(file.read_text())) for file in files}
+            for name in ways
+            if (files := sorted(self._folder.glob(f"{name}/[0-9]*.json")))
+        }
+        costs = {
+            name: Cost(**json.loads(file.read_text()))
+            for name in ways
+            if (file := self._file(HARD[0] if name in HARD else name, "cost")).exists()
+        }
+        taught = Taught.read(self._taught.read_text("utf-8"))
+        facts = (
+            f"{taught.num_rows:,} responses, {taught.num_response_tokens:,} tokens. The teacher's "
+            f"{taught.metric} is {taught.quality:.1%} on {len(taught.answers):,} test rows."
+        )
+        titles = {name: way.title for name, way in WAYS.items()}
+        lines = gains.table(found, costs, titles, HARD, taught.metric)
+        return f"## {self.setting.title}\n\n{facts}\n\n{lines}\n"
+
+    def _training(self, name: str, seed: int) -> TrainingSpec:
+        way, training = WAYS[name], self.school.recipe.training
+        objective = way.objective
+        if way.two_teachers:
+            teacher = self.school.recipe.teacher
+            assert isinstance(teacher, TransformersTeacher)
+            other = {"model": self.setting.trained_teacher(1, self._store)}
+            panel = (PanelTeacher(name="other", teacher=teacher.model_copy(update=other)),)
+            objective = objective.model_copy(update={"panel": panel})
+        changed = {"seed": seed, "objective": objective, "epochs": way.epochs * training.epochs}
+        return training.model_copy(update=changed)
+
+    def _file(self, name: str, what: str) -> Path:
+        return self._folder / name / f"{what}.json"
+
+    def _say(self, what: str) -> None:
+        print(f"{self.setting.name}, {what}", file=sys.stderr, flush=True)
 
 
-def table(found: Mapping[str, Sequence[Learnt]]) -> str:
-    """Return the table of one setting: means over seeds with their 95 % intervals.
-
-    Differences are paired: students of one seed start from the same weights and meet the rows in
-    the same order.
-    """
-    lines = [
-        "| objective | accuracy, % | minus hard targets | agreement with the teacher, % |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, runs in found.items():
-        gains = "-"
-        if name != HARD and HARD in found:
-            pairs = zip(runs, found[HARD], strict=True)
-            gains = interval([run.accuracy - hard.accuracy for run, hard in pairs], sign="+")
-        cells = [
-            name,
-            interval([run.accuracy for run in runs]),
-            gains,
-            interval([run.agreement for run in runs]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+@contextlib.contextmanager
+def lock(file: Path, *, blocking: bool = True) -> Iterator[None]:
+    """Hold ``file``; a process that dies lets go of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file, blocking=blocking):
+        yield
 
 
-def interval(shares: Sequence[float], *, sign: str = "") -> str:
-    """Return mean ± half of the 95 % interval, by Student's t, in percent.
-
-    >>> interval([0.5, 0.7]), interval([0.25], sign="+")
-    ('60.00 ± 127.06', '+25.00')
-    """
-    from scipy.stats import t
-
-    mean = f"{100 * statistics.mean(shares):{sign}.2f}"
-    if len(shares) < 2:
-        return mean
-    error = statistics.stdev(shares) / len(shares) ** 0.5
-    return f"{mean} ± {100 * error * float(t.ppf(0.975, len(shares) - 1)):.2f}"
+def write(file: Path, found: Learnt | Cost | Taught) -> None:
+    """Write what was found, in one piece."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(dataclasses.asdict(found)), "utf-8")
+    partial.replace(file)
 
 
 def main() -> int:
-    """Run the settings; print and write what is known after each of them."""
+    """Run the settings; print and write what is known."""
     arguments = _parse_arguments()
     began, load = time.monotonic(), load_average()
     versions()  # of the code that runs, whatever is committed within the hour
     store = StoreSpec(root=str(arguments.store))
-    sections: list[str] = []
-    for setting in (setting for setting in SETTINGS if setting.name in arguments.settings):
-        if obstacle := setting.obstacle():
-            sections.append(f"## {setting.title}\n\n{obstacle}\n")
-            print(obstacle, file=sys.stderr, flush=True)
-        else:
-            sections.append(compare(setting, arguments.objectives, arguments.seeds, store))
-        minutes = (time.monotonic() - began) / 60
-        head = heading(
-            "Objectives at equal teacher tokens", "benchmarks.quality", load=load, minutes=minutes
-        )
-        seeds = f"- Means over {arguments.seeds} seeds of training ± half of their 95 % interval"
-        arguments.output.write_text("\n".join([*head[:-1], seeds, "", *sections]), "utf-8")
+    chosen = [setting for setting in SETTINGS if setting.name in arguments.settings]
+    sections = [f"{why}\n" for setting in chosen if (why := setting.obstacle())]
+    comparisons = [Comparison(setting, store) for setting in chosen if not setting.obstacle()]
+    print(*sections, sep="", end="", file=sys.stderr, flush=True)
+    if not arguments.report_only:
+        for comparison in comparisons:
+            comparison.measure_costs(arguments.objectives)
+        # Seed by seed, so that a run that is stopped has something to say of each.
+        for seed in range(arguments.seeds):
+            for name in arguments.objectives:
+                for comparison in comparisons:
+                    comparison.learn(name, seed)
+    sections += [comparison.section(arguments.objectives) for comparison in comparisons]
+    minutes = (time.monotonic() - began) / 60
+    head = heading(
+        "Objectives at equal teacher tokens", "benchmarks.quality", load=load, minutes=minutes
+    )
+    arguments.output.write_text("\n".join([*head, *sections]), "utf-8")
     print(arguments.output.read_text("utf-8"))
     return 0
 
@@ -182,22 +298,19 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     names = [setting.name for setting in SETTINGS]
-    usual = [name for name in names if name not in _LONG]
-    for option, known, default in (
-        ("settings", names, usual),
-        ("objectives", list(OBJECTIVES), list(OBJECTIVES)),
-    ):
+    for option, known in (("settings", names), ("objectives", list(WAYS))):
         parser.add_argument(
             f"--{option}",
             type=lambda text: text.split(","),
-            default=default,
+            default=known,
             help=f"with commas between them, of: {', '.join(known)}",
         )
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each objective")
     parser.add_argument("--store", type=Path, default=Path(".distillery/quality"))
     parser.add_argument("--output", type=Path, help="Markdown file (default: a dated one)")
+    parser.add_argument("--report-only", action="store_true", help="nothing is measured")
     arguments = parser.parse_args()
-    for given, known in ((arguments.settings, names), (arguments.objectives, list(OBJECTIVES))):
+    for given, known in ((arguments.settings, names), (arguments.objectives, list(WAYS))):
         if unknown := set(given) - set(known):
             parser.error(f"there are no {sorted(unknown)}. Known: {', '.join(known)}.")
     arguments.output = arguments.output or result_path("quality")

@@ -4,12 +4,15 @@ The stages of the spine as calls of the library, without Prefect. What is in the
 again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from distillery.data.chat import load_messages
 from distillery.data.loading import load_prompts
@@ -17,8 +20,8 @@ from distillery.data.release import release_dataset
 from distillery.data.validation import validate_prompts
 from distillery.filters.stage import filter_responses
 from distillery.models.hardware import cpu_threads
-from distillery.models.local import LocalModel, LocalResponse
-from distillery.objectives.choice import ChosenObjective, choose_objective
+from distillery.models.local import LocalModel
+from distillery.objectives.choice import choose_objective, needs_scores
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.storage.export import export_model
 from distillery.storage.stage import StageResult, find_stage
@@ -32,22 +35,69 @@ from distillery.teacher.generation import (
     plan_chunks,
 )
 from distillery.training import train_student
+from distillery.training.job import OnProgress
+from distillery.training.pruning import prune_student
 from schemas.execution import StageName, StoreSpec
 from schemas.objectives import HardTargets, SoftTargets
 from schemas.recipe import Recipe, TeacherTrainingRecipe
-from schemas.refs import DatasetRef, FilteredSet
+from schemas.refs import DatasetRef, FilteredSet, ModelRef
+from schemas.student import PrunedStudent
 from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
+
+_CLOCKED_STEPS, _DROPPED_STEPS = 12, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model answered to one test row."""
+
+    text: str
+    truncated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """What all students of a school learn from."""
+
+    metric: str
+    """The task's primary metric."""
+    num_rows: int
+    num_response_tokens: int
+    """Of all rows, each with its end."""
+    quality: float
+    """The teacher's."""
+    answers: list[Answer]
+    """The teacher's, to the test rows."""
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return what JSON text holds."""
+        found = json.loads(text)
+        return cls(**found | {"answers": [Answer(**answer) for answer in found["answers"]]})
 
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """What became of one training; shares of the test rows."""
+    """What became of one training; means over the test rows."""
 
-    accuracy: float
+    quality: float
+    """The task's primary metric."""
     agreement: float
-    """With the teacher's answers."""
-    train_s: float
+    """The same with the teacher's answers as the references."""
+    steps: int
+    """Optimizer steps by the objective itself."""
+    steps_before: int
+    """Those on hard targets, where the objective follows them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one optimizer step takes while nothing else runs."""
+
+    step_s: float
+    peak_bytes: int
+    """The most GPU memory that the training held; on a CPU the most memory of the process."""
 
 
 class School:
@@ -56,8 +106,9 @@ class School:
     def __init__(self, recipe: Recipe, store: StoreSpec) -> None:
         """Have the teacher of ``recipe`` answer its prompts."""
         assert isinstance(recipe.teacher, TransformersTeacher)
-        self._recipe, self._teacher, self._store = recipe, recipe.teacher, store
+        self.recipe, self._teacher, self._store = recipe, recipe.teacher, store
         self._here = here = (store, recipe.execution)
+        self._task_type = task_type(recipe.task)
         loaded = load_prompts(recipe.task, recipe.data, *here).dataset("prompts")
         valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
         self._prompts = valid.dataset("prompts")
@@ -69,11 +120,12 @@ class School:
             drop_reasons=filtered.drop_reasons,
         )
         released = release_dataset(kept, recipe.task, recipe.filters, *here)
-        self.rows = released.dataset("training_set")
+        self._rows = released.dataset("training_set")
+        self._start = self._pruned()
         self._read_test_rows()
 
     def _responses(self) -> DatasetRef:
-        recipe, (store, execution) = self._recipe, self._here
+        recipe, (store, execution) = self.recipe, self._here
         asked = (self._prompts, self._teacher, recipe.task)
         stage = generation_stage(*asked)
         if found := find_stage(stage, store, execution):
@@ -84,83 +136,121 @@ class School:
         collected = collect_responses(stage, *asked, store, execution, session.totals)
         return collected.dataset("responses")
 
+    def _pruned(self) -> ModelRef | None:
+        """Return the model that students start from; None: the student's own."""
+        if not isinstance(self.recipe.student, PrunedStudent):
+            return None
+        return prune_student(self._rows, self.recipe.student, *self._here).model("model")
+
     def _read_test_rows(self) -> None:
         batches = Store(self._store.root).batches(self._prompts, splits=("test",))
         columns = ["messages", "references"]
         rows = [row for batch in batches for row in batch.select(columns).to_pylist()]
-        self.references = [json.loads(row["references"]) for row in rows]
+        self._references = [json.loads(row["references"]) for row in rows]
         self._conversations: list[list[dict[str, str]]] = [
             [{"role": m["role"], "content": m["content"]} for m in load_messages(row["messages"])]
             for row in rows
         ]
 
     @functools.cached_property
-    def teacher_accuracy(self) -> float:
-        """The teacher's share of right answers."""
-        return self._share_right(self._teacher_answers, self.references)
+    def taught(self) -> Taught:
+        """What students learn from; may be set to what it was before."""
+        soft = self.recipe.training.model_copy(update={"objective": SoftTargets()})
+        num_tokens = self._scored(soft).manifest.counts["response_tokens"]
+        answers = self._answers(LocalModel.of(self._teacher, device=self._teacher.device))
+        quality = self._mean(answers, self._references)
+        return Taught(self._task_type.primary, self._rows.num_rows, num_tokens, quality, answers)
 
-    @functools.cached_property
-    def num_response_tokens(self) -> int:
-        """Tokens of the responses that students learn from, each with its end."""
-        training = self._chosen(SoftTargets(), seed=0).training
-        return self._scored(training).manifest.counts["response_tokens"]
+    def teach(self, training: TrainingSpec) -> Learnt:
+        """Return what a student learns by ``training``.
 
-    def teach(self, objective: HardTargets | SoftTargets, seed: int) -> Learnt:
-        """Return what a student learns by ``objective``."""
-        chosen = self._chosen(objective, seed)
+        Students of hard targets stay in the store, as others start from them; the rest goes once
+        it has answered: a table takes a hundred of them.
+        """
+        first, trained = self._train(training)
+        store, model = Store(self._store.root), trained.model("model")
+        with store.local_copy(model) as folder:
+            student = self.recipe.student
+            answers = self._answers(
+                LocalModel.load(folder, dtype=student.dtype, device=self._teacher.device)
+            )
+        if not isinstance(training.objective, HardTargets):
+            _forget(trained, store)
+        return Learnt(
+            quality=self._mean(answers, self._references),
+            agreement=self._mean(answers, [[answer.text] for answer in self.taught.answers]),
+            steps=trained.manifest.counts["steps"],
+            steps_before=first.manifest.counts["steps"] if first else 0,
+        )
+
+    def cost(self, training: TrainingSpec) -> Cost:
+        """Return what a step of ``training`` takes; call it while nothing else runs."""
+        ends_s: dict[int, float] = {}
+
+        def note(step: int, *_: object) -> None:
+            ends_s.setdefault(step, time.perf_counter())  # a validation reports its step once more
+
+        with _most_memory() as peak:
+            _, trained = self._train(training, steps=_CLOCKED_STEPS, on_progress=note)
+        _forget(trained, Store(self._store.root))
+        counted = _CLOCKED_STEPS - _DROPPED_STEPS
+        return Cost((ends_s[_CLOCKED_STEPS] - ends_s[_DROPPED_STEPS]) / counted, peak[0])
+
+    def _train(
+        self,
+        training: TrainingSpec,
+        *,
+        steps: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> tuple[StageResult | None, StageResult]:
+        """Return the training on hard targets before, if there is one, and the training itself.
+
+        ``steps`` is in place of the epochs of the latter.
+        """
+        chosen = choose_objective(self._teacher, self.recipe.student, training)
+        learnt = (self._rows, self._prompts, self.recipe.student)
+        first, start = None, self._start
+        if chosen.first is not None:
+            first = train_student(*learnt, chosen.first, *self._here, start=start)
+            start = first.model("model")
+        training = chosen.training
+        if steps is not None:
+            few = {"epochs": 1e-9, "min_steps": steps, "warmup_fraction": 0.5}
+            training = training.model_copy(update=few)
         targets = None
-        if chosen.needs_scores:
-            targets = self._scored(chosen.training).dataset("soft_targets")
-        result = train_student(
-            self.rows,
-            self._prompts,
-            self._recipe.student,
-            chosen.training,
+        if needs_scores(training):
+            targets = self._scored(training).dataset("soft_targets")
+        trained = train_student(
+            *learnt,
+            training,
             *self._here,
             soft_targets=targets,
+            teacher=self._teacher,
+            task=self.recipe.task,
+            start=start,
             because=chosen.because,
+            on_progress=on_progress,
         )
-        answers = self._answers_of(result)
-        return Learnt(
-            accuracy=self._share_right(answers, self.references),
-            agreement=self._share_right(answers, [[a.text] for a in self._teacher_answers]),
-            train_s=result.manifest.timings_s["total"],
-        )
-
-    def _chosen(self, objective: HardTargets | SoftTargets, seed: int) -> ChosenObjective:
-        wanted = {"seed": seed, "objective": objective}
-        training = self._recipe.training.model_copy(update=wanted)
-        return choose_objective(self._teacher, self._recipe.student, training)
+        return first, trained
 
     def _scored(self, training: TrainingSpec) -> StageResult:
         return score_soft_targets(
-            self.rows, self._prompts, self._teacher, self._recipe.task, training, *self._here
+            self._rows, self._prompts, self._teacher, self.recipe.task, training, *self._here
         )
 
-    @functools.cached_property
-    def _teacher_answers(self) -> list[LocalResponse]:
-        return self._answers(LocalModel.of(self._teacher, device=self._teacher.device))
-
-    def _answers_of(self, trained: StageResult) -> list[LocalResponse]:
-        student, store = self._recipe.student, Store(self._store.root)
-        with store.local_copy(trained.model("model")) as folder:
-            device = self._teacher.device
-            return self._answers(LocalModel.load(folder, dtype=student.dtype, device=device))
-
-    def _answers(self, model: LocalModel) -> list[LocalResponse]:
-        spec = self._recipe.evaluation
-        with cpu_threads(self._recipe.execution):
-            return model.answer(
+    def _answers(self, model: LocalModel) -> list[Answer]:
+        spec = self.recipe.evaluation
+        with cpu_threads(self.recipe.execution):
+            responses = model.answer(
                 self._conversations, max_new_tokens=spec.max_new_tokens, batch_size=spec.batch_size
             )
+        return [Answer(each.text, each.finish_reason == "length") for each in responses]
 
-    def _share_right(
-        self, answers: Sequence[LocalResponse], references: Sequence[Sequence[str]]
-    ) -> float:
-        """Return the share of answers that equal their references, as an evaluation judges it."""
-        kind = task_type(self._recipe.task)
+    def _mean(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> float:
+        """Return the mean of the primary metric, as an evaluation computes it."""
+        metric = self._task_type.primary
         scores = [
-            kind.score(answer.text, right, truncated=answer.finish_reason == "length")["accuracy"]
+            self._task_type.score(answer.text, right, truncated=answer.truncated)[metric]
             for answer, right in zip(answers, references, strict=True)
         ]
         return statistics.mean(score for score in scores if score is not None)
@@ -173,7 +263,32 @@ def train_teacher(recipe: TeacherTrainingRecipe, store: StoreSpec) -> str:
     valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
     taught = (valid.dataset("gold"), valid.dataset("prompts"), recipe.student, recipe.training)
     trained = train_student(*taught, *here, name=StageName.TRAIN_TEACHER)
-    folder = Path(store.root).resolve() / "teachers" / recipe.task.name
+    name = f"{recipe.task.name}-{recipe.training.seed}"
+    folder = Path(store.root).resolve() / "teachers" / name
     if not (trained.reused and folder.exists()):
         export_model(trained.model("model"), str(folder), store)
     return str(folder)
+
+
+def _forget(trained: StageResult, store: Store) -> None:
+    """Delete a student and the record of its training."""
+    stage, fingerprint, _ = trained.model("model").uri.split("/", 2)
+    store.delete(f"{stage}/{fingerprint}")
+
+
+@contextlib.contextmanager
+def _most_memory() -> Iterator[list[int]]:
+    """Yield a list that holds the most bytes held inside, afterwards: of the GPU if there is one.
+
+    On a CPU it is the resident memory of the process, looked up now and then.
+    """
+    import torch
+
+    from distillery.evaluation.peak_memory import most_resident
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with most_resident() as seen:
+        yield seen
+    if torch.cuda.is_available():
+        seen[0] = torch.cuda.max_memory_allocated()

@@ -40,7 +40,7 @@ class MemoryWatch:
         opened.answer(rows[:1], 1)
         _give_back()
         gpu_loaded, loaded = _on_gpus(), _resident()
-        with _most_resident() as seen, _most_on_gpus() as gpu_seen:
+        with most_resident() as seen, _most_on_gpus() as gpu_seen:
             opened.answer(rows, min(len(rows), opened.max_concurrency or len(rows)))
         gpu_beside = max(gpu_seen) - gpu_loaded
         if gpu_beside > 0:
@@ -86,7 +86,7 @@ def _resident() -> int:
 
 
 @contextlib.contextmanager
-def _most_resident() -> Iterator[list[int]]:
+def most_resident() -> Iterator[list[int]]:
     """Yield a list of the resident bytes inside, looked up every 2 ms."""
     seen, is_over = [_resident()], threading.Event()
 
