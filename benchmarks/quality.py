@@ -124,19 +124,36 @@ class Setting:
 
 _GEMMA_TEACHER = (
     "training.batch_size=64",
-    "training.micro_batch_size=32",
+    "training.micro_batch_size=64",
     "training.evaluations=1",
+    "training.patience=null",
 )
 _GEMMA = (
     "teacher.kind=transformers",
-    "teacher.batch_size=256",
+    "teacher.batch_size=512",
     "student.kind=pruned",
+    "training.method={kind: full}",
+    "training.learning_rate=2e-4",
     "training.evaluations=1",
-    "training.micro_batch_size=32",
-    "evaluation.batch_size=256",
+    "training.patience=null",
 )
-_BANKING77 = (*_GEMMA, "data.train.max_rows=4000")
-_SCITLDR = (*_GEMMA, "data.train.max_rows=1400", "data.test.max_rows=400")
+_BANKING77 = (
+    *_GEMMA,
+    "data.train.max_rows=3000",
+    "training.epochs=4",
+    "training.batch_size=64",
+    "training.micro_batch_size=64",
+    "evaluation.batch_size=1024",
+)
+_SCITLDR = (
+    *_GEMMA,
+    "data.train.max_rows=1400",
+    "data.test.max_rows=400",
+    "training.epochs=3",
+    "training.batch_size=32",
+    "training.micro_batch_size=32",
+    "evaluation.batch_size=400",
+)
 
 SETTINGS = (
     Setting(
@@ -162,7 +179,13 @@ SETTINGS = (
             f"SciTLDR: Gemma 3 270M to {layers} of its 18 layers",
             "recipes/gemma/summarization.yaml",
             (*_SCITLDR, f"student.num_layers={layers}"),
-            teacher=(*_GEMMA_TEACHER, "training.epochs=3", "data.train.max_rows=1400"),
+            teacher=(
+                *_GEMMA_TEACHER,
+                "data.train.max_rows=1400",
+                "training.epochs=4",
+                "training.batch_size=16",
+                "training.micro_batch_size=16",
+            ),
         )
         for layers in (9, 6)
     ),
@@ -240,8 +263,8 @@ class Comparison:
             other = {"model": self.setting.trained_teacher(1, self._store)}
             panel = (PanelTeacher(name="other", teacher=teacher.model_copy(update=other)),)
             objective = objective.model_copy(update={"panel": panel})
-        changed = {"seed": seed, "objective": objective, "epochs": way.epochs * training.epochs}
-        return training.model_copy(update=changed)
+        longer = {name: way.epochs * getattr(training, name) for name in ("epochs", "min_steps")}
+        return training.model_copy(update=longer | {"seed": seed, "objective": objective})
 
     def _file(self, name: str, what: str) -> Path:
         return self._folder / name / f"{what}.json"

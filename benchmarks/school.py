@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -247,13 +248,14 @@ class School:
         return [Answer(each.text, each.finish_reason == "length") for each in responses]
 
     def _mean(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> float:
-        """Return the mean of the primary metric, as an evaluation computes it."""
+        """Return the mean of the primary metric, as an evaluation computes it; NaN: of nothing."""
         metric = self._task_type.primary
         scores = [
             self._task_type.score(answer.text, right, truncated=answer.truncated)[metric]
             for answer, right in zip(answers, references, strict=True)
         ]
-        return statistics.mean(score for score in scores if score is not None)
+        scored = [score for score in scores if score is not None]
+        return statistics.mean(scored) if scored else math.nan
 
 
 def train_teacher(recipe: TeacherTrainingRecipe, store: StoreSpec) -> str:
