@@ -25,6 +25,8 @@ from benchmarks.lora import model_folder
 from benchmarks.processes import REPO
 from benchmarks.results import heading, load_average, result_path, versions
 from benchmarks.school import Cost, Learnt, School, Taught, train_teacher
+from distillery.data.sources import expand_variables
+from schemas.data import FileSource
 from schemas.execution import StoreSpec
 from schemas.objectives import (
     Attention,
@@ -91,7 +93,8 @@ class Setting:
         if self.teacher is None:
             return None
         data = load_recipe(REPO / self.recipe, [], Recipe).data.train
-        needed = (model_folder() / "config.json", Path(getattr(data, "path", "")))
+        assert isinstance(data, FileSource)
+        needed = (model_folder() / "config.json", Path(expand_variables(data.path)))
         for file in needed:
             if not file.is_file():
                 return (

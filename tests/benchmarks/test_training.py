@@ -1,7 +1,6 @@
 """The benchmarks of training measure what they say, and their tables count right."""
 
 import doctest
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import gpu, lora, quality, report, results, synthetic, training
-from benchmarks.processes import REPO, ProcessError
-from benchmarks.quality import HARD, OBJECTIVES, SETTINGS, table
+from benchmarks import gpu, lora, report, results, synthetic, training
+from benchmarks.processes import ProcessError
 from benchmarks.report import Metric
 from benchmarks.results import Line, goal_table
-from benchmarks.school import Learnt
 from benchmarks.steps import VARIANTS, prepare, run_variant
 from benchmarks.storage import bytes_per_token
 from benchmarks.trainers import TRAINERS, require_same_losses, run
@@ -22,8 +19,6 @@ from distillery.data.chat import load_messages
 from distillery.models.loading import ModelFiles
 from distillery.storage.store import Store
 from distillery.training.batches import RowOrder
-from schemas.objectives import HardTargets
-from schemas.recipe import Recipe, load_recipe
 from tests.fixtures_models import make_tiny_model
 
 TINY = gpu.Size(
@@ -35,55 +30,10 @@ TINY = gpu.Size(
 )
 
 
-@pytest.mark.parametrize("module", [quality, report, results, synthetic], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [report, results, synthetic], ids=lambda m: m.__name__)
 def test_the_examples_of_docstrings_hold(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0 and found.failed == 0
-
-
-# -- Quality ----------------------------------------------------------------------------------
-
-
-def test_differences_between_objectives_are_paired_by_seed() -> None:
-    hard = [Learnt(share, share, 1.0) for share in (0.50, 0.70)]
-    soft = [Learnt(share, 0.9, 1.0) for share in (0.52, 0.72)]
-    rows = table({HARD: hard, "forward KL": soft}).splitlines()[2:]
-    # The seeds are far apart, what the objectives differ by is not.
-    assert rows == [
-        "| hard targets | 60.00 ± 127.06 | - | 60.00 ± 127.06 |",
-        "| forward KL | 62.00 ± 127.06 | +2.00 ± 0.00 | 90.00 ± 0.00 |",
-    ]
-
-
-def test_objectives_differ_and_their_recipes_can_be_read() -> None:
-    assert len(set(map(repr, OBJECTIVES.values()))) == len(OBJECTIVES)
-    for setting in SETTINGS:
-        recipe = load_recipe(REPO / setting.recipe, setting.overrides, Recipe)
-        assert recipe.training.objective == HardTargets()
-
-
-def test_a_data_set_that_is_not_there_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setting = next(setting for setting in SETTINGS if setting.name == "banking77")
-    monkeypatch.setenv("BANKING77_DIR", str(tmp_path))
-    assert str(tmp_path) in (setting.obstacle() or "")
-    (tmp_path / "train.csv").touch()
-    assert setting.obstacle() is None
-
-
-@pytest.mark.slow
-def test_the_quality_of_one_objective_is_measured_from_a_recipe(tmp_path: Path) -> None:
-    command = ["-m", "benchmarks.quality", "--settings=demo-few", "--seeds=1"]
-    command += ["--objectives=hard targets", f"--store={tmp_path}", f"--output={tmp_path / 'q.md'}"]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPO, capture_output=True, text=True, timeout=1200
-    )
-    assert done.returncode == 0, done.stderr
-    row = next(line for line in done.stdout.splitlines() if line.startswith("| hard targets"))
-    accuracy = float(row.split("|")[2])
-    assert 40 < accuracy < 90
-    assert "360 responses, 2,880 tokens" in done.stdout
 
 
 # -- Soft targets that no teacher made --------------------------------------------------------
