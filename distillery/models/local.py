@@ -6,6 +6,7 @@ says about sampling or penalties is not used, only the tokens at which it stops 
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -175,6 +176,7 @@ class LocalModel:
         limits: Sequence[int],
         keys: Sequence[str],
         sampling_temperature: float,
+        vocab_size: int,
         batch_size: int,
     ) -> list[list[int]]:
         """Return the tokens that the model writes after each of ``prompts``, its end included.
@@ -184,13 +186,20 @@ class LocalModel:
             limits: Most tokens to write after each, at least 1.
             keys: What decides the random numbers of each, whatever batch it is in.
             sampling_temperature: Above 0.
+            vocab_size: Token ids from there on, padding of the output layer, are not written.
             batch_size: Prompts per forward pass; see :meth:`stream`.
         """
+
+        def within_vocabulary(input_ids: Any, scores_BV: Any) -> Any:
+            scores_BV[:, vocab_size:] = -math.inf
+            return scores_BV
+
         written: list[list[int]] = [[]] * len(prompts)
         for batch, limit in self._batches(prompts, limits, batch_size):
             of_batch = [keys[i] for i in batch]
             sampler = _GumbelSampler(of_batch, sampling_temperature, 1.0, self.model.device)
-            new_ids = self._generate([prompts[i] for i in batch], limit, [sampler])
+            processors = [within_vocabulary, sampler]
+            new_ids = self._generate([prompts[i] for i in batch], limit, processors)
             for i, ids in zip(batch, new_ids, strict=True):
                 written[i] = ids
         return written

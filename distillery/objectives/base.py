@@ -165,7 +165,10 @@ class Objective(ABC):
         return batches
 
     def save_state(self, folder: Path) -> None:
-        """Write what a resumed training needs besides weights into a checkpoint's ``folder``."""
+        """Write what a resumed training needs besides weights into a checkpoint's ``folder``.
+
+        Called in every process; the first writes.
+        """
         return
 
     def load_state(self, folder: Path) -> None:
@@ -178,6 +181,10 @@ class Objective(ABC):
         It becomes the output `kept` of the stage when there is any.
         """
         return
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest should say; of the first process, at the end."""
+        return {}
 
     @abstractmethod
     def loss(self, model: Any, student: "SplitModel", batch: Batch) -> Loss:

@@ -71,7 +71,7 @@ class _Training:
             self._teacher = self._open_teacher()
         self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
         inputs = Inputs(
-            training=training,
+            training=self._training,  # its rows are no longer than the student's context
             store=self._store,
             chat_format=chat_format,
             vocab_size=self._vocab_size,
@@ -104,7 +104,7 @@ class _Training:
             num_parameters=num_parameters,
             counts=self._rows.counts | steps,
             timings_s=self._timings_s,
-            facts=self._facts,
+            facts=self._facts | self._objective.facts(),
         )
 
     @contextlib.contextmanager
@@ -140,11 +140,13 @@ class _Training:
         return model, chat_format
 
     def _open_teacher(self) -> LocalModel | None:
-        """Return the teacher that runs beside the student, if one does; it waits on the CPU."""
+        """Return the teacher that runs beside the student, if one does; it waits on the CPU.
+
+        A served one does not: the objective asks it.
+        """
         spec = self._job.teacher
-        if spec is None:
+        if not isinstance(spec, TransformersTeacher):
             return None
-        assert isinstance(spec, TransformersTeacher)  # choose_objective made sure
         teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
         self._set_attention(teacher.model)

@@ -1,5 +1,6 @@
 """The stage: what identifies a training, and the model that it leaves in the store."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from schemas.student import PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
+
+logger = logging.getLogger(__name__)
 
 _LOGIC_VERSION = 5
 _READ_OF_PRETRAINED = {"dtype", "chat_template_kwargs", "system_prompt"}
@@ -152,7 +155,8 @@ def train_student(
             attempt.facts["objective"] = because or f"{training.objective.kind}: as the recipe says"
             attempt.add_folder("tensorboard", scratch / "checkpoints" / "tensorboard")
             if (scratch / "kept").exists():
-                attempt.add_folder("kept", scratch / "kept")
+                kept = attempt.add_folder("kept", scratch / "kept")
+                logger.info("what was written on the way is in %s", attempt.store.path(kept.uri))
             attempt.add_model("model", scratch / "model", num_parameters=outcome.num_parameters)
 
     return run_stage(stage, store, execution, work)

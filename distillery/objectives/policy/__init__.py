@@ -1,0 +1,1 @@
+"""Learning from what the student itself writes: rows with its samples, and what is kept."""
