@@ -48,11 +48,7 @@ class OnPolicyObjective(Objective):
         self._numbers: dict[str, int] = {}
         soft = inputs.training.model_copy(update={"objective": self._soft})
         inputs = inputs._replace(training=soft)
-        self._served: "ServedTargets | None" = None
-        if inputs.teacher is None:
-            from distillery.objectives.policy.served import ServedTargets
-
-            self._served = ServedTargets(inputs, self._samples)
+        self._served = _served_targets(inputs, self._samples) if inputs.teacher is None else None
         targets = self._served or SoftTargetObjective.open(inputs)
         assert isinstance(targets, SoftTargetObjective)
         self._targets = targets
@@ -302,6 +298,13 @@ class OnPolicyObjective(Objective):
     def facts(self) -> dict[str, Any]:
         """Return how much was written, and how much a served teacher read."""
         return {"on_policy": self._samples.facts}
+
+
+def _served_targets(inputs: Inputs, samples: Samples) -> "ServedTargets":
+    """Return the teacher that is asked; the HTTP client is imported for it alone."""
+    from distillery.objectives.policy.served import ServedTargets
+
+    return ServedTargets(inputs, samples)
 
 
 def _as_soft_targets(spec: OnPolicy, *, is_served: bool) -> SoftTargets:

@@ -255,6 +255,7 @@ class _Training:
             logger.info("training resumes from %s", newest.name)
         if newest and _was_over(newest):
             _restore_finished(trainer, newest)
+            self._objective.load_state(newest)
         else:
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         self._facts["curve"] = _curve(

@@ -196,11 +196,10 @@ class StudentTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            if self._extra is not None:
-                self._extra.save(folder)
-            self._objective.save_state(folder)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self._extra is not None and self.is_world_process_zero():
+            self._extra.save(folder)
+        self._objective.save_state(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
