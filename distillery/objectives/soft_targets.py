@@ -1,14 +1,19 @@
 """Soft targets: the teacher's probabilities at every response token, stored or made beside."""
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from distillery.data.chat import Message, load_messages
-from distillery.models.chat_format import ChatFormat, TokenizedRow
+from distillery.models.chat_format import TokenizedRow
 from distillery.models.loading import ModelFiles
-from distillery.models.vocabulary import tokenizer_hash
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Objective, Row
+from distillery.objectives.beside import Beside
+from distillery.objectives.one_vocabulary import (
+    ANSWER,
+    PROBE,
+    no_tokenizer,
+    other_tokens,
+    refuse_other_tokens,
+)
 from distillery.objectives.soft.stored import (
     ScoredRow,
     ScoringRow,
@@ -20,16 +25,13 @@ from distillery.objectives.soft.stored import (
 )
 from schemas.errors import RecipeError, TrainingError
 from schemas.objectives import SoftTargets
-from schemas.student import FromScratchStudent, StudentSpec
+from schemas.student import StudentSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
     from distillery.models.output_layer import SplitModel
     from distillery.objectives.losses import Targets
-
-_PROBE = [Message(role="user", content="What is six times seven?")]
-_ANSWER = "Forty-two."
 
 
 class SoftTargetObjective(Objective):
@@ -73,11 +75,8 @@ class SoftTargetObjective(Objective):
         """
         spec = training.objective
         assert isinstance(spec, SoftTargets)
-        if isinstance(student, FromScratchStudent) and student.tokenizer is None:
-            return (
-                "the student gets a new tokenizer, so its tokens are not the teacher's. Set "
-                "student.tokenizer to the folder of the teacher's."
-            )
+        if (obstacle := no_tokenizer(student)) is not None:
+            return obstacle
         ours = ModelFiles.of(student).chat_format()
         if spec.k > (num_tokens := len(ours.tokenizer.get_vocab())):
             raise RecipeError(
@@ -85,10 +84,7 @@ class SoftTargetObjective(Objective):
                 "student's vocabulary. Lower it."
             )
         if not isinstance(teacher, OpenAITeacher):
-            theirs = ModelFiles.of(teacher).chat_format()
-            return _other_vocabulary(theirs.tokenizer, ours.tokenizer) or _other_tokens(
-                theirs, ours
-            )
+            return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
         if spec.source == "online":
             return (
                 "training.objective.source 'online' runs the teacher beside the student, which an "
@@ -97,8 +93,8 @@ class SoftTargetObjective(Objective):
         from distillery.objectives.soft.served import check_served
 
         try:
-            response_ids = ours.row(_PROBE, _ANSWER).response_ids
-            check_served(teacher, spec, ScoringRow("of a probe", "", _PROBE, _ANSWER), response_ids)
+            response_ids = ours.row(PROBE, ANSWER).response_ids
+            check_served(teacher, spec, ScoringRow("of a probe", "", PROBE, ANSWER), response_ids)
         except (RecipeError, TrainingError) as error:
             return str(error)
         return None
@@ -186,63 +182,8 @@ class StoredTargets(SoftTargetObjective):
         return SparseTargets(batch["topk_ids"], *log_p)
 
 
-class _Beside(SoftTargetObjective):
+class _Beside(Beside, SoftTargetObjective):
     """Probabilities of a teacher that runs beside the student."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        super().__init__(inputs)
-        assert inputs.teacher is not None
-        self._teacher = inputs.teacher
-
-    @functools.cached_property
-    def _split(self) -> "SplitModel":
-        """The teacher before its output layer; made when it is on its device."""
-        from distillery.models.output_layer import SplitModel
-
-        return SplitModel(self._teacher.model)
-
-    def features(self) -> dict[str, Any]:
-        from datasets import List, Value
-
-        whole, ints = Value("int32"), List(Value("int32"))
-        return {"teacher_input_ids": ints, "teacher_labels": ints, "teacher_length": whole}
-
-    def columns(self, split: str) -> Columns:
-        return self._of_row
-
-    def _of_row(self, row: Row, tokens: TokenizedRow) -> Row:
-        name, messages = row["prompt_id"], load_messages(row["messages"])
-        if (prompt := self._inputs.teacher_prompt) is not None:
-            [messages] = prompt.around([messages])
-        theirs = self._teacher.chat_format.row(messages, row["response"])
-        refuse_other_tokens(name, tokens.response_ids, theirs.response_ids)
-        num_tokens, most = len(theirs.input_ids), self._teacher.context_length
-        if most is not None and num_tokens > most:
-            raise TrainingError(
-                f"row {name!r} has {num_tokens} tokens, more than the {most} that the teacher "
-                "reads, so it cannot teach it. Lower training.max_length."
-            )
-        return {
-            "teacher_input_ids": theirs.input_ids,
-            "teacher_labels": theirs.labels,
-            "teacher_length": num_tokens,
-        }
-
-    def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
-        return tokens(rows, "teacher_")
-
-    def targets(self, batch: Batch) -> "Targets":
-        import torch
-
-        from distillery.models.output_layer import response_states
-        from distillery.objectives.losses import DenseTargets
-
-        split = self._split  # before the forward pass, which then gives hidden states
-        with torch.no_grad():
-            hidden_NE = response_states(
-                self._teacher.model, batch, batch["teacher_labels"], "teacher_"
-            )
-        return DenseTargets(hidden_NE, split.head)
 
 
 def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:
@@ -260,52 +201,4 @@ def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:
         ids_NK=scored.ids_NK[:n],
         log_probs_NK=scored.log_probs_NK[:n],
         log_rest_N=scored.log_rest_N[:n],
-    )
-
-
-def refuse_other_tokens(prompt_id: str, ours: list[int], theirs: list[int]) -> None:
-    """Raise when the teacher reads other tokens in a response than the student is to write."""
-    if ours == theirs:
-        return
-    at = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), -1)
-    raise TrainingError(
-        f"row {prompt_id!r}: the student's tokenizer and chat template make {len(ours)} tokens of "
-        f"the response, the teacher's {len(theirs)}"
-        + (f", other ones from token {at}" if at >= 0 else "")
-        + ". Soft targets cannot be compared token by token. Give the student the teacher's "
-        "tokenizer and chat template, or set training.objective.kind to hard_targets."
-    )
-
-
-def _other_vocabulary(teacher: Any, student: Any) -> str | None:
-    """Return how two tokenizers differ; None when every token has the same number in both."""
-    theirs, ours = teacher.get_vocab(), student.get_vocab()
-    if theirs == ours:
-        return None
-    odd = sorted(set(theirs.items()) ^ set(ours.items()), key=lambda item: (item[1], item[0]))
-    return (
-        f"the student's vocabulary ({len(ours)} tokens) differs from the teacher's "
-        f"({len(theirs)}), first at {odd[0][0]!r} ({odd[0][1]}), so probabilities cannot be "
-        "compared token by token. Choose models that share a tokenizer."
-    )
-
-
-def _other_tokens(teacher: ChatFormat, student: ChatFormat) -> str | None:
-    """Return how two formats of one vocabulary write a response differently, if they do."""
-    if tokenizer_hash(teacher.tokenizer) != tokenizer_hash(student.tokenizer):
-        return (
-            "the student's tokenizer splits text differently from the teacher's, though their "
-            "vocabularies are the same. Choose models that share a tokenizer."
-        )
-    try:
-        written = [each.row(_PROBE, _ANSWER).response_ids for each in (teacher, student)]
-    except TrainingError as error:
-        return str(error)
-    if written[0] == written[1]:
-        return None
-    return (
-        f"the student's chat template writes the response {_ANSWER!r} as "
-        f"{student.tokenizer.decode(written[1])!r}, the teacher's as "
-        f"{teacher.tokenizer.decode(written[0])!r}, so probabilities cannot be compared token by "
-        "token. Give the student the teacher's chat template."
     )
