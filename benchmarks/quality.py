@@ -27,6 +27,7 @@ from benchmarks.results import heading, load_average, result_path, versions
 from benchmarks.school import Cost, Learnt, School, Taught, train_teacher
 from distillery.data.sources import expand_variables
 from schemas.data import FileSource
+from schemas.errors import RecipeError
 from schemas.execution import StoreSpec
 from schemas.objectives import (
     Attention,
@@ -155,6 +156,7 @@ _SCITLDR = (
     "training.epochs=3",
     "training.batch_size=32",
     "training.micro_batch_size=32",
+    "training.max_length=448",
     "evaluation.batch_size=400",
 )
 
@@ -203,6 +205,7 @@ class Comparison:
         self.setting, self._store = setting, store
         self._folder = Path(store.root) / "found" / setting.name
         self._taught = self._folder / "taught.json"
+        self._refused = self._folder / "refused.json"
 
     @functools.cached_property
     def school(self) -> School:
@@ -214,6 +217,17 @@ class Comparison:
             else:
                 write(self._taught, school.taught)
         return school
+
+    def possible(self, ways: list[str]) -> list[str]:
+        """Return those that teacher and student allow; why others are refused is kept."""
+        refused = {}
+        for name in ways:
+            try:
+                self.school.check(self._training(name, seed=0))
+            except RecipeError as error:
+                refused[name] = str(error)
+        write(self._refused, refused)
+        return [name for name in ways if name not in refused]
 
     def measure_costs(self, ways: list[str]) -> None:
         """Measure what a step costs, the way that others are compared with first."""
@@ -255,7 +269,9 @@ class Comparison:
         )
         titles = {name: way.title for name, way in WAYS.items()}
         lines = gains.table(found, costs, titles, HARD, taught.metric)
-        return f"## {self.setting.title}\n\n{facts}\n\n{lines}\n"
+        refused = json.loads(self._refused.read_text("utf-8")) if self._refused.exists() else {}
+        notes = [f"\n- {titles[name]}: left out, {why}\n" for name, why in refused.items()]
+        return f"## {self.setting.title}\n\n{facts}\n\n{lines}\n{''.join(notes)}"
 
     def _training(self, name: str, seed: int) -> TrainingSpec:
         way, training = WAYS[name], self.school.recipe.training
@@ -284,11 +300,12 @@ def lock(file: Path, *, blocking: bool = True) -> Iterator[None]:
         yield
 
 
-def write(file: Path, found: Learnt | Cost | Taught) -> None:
+def write(file: Path, found: Learnt | Cost | Taught | dict[str, str]) -> None:
     """Write what was found, in one piece."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(dataclasses.asdict(found)), "utf-8")
+    plain = found if isinstance(found, dict) else dataclasses.asdict(found)
+    partial.write_text(json.dumps(plain), "utf-8")
     partial.replace(file)
 
 
@@ -303,13 +320,15 @@ def main() -> int:
     comparisons = [Comparison(setting, store) for setting in chosen if not setting.obstacle()]
     print(*sections, sep="", end="", file=sys.stderr, flush=True)
     if not arguments.report_only:
-        for comparison in comparisons:
-            comparison.measure_costs(arguments.objectives)
+        possible = {each: each.possible(arguments.objectives) for each in comparisons}
+        for comparison, ways in possible.items():
+            comparison.measure_costs(ways)
         # Seed by seed, so that a run that is stopped has something to say of each.
         for seed in range(arguments.seeds):
             for name in arguments.objectives:
-                for comparison in comparisons:
-                    comparison.learn(name, seed)
+                for comparison, ways in possible.items():
+                    if name in ways:
+                        comparison.learn(name, seed)
     sections += [comparison.section(arguments.objectives) for comparison in comparisons]
     minutes = (time.monotonic() - began) / 60
     head = heading(

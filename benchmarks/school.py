@@ -162,6 +162,10 @@ class School:
         quality = self._mean(answers, self._references)
         return Taught(self._task_type.primary, self._rows.num_rows, num_tokens, quality, answers)
 
+    def check(self, training: TrainingSpec) -> None:
+        """Return when ``training`` is possible; a RecipeError says why it is not."""
+        choose_objective(self._teacher, self.recipe.student, training)
+
     def teach(self, training: TrainingSpec) -> Learnt:
         """Return what a student learns by ``training``.
 
