@@ -18,6 +18,7 @@ from distillery.teacher.generation import generation_stage, prompt_requests
 from schemas.execution import StoreSpec
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
+from schemas.student import PrunedStudent
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.units import money_text
@@ -31,6 +32,9 @@ _CHARS_PER_TOKEN = 4
 _UNKNOWN = "the ledger has no count of this teacher's tokens"
 
 _REQUESTS_PER_LOOKUP = 2048
+
+_NOTES = ("store", "evaluation", "student")
+"""What is said of the run, beside what its estimates rest on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,22 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
         num_rows = valid.manifest.counts["test"]
         why = f"not planned: evaluate_models asks the teacher up to {num_rows:,} test rows besides"
         assumptions += (("evaluation", why),)
+        if isinstance(recipe.student, PrunedStudent):
+            assumptions += (("student", _pruning(recipe.student)),)
     return dataclasses.replace(plan, assumptions=assumptions)
+
+
+def _pruning(student: PrunedStudent) -> str:
+    """Return what would be kept of the model that the student is made from."""
+    from distillery.models.loading import ModelFiles
+    from distillery.models.pruning import kept_layers
+
+    of_model = ModelFiles.of(student).config().num_hidden_layers
+    kept = kept_layers(student, of_model)
+    text = f"prune_student keeps {len(kept)} of {of_model} layers: {', '.join(map(str, kept))}"
+    if student.intermediate_size is None:
+        return text
+    return f"{text}; and {student.intermediate_size:,} neurons of each feed-forward block"
 
 
 def plan_generation(
@@ -247,7 +266,7 @@ def sentences(plan: GenerationPlan) -> list[str]:
         ("time", _time(plan)),
         *(("budget", _cap_sentence(cap, plan)) for cap in plan.caps),
         *(
-            ("note" if name in ("store", "evaluation") else "assumed", f"{name}: {why}")
+            ("note" if name in _NOTES else "assumed", f"{name}: {why}")
             for name, why in plan.assumptions
         ),
     ]

@@ -19,14 +19,14 @@ from distillery.models.local import LocalModel
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Measurements
-from schemas.contestants import ContestantSpec, TeacherContestant
+from schemas.contestants import ContestantSpec, TeacherContestant, TrainedContestant
 from schemas.errors import StageError, TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.export import ExportSpec
 from schemas.refs import DatasetRef, ModelRef
-from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskKind, TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from tests.fixtures_comparison import TASK, prompt_frame, seal_prompts
@@ -126,6 +126,18 @@ def hosted(stub: StubEndpoint, **fields: Any) -> OpenAITeacher:
 def local(folder: Path, **fields: Any) -> TransformersTeacher:
     known = {"model": str(folder), "dtype": "float32", "device": "cpu"}
     return TransformersTeacher.model_validate(known | fields)
+
+
+def test_the_baseline_of_a_pruned_student_is_the_pruned_model(store: StoreSpec) -> None:
+    pruned = {"model": "someone/large", "revision": "a" * 40, "num_layers": 2}
+    student = PrunedStudent.model_validate(pruned | {"trust_remote_code": True})
+    teacher = TransformersTeacher(model="someone/large", revision="a" * 40)
+    run = run_of(store, teacher, student=student)
+    _, baseline, trained = run.contestants
+    assert isinstance(baseline, TrainedContestant) and isinstance(trained, TrainedContestant)
+    assert (baseline.name, trained.name) == ("baseline", "student")
+    assert baseline.model == model_ref(store, "baseline", seed=2)
+    assert baseline.trust_remote_code and trained.trust_remote_code
 
 
 def test_every_contestant_answers_every_test_row_and_is_measured(

@@ -57,6 +57,21 @@ def test_a_student_made_from_scratch_has_no_base() -> None:
     assert "- Made from: random weights: it was trained from scratch" in card
 
 
+def test_a_pruned_student_is_made_from_the_model_that_was_pruned() -> None:
+    sizes = {"layers": 18, "intermediate_size": 64, "parameters": 268_000_000}
+    smaller = {"layers": 2, "intermediate_size": 32, "parameters": 177_000_000}
+    facts = {"model": "someone/large", "kept_layers": [0, 17], "before": sizes, "after": smaller}
+    pruned = Origins({**ORIGINS.manifests, "prune_student": manifest("prune_student", facts=facts)})
+    card = model_card(grown_from("prune_student/f/a/model"), pruned, TASK)
+    assert metadata(card)["base_model"] == "someone/large"
+    assert "- Made from: `someone/large`, licence: not known" in card
+    assert (
+        "- Pruned: someone/large pruned to 2 of its 18 layers (0, 17) and 32 of the 64 neurons of "
+        "each feed-forward block: 177 M of 268 M parameters"
+    ) in card
+    assert "Pruned" not in model_card(grown_from("someone/small"), ORIGINS, TASK)
+
+
 def test_data_card_names_files_ways_out_and_the_teacher() -> None:
     card = data_card(rich_comparison(), ORIGINS, TASK)
     assert metadata(card)["license"] == "unknown"

@@ -49,8 +49,8 @@ def sealed(
         return STUDENT_REF.model_copy(update={"uri": uri, "fingerprint": fingerprint})
 
     student = model(StageName.TRAIN_STUDENT)
-    is_trained = StageName.TRAIN_BASELINE in hours
-    baseline = model(StageName.TRAIN_BASELINE) if is_trained else None
+    made = {StageName.TRAIN_BASELINE, StageName.PRUNE_STUDENT} & hours.keys()
+    baseline = model(made.pop()) if made else None
     responses = seal(StageName.GENERATE_RESPONSES, {} if bill is None else {"bill": bill})
     soft_targets = None
     if StageName.SCORE_SOFT_TARGETS in hours:
@@ -129,6 +129,15 @@ def test_a_distillation_costs_its_tokens_and_hours_and_pays_for_itself(store: St
     assert cost.training == pytest.approx(4 * 0.36)
     assert cost.total == pytest.approx(13.44)
     assert cost.break_even_requests == pytest.approx(13.44 / ((1.4 - 0.001) / 1000))
+
+
+def test_pruning_and_the_training_before_the_last_one_cost_their_hours(store: StoreSpec) -> None:
+    hours = {StageName.TRAIN_STUDENT: 2.0, StageName.PRUNE_STUDENT: 0.25}
+    found = comparison(measured=hosted(), prices=BOTH)
+    lineage = sealed(store, hours=hours, bill=BILL)
+    learnt_twice = lineage.model_copy(update={"first": lineage.student})
+    cost = distillation_cost(found, learnt_twice, BOTH, Store(store.root))
+    assert cost is not None and cost.training_hours == pytest.approx(2 + 2 + 0.25)
 
 
 def test_responses_of_a_local_teacher_cost_what_its_requests_do(store: StoreSpec) -> None:

@@ -5,15 +5,29 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from distillery.evaluation.lineage import Origins, funnel, licence_of, read_origins
+from distillery.evaluation.findings import notes
+from distillery.evaluation.lineage import (
+    Origins,
+    baseline_text,
+    funnel,
+    licence_of,
+    read_origins,
+)
 from distillery.storage.stage import Attempt, Stage, run_stage
 from distillery.storage.store import Store
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import QuarantineFrame, arrow_schema
 from schemas.refs import FilteredSet, PromptSet
-from tests.fixtures_comparison import STUDENT_REF, seal_scores
+from tests.fixtures_comparison import STUDENT_REF, comparison, seal_scores
 from tests.fixtures_lineage import dataset_ref, lineage_of
 from tests.fixtures_report import ORIGINS, manifest
+
+PRUNED = {
+    "model": "someone/large",
+    "kept_layers": [0],
+    "before": {"layers": 2, "intermediate_size": 64, "parameters": 2000},
+    "after": {"layers": 1, "intermediate_size": 64, "parameters": 1500},
+}
 
 
 def test_what_the_store_still_has_is_read_and_nothing_else(store: StoreSpec) -> None:
@@ -58,6 +72,54 @@ def test_the_files_are_found_and_quarantined_rows_are_counted_by_split(store: St
     assert list(origins.manifests)[:2] == ["load_prompts", "validate_prompts"]
     assert origins.files == [("train", 7, "f" * 64)]
     assert origins.quarantined == {"train": {"found_in_test": 2, "duplicate": 1}}
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "text"),
+    [
+        ("someone/small", {}, "someone/small as it comes"),
+        ("train_baseline/f/a/model", {}, "the student trained on the gold rows"),
+        (
+            "prune_student/f/a/model",
+            {"prune_student": manifest("prune_student", facts=PRUNED)},
+            "someone/large pruned to 1 of its 2 layers (0): 1.5 k of 2 k parameters; as it is, "
+            "before it learns anything",
+        ),
+    ],
+)
+def test_what_the_baseline_is_is_told_in_words(
+    model: str, stages: dict[str, Any], text: str
+) -> None:
+    found = comparison()
+    rows = tuple(
+        row.model_copy(update={"model": model}) if row.name == "baseline" else row
+        for row in found.contestants
+    )
+    compared = found.model_copy(update={"contestants": rows})
+    assert baseline_text(compared, Origins(stages)) == text
+    alone = found.model_copy(update={"contestants": rows[:1]})
+    assert baseline_text(alone, Origins(stages)) is None
+    assert f"Baseline: {text}." in notes(compared.model_copy(update={"baseline": text}))
+
+
+def test_the_stages_of_a_pruned_student_that_learnt_twice_are_all_found(store: StoreSpec) -> None:
+    def of(name: StageName) -> Any:
+        stage = Stage(name, 1, inputs={}, spec={})
+
+        def work(attempt: Attempt) -> None:
+            attempt.facts["stage"] = name
+
+        made = run_stage(stage, store, ExecutionSpec(), work).manifest
+        uri = f"{name}/{made.fingerprint}/{made.attempt}/model"
+        return STUDENT_REF.model_copy(update={"uri": uri, "fingerprint": made.fingerprint})
+
+    lineage = lineage_of(STUDENT_REF, baseline=of(StageName.PRUNE_STUDENT)).model_copy(
+        update={"first": of(StageName.TRAIN_STUDENT)}
+    )
+    found = read_origins(lineage, seal_scores(store), None, Store(store.root)).manifests
+    assert found["prune_student"].facts == {"stage": "prune_student"}
+    assert found["train_student on hard targets"].facts == {"stage": "train_student"}
+    assert "train_baseline" not in found and "train_student" not in found
 
 
 def test_funnel_leads_from_the_files_to_the_training_with_every_reason() -> None:

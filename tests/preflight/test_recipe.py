@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from distillery.preflight.recipe import check_recipe
+from distillery.preflight.recipe import check_recipe, check_teacher_recipe
 from distillery.preflight.slices import slice_problems
 from distillery.registry import open_registry
 from distillery.task_types import task_type
 from schemas.errors import RecipeError
-from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
+from schemas.recipe import GenerationRecipe, Recipe, TeacherTrainingRecipe, validate_recipe
 from schemas.teacher import TransformersTeacher
 from tests.fixtures_recipe import changed, load, make_recipe
 from tests.fixtures_registry import entry
@@ -214,6 +214,27 @@ def test_what_the_teachers_prompt_lacks_is_told_before_anything_is_read() -> Non
         "evaluation.in_context_student is set, but a student from scratch knows nothing",
     ):
         assert problem in told
+
+
+PRUNED = {"kind": "pruned", "model": "./nowhere", "num_layers": 2}
+
+
+def test_a_pruned_student_does_not_answer_untrained_and_its_model_has_to_be_there() -> None:
+    raw = changed("evaluation.in_context_student", True) | {"student": PRUNED}
+    raw["teacher"] |= {"base_url": "http://127.0.0.1:1/v1"}
+    with pytest.raises(RecipeError) as caught:
+        check(validate_recipe(raw, Recipe, source="r.yaml"))
+    told = str(caught.value)
+    assert "student './nowhere' is neither an existing folder nor a hub id" in told
+    assert "is set, but a pruned student understands no instructions before it is tr" in told
+
+
+def test_a_teacher_is_not_trained_pruned() -> None:
+    raw = changed("student", PRUNED)
+    teacher = {name: raw[name] for name in ("task", "data", "student")} | {"output": "teacher"}
+    recipe = validate_recipe(teacher, TeacherTrainingRecipe, source="t.yaml")
+    with pytest.raises(RecipeError, match="is 'pruned', but a teacher is trained whole"):
+        check_teacher_recipe(recipe.task, recipe.data, recipe.student, recipe.training)
 
 
 def test_prices_in_two_currencies_are_refused() -> None:

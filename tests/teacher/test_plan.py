@@ -15,10 +15,11 @@ from distillery.teacher import Request
 from distillery.teacher.generation import generation_stage, prompt_requests
 from distillery.teacher.plan import GenerationPlan, plan_generation, plan_recipe, sentences
 from distillery.teacher.protocol import teacher_identity
-from schemas.errors import InputDataError
+from schemas.errors import InputDataError, RecipeError
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
 from schemas.refs import DatasetRef
 from tests.fixtures_ledger import commit
+from tests.fixtures_models import make_tiny_model
 from tests.fixtures_recipe import make_recipe, write_rows
 
 PRICE = {"prompt_per_million": 10.0, "completion_per_million": 100.0, "currency": "EUR"}
@@ -270,6 +271,22 @@ def test_a_plan_of_the_spine_says_that_the_evaluation_is_not_in_it(folder: Path)
     plan = plan_recipe(validate_recipe(raw, Recipe, source="a test's recipe"))
     assert plan.num_rows == 240
     assert dict(plan.assumptions)["evaluation"].endswith("up to 80 test rows besides")
+
+
+def test_a_plan_says_what_a_pruned_student_keeps_and_refuses_what_is_not_there(
+    folder: Path,
+) -> None:
+    model = str(make_tiny_model(folder / "model", num_layers=4))
+    raw = make_recipe(folder, "http://127.0.0.1:9/v1")
+    student = {"kind": "pruned", "model": model, "num_layers": 2, "intermediate_size": 16}
+    plan = plan_recipe(validate_recipe(raw | {"student": student}, Recipe, source="r.yaml"))
+    assert sentences(plan)[-1] == (
+        "                   student: prune_student keeps 2 of 4 layers: 0, 3; and 16 neurons of "
+        "each feed-forward block"
+    )
+    raw["student"] = student | {"num_layers": 5}
+    with pytest.raises(RecipeError, match="more than the 4 layers"):
+        plan_recipe(validate_recipe(raw, Recipe, source="r.yaml"))
 
 
 def test_a_plan_refuses_prompts_that_the_run_would_refuse(folder: Path) -> None:
