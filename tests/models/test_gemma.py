@@ -20,13 +20,14 @@ from distillery.models.local import LocalModel
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.preflight.models import check_models, check_prompts
 from distillery.storage.stage import StageResult
+from distillery.training.pruning import prune_student
 from distillery.training.rows import SPLITS
 from schemas.contestants import ContestantSpec, PretrainedContestant, TrainedContestant
 from schemas.data import DataSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec
 from schemas.objectives import SoftTargets
-from schemas.student import PretrainedStudent
+from schemas.student import PretrainedStudent, PrunedStudent
 from schemas.task import TaskSpec
 from schemas.teacher import TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
@@ -177,3 +178,51 @@ def test_gemma_scores_responses_over_its_whole_vocabulary(gemma: Path, bench: Be
     assert done.dataset("soft_targets").num_rows == len(bench.rows)
     # Each response and the end of its turn.
     assert done.manifest.counts["response_tokens"] >= 2 * len(bench.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_layers", "kept", "full", "num_parameters"),
+    [
+        (9, [0, 2, 4, 6, 9, 11, 13, 15, 17], [5, 8], 217_927_808),
+        (6, [0, 3, 7, 10, 14, 17], [5], 201_204_352),
+        (4, [0, 6, 11, 17], [2, 3], 190_055_424),
+    ],
+)
+def test_gemma_loses_layers_learns_two_steps_and_answers(
+    gemma: Path,
+    bench: Bench,
+    num_layers: int,
+    kept: list[int],
+    full: list[int],
+    num_parameters: int,
+) -> None:
+    student = PrunedStudent(model=str(gemma), num_layers=num_layers)
+    start = prune_student(bench.training_rows, student, bench.spec, INLINE)
+    assert start.manifest.facts["kept_layers"] == kept
+    assert start.model("model").num_parameters == num_parameters
+    pruned, _ = bench.load(start)
+    found = [n for n, kind in enumerate(pruned.config.layer_types) if kind == "full_attention"]
+    assert found == full
+    assert pruned.get_input_embeddings().weight is pruned.get_output_embeddings().weight
+
+    training = TrainingSpec(
+        method=LoraMethod(r=8, alpha=16),
+        dtype="bfloat16",
+        learning_rate=2e-3,
+        batch_size=8,
+        epochs=1,
+        evaluations=1,
+        max_length=64,
+        device="cpu",
+    )
+    trained = bench.train(student, training, start=start.model("model"))
+    assert trained.manifest.counts["steps"] == 2
+    folder = Path(bench.store.path(trained.model("model").uri))
+    model = LocalModel.load(folder, dtype="bfloat16", device="cpu")
+    assert model.model.config.num_hidden_layers == num_layers
+    asked = [[_user("my card is gone")], [_user("I want my money back")]]
+    answers = model.answer(asked, max_new_tokens=8, batch_size=2)
+    assert all(0 < answer.completion_tokens <= 8 for answer in answers)
+    saved = json.loads((folder / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [1, 106]
