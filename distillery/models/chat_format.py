@@ -98,6 +98,20 @@ class ChatFormat:
         """Return the date that the template gives as today's; None where it reads no clock."""
         return written_date(self.tokenizer.get_chat_template())
 
+    @property
+    def thoughtless(self) -> str | None:
+        """Return why a model of this format writes no thoughts; None where it may."""
+        prompt = self._probed[0]
+        if any(found["shut"] for _, found in _thoughts_at_end(prompt)):
+            return (
+                f"the chat template of {self._name!r} ends the thoughts before the response begins "
+                f"({prompt[-30:]!r})"
+            )
+        template = self.tokenizer.get_chat_template()
+        if not any(mark in template for pair in THOUGHT_MARKS.items() for mark in pair):
+            return f"the chat template of {self._name!r} has no place for thoughts"
+        return None
+
     def row(
         self, messages: Conversation, response: str, reasoning: str | None = None
     ) -> TokenizedRow:

@@ -5,7 +5,7 @@ entry of :data:`distillery.objectives.choice.OBJECTIVES`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -101,6 +101,11 @@ class Objective(ABC):
         return None
 
     @classmethod
+    def reads_thoughts(cls, spec: Any) -> bool:
+        """Return whether the teacher's thoughts are learnt, so that a new tokenizer knows them."""
+        return False
+
+    @classmethod
     def follows_hard_targets(cls, spec: Any) -> bool:
         """Return whether the student learns hard targets first, in a training of its own."""
         return False
@@ -149,6 +154,17 @@ class Objective(ABC):
             TrainingError: The inputs do not go with the objective's settings.
         """
         return lambda row, tokens: {}
+
+    def counts(self, splits: Mapping[str, Any]) -> dict[str, int]:
+        """Return what the manifest counts of the tokenized rows, besides their number.
+
+        Called in every process, with the rows of each split. Of what was left out only the process
+        that tokenized them knows.
+
+        Raises:
+            TrainingError: There is too little to learn from.
+        """
+        return {}
 
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
         """Return what it adds to a batch; ``tokens`` collates columns with a prefix as tokens."""
@@ -204,18 +220,25 @@ class Objective(ABC):
 
         ``whose`` is the prefix of the columns that are read, as ``Collate`` writes them.
         """
-        import torch
-
         from distillery.models.output_layer import response_states
-        from distillery.objectives.losses import response_losses
 
         labels_BT = batch[f"{whose}labels"]
         hidden_ND = response_states(model, batch, labels_BT, whose)
+        return self._losses_at(hidden_ND, student, labels_BT[:, 1:][labels_BT[:, 1:] >= 0], **soft)
+
+    def _losses_at(
+        self, hidden_ND: "Tensor", student: "SplitModel", labels_N: "Tensor", **soft: Any
+    ) -> "Losses":
+        """Return the sums at response tokens whose hidden states are known."""
+        import torch
+
+        from distillery.objectives.losses import response_losses
+
         return response_losses(
             # Several processes hand out float32 whatever precision the model computed in.
             hidden_ND.to(getattr(torch, self._inputs.training.dtype)),
             student.head,  # read after the forward pass
-            labels_BT[:, 1:][labels_BT[:, 1:] >= 0],
+            labels_N,
             vocab_size=self._inputs.vocab_size,
             normaliser=1,
             **soft,

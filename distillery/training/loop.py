@@ -185,8 +185,13 @@ class _Training:
                 yield from (message["content"] for message in load_messages(messages))
         for batch in self._store.batches(self._job.rows, splits=("train",)):
             yield from batch.column("response").to_pylist()
-            if self._training.learn_reasoning:
+            if self._reads_thoughts():
                 yield from filter(None, batch.column("reasoning").to_pylist())
+
+    def _reads_thoughts(self) -> bool:
+        training = self._training
+        reads = objective_class(training).reads_thoughts(training.objective)
+        return training.learn_reasoning or reads
 
     def _check(self, model: Any, arguments: TrainingArguments) -> dict[str, Any]:
         """Return what was found before training; raise when it cannot work."""

@@ -104,13 +104,14 @@ class MemoryEstimate:
     num_parameters: int  # of the student, adapters included
     num_trainable: int  # those among them that are trained
     training: TrainingSpec
-    max_length: int  # tokens of the longest row
+    max_length: int  # tokens of the longest sequence
     vocab_size: int  # logits that count
     teacher: TeacherSize | None
     teacher_length: int  # tokens of the longest row as that teacher reads it, with its own prompt
     num_processes: int  # each with a device of its own, or a share of the CPU
     chunk_tokens: int  # response tokens whose logits exist at a time
     holds_logits: bool  # all logits of a forward pass exist at a time, as the student changes them
+    sequences: int = 1  # of a row, in one forward pass; each with a loss of its own
 
     @functools.cached_property
     def parts(self) -> dict[str, int]:
@@ -143,7 +144,10 @@ class MemoryEstimate:
         if self.rows * self.num_processes < self.training.batch_size:
             return held
         at_start = self.parts["activations"] + self.parts["logits"]
-        at_end = self._gradient_bytes + self.rows * self.max_length * self._layer_bytes_per_token
+        at_end = (
+            self._gradient_bytes
+            + self.num_sequences * self.max_length * self._layer_bytes_per_token
+        )
         return held - self._gradient_bytes - at_start + max(at_start, at_end)
 
     @property
@@ -178,6 +182,11 @@ class MemoryEstimate:
     def rows(self) -> int:
         """Return the rows of a forward pass."""
         return micro_batch(self.training, self.num_processes)
+
+    @property
+    def num_sequences(self) -> int:
+        """Return the sequences of a forward pass."""
+        return self.rows * self.sequences
 
     @property
     def itemsize(self) -> int:
@@ -225,7 +234,7 @@ class MemoryEstimate:
         layers = shape.layers * self._layer_bytes_per_token
         if self.training.gradient_checkpointing:
             layers = shape.layers * state + self._layer_bytes_per_token
-        return self.rows * self.max_length * (layers + passing + ends)
+        return self.num_sequences * self.max_length * (layers + passing + ends)
 
     @property
     def _layer_bytes_per_token(self) -> int:
@@ -240,7 +249,9 @@ class MemoryEstimate:
         inputs = shape.width * (5 * 2 if size == 2 else 2 * 4)
         # Input of each norm; and its result before the scale, when that is learnt.
         norms = 4 * shape.width * (4 if self.trains_all else 2)
-        attended = self.max_length * (self.rows if self.training.batching == "packed" else 1)
+        attended = self.max_length * (
+            self.num_sequences if self.training.batching == "packed" else 1
+        )
         # The mask of which token sees which is kept by every layer, as numbers.
         attention = size * (4 * shape.queries + attended)
         adapters = 0
@@ -250,19 +261,20 @@ class MemoryEstimate:
 
     def _logits(self) -> int:
         """Return the bytes of one chunk of logits and of the output layer's part in the loss."""
-        layer = self.vocab_size * self.shape.width if self.trains_all else 0
+        # Each loss of a row keeps the layer's gradient until the backward pass.
+        layer = self.sequences * self.vocab_size * self.shape.width if self.trains_all else 0
         # In bfloat16: the layer's copy in it, and one chunk's part of its gradient.
         copies = 2 * layer if self.itemsize == 2 else 0
         if self.holds_logits:
             # What was capped, the response's part, its gradient and that of all: a Gemma 2 took 16
             # bytes for each in float32, 15 in bfloat16.
-            return 4 * 4 * self.rows * self.max_length * self.vocab_size + copies
+            return 4 * 4 * self.num_sequences * self.max_length * self.vocab_size + copies
         return self._chunk_bytes + 4 * layer + 2 * copies
 
     @property
     def _chunk_bytes(self) -> int:
         """Return the bytes of one chunk of logits: float32, and what they were made in."""
-        tokens = min(self.chunk_tokens, self.rows * self.max_length)
+        tokens = min(self.chunk_tokens, self.num_sequences * self.max_length)
         return tokens * self.vocab_size * (4 if self.itemsize == 4 else 4 + 2)
 
 

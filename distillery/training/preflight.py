@@ -11,7 +11,7 @@ from distillery.models.hardware import available_memory
 from distillery.models.local import LocalModel
 from distillery.objectives.losses import default_chunk_tokens
 from distillery.training.memory import MemoryEstimate, ModelShape, TeacherSize
-from distillery.training.rows import lengths
+from distillery.training.rows import lengths, whole_lengths
 from schemas.errors import TrainingError
 from schemas.training import TrainingSpec
 
@@ -81,12 +81,14 @@ def check_memory(
         )
         return {}
     parameters = list(model.parameters())
+    has_second = "rationale_length" in splits["train"].column_names
     estimate = MemoryEstimate(
         shape=shape,
         num_parameters=sum(p.numel() for p in parameters),
         num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
         training=training,
-        max_length=_longest(splits),
+        sequences=2 if has_second else 1,
+        max_length=max(_longest(splits), _longest(splits, "rationale_") if has_second else 0),
         vocab_size=vocab_size,
         teacher=TeacherSize.of(teacher.model) if teacher else None,
         teacher_length=_longest(splits, "teacher_") if teacher else 0,
@@ -140,9 +142,7 @@ def check_packing(model: Any, rows: Any) -> None:
 
 def longest_rows(rows: Any, num_rows: int) -> Any:
     """Return the rows that take the most memory: a teacher's prompt may be most of a row."""
-    num_tokens = lengths(rows)
-    if "teacher_length" in rows.column_names:
-        num_tokens = [a + b for a, b in zip(num_tokens, lengths(rows, "teacher_"), strict=True)]
+    num_tokens = whole_lengths(rows)
     return rows.select(sorted(range(len(rows)), key=lambda at: -num_tokens[at])[:num_rows])
 
 

@@ -47,6 +47,7 @@ class TokenRows:
         self._num_thoughtful = 0
         self.splits: dict[str, Any] = {split: self._written(split, folder) for split in SPLITS}
         self._check()
+        self._counted = objective.counts(self.splits)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -56,7 +57,7 @@ class TokenRows:
         rows["left_out_not_written"] = len(self.not_written)
         if self._job.training.learn_reasoning:
             rows["rows_with_thoughts"] = self._num_thoughtful
-        return rows
+        return rows | self._counted
 
     def _check(self) -> None:
         most = self._job.training.max_length
@@ -138,9 +139,20 @@ class TokenRows:
 def lengths(rows: Any, whose: str = "") -> list[int]:
     """Return the number of tokens of each of ``rows``.
 
-    ``whose`` is "" for the student's, "teacher_" for those of a teacher beside it.
+    ``whose`` is "" for the student's, "teacher_" for those of a teacher beside it, "rationale_"
+    for its second sequences.
     """
     if not len(rows):
         return []
     numbers: list[int] = rows[f"{whose}length"][:].tolist()
     return numbers
+
+
+def whole_lengths(rows: Any) -> list[int]:
+    """Return the tokens of each of ``rows``: of all its sequences, of teachers beside it too."""
+    prefixes = [
+        name.removesuffix("length")
+        for name in rows.column_names
+        if name.endswith("length") and name != "response_length"
+    ]
+    return [sum(each) for each in zip(*(lengths(rows, whose) for whose in prefixes), strict=True)]
