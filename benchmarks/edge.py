@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.processes import REPO
 from distillery.data.loading import load_prompts
 from distillery.data.validation import validate_prompts
-from distillery.evaluation.answers import answer_test_prompts
+from distillery.evaluation.answers import answer_questions
 from distillery.evaluation.performance import evaluated, measure_performance, read_figures
 from distillery.evaluation.statistics import Bootstrap, mean_sums
 from distillery.export.stage import export_student
@@ -60,7 +60,7 @@ def _compare(recipe: Recipe, student: Path, store: StoreSpec) -> None:
     scores: dict[str, Scores] = {}
     answers = {}
     for spec in contestants:
-        made = answer_test_prompts(spec, prompts, task, evaluation, store, execution)
+        made = answer_questions(spec, prompts, task, evaluation, store, execution)
         print(spec.name, made.sentence, flush=True)
         answers[spec.name] = made.dataset("answers")
         frame = Store(store.root).dataset(answers[spec.name]).to_table().to_pandas()

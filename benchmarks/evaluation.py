@@ -21,7 +21,7 @@ import pandas as pd
 
 from benchmarks.report import Metric
 from benchmarks.results import Line, goal_table, heading, load_average, result_path
-from distillery.evaluation.answers import answer_test_prompts
+from distillery.evaluation.answers import answer_questions
 from distillery.evaluation.comparison import compare_models
 from distillery.evaluation.cost import Prices
 from distillery.evaluation.performance import evaluated, measure_performance
@@ -58,7 +58,7 @@ def overhead(store: StoreSpec, is_quick: bool) -> list[Line]:
     evaluation = EvaluationSpec(max_new_tokens=16)
     seconds = [0.0]
     with _timed(LlamaForCausalLM, "generate", seconds):
-        answered = answer_test_prompts(spec, prompts, _TASK, evaluation, store, _EXECUTION)
+        answered = answer_questions(spec, prompts, _TASK, evaluation, store, _EXECUTION)
         in_answers, seconds[0] = seconds[0], 0.0
         answers = {STUDENT: answered.dataset("answers")}
         measured = measure_performance(
@@ -156,7 +156,7 @@ def cache(store: StoreSpec, is_quick: bool) -> list[Line]:
 
     def answer_all(seeds: Mapping[str, int]) -> list[StageResult]:
         return [
-            answer_test_prompts(
+            answer_questions(
                 _contestant(store, name, seed=seeds[name], hidden_size=32),
                 *(prompts, _TASK, evaluation, store, _EXECUTION),
             )

@@ -69,6 +69,15 @@ def run(recipe: RecipeFile, overrides: Overrides = None, plan: Plan = False) -> 
 
 
 @app.command()
+def sweep(recipe: RecipeFile, overrides: Overrides = None, plan: Plan = False) -> None:
+    """Try many students of one teacher, then run the spine on the recipe of the best one."""
+    from cli.sweep import run_sweep
+
+    with clear_errors():
+        run_sweep(recipe, overrides or [], plan=plan)
+
+
+@app.command()
 def generate(
     recipe: RecipeFile,
     overrides: Overrides = None,

@@ -34,11 +34,16 @@ _TABLE_COLUMNS = 100
 
 def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None:
     """Run the spine on a recipe and print the comparison, the verdict and where things are."""
-    recipe = _load(path, overrides, Recipe)
+    recipe = load(path, overrides, Recipe)
     if plan:
-        _print_plan(recipe)
+        print_plan(recipe)
         return
     outcome = run_flow(recipe, _spine, with_ui=recipe.gate.approval_timeout_s is not None)
+    print_distillation(recipe, outcome)
+
+
+def print_distillation(recipe: Recipe, outcome: "Distillation") -> None:
+    """Print the comparison, the verdict and where things are."""
     from distillery.evaluation.drift import drift_sentence
     from distillery.evaluation.findings import findings
     from distillery.evaluation.terminal import terminal_metrics, terminal_table
@@ -65,15 +70,15 @@ def run_distillation(path: str, overrides: Sequence[str], *, plan: bool) -> None
         out.print(escape("; ".join(failed)))
     if outcome.drift is not None:
         out.print(escape(drift_sentence(outcome.drift)))
-    out.print(f"Report:  {_place(store, outcome.report.uri)}/report.html")
-    out.print(f"Student: {_place(store, outcome.student.uri)}")
+    out.print(f"Report:  {place(store, outcome.report.uri)}/report.html")
+    out.print(f"Student: {place(store, outcome.student.uri)}")
 
 
 def run_generation(path: str, overrides: Sequence[str], *, plan: bool, jsonl: Path | None) -> None:
     """Have the prompts of a recipe answered; print what it took and where the responses are."""
-    recipe = _load(path, overrides, GenerationRecipe)
+    recipe = load(path, overrides, GenerationRecipe)
     if plan:
-        _print_plan(recipe)
+        print_plan(recipe)
         return
     from distillery.storage.store import Store
     from distillery.teacher.summary import check_jsonl, summary, write_jsonl
@@ -87,7 +92,7 @@ def run_generation(path: str, overrides: Sequence[str], *, plan: bool, jsonl: Pa
     took = summary(outcome.counts, outcome.facts, recipe.teacher, reused_from=made_at)
     for label, text in took:
         out.print(f"{label:<17}{escape(text)}")
-    out.print(f"\nParquet: {escape(_place(store, outcome.responses.uri))}")
+    out.print(f"\nParquet: {escape(place(store, outcome.responses.uri))}")
     if jsonl:
         num_rows = write_jsonl(outcome.responses, store, jsonl)
         out.print(f"JSONL:   {escape(str(jsonl))} ({num_rows:,} rows)")
@@ -95,7 +100,7 @@ def run_generation(path: str, overrides: Sequence[str], *, plan: bool, jsonl: Pa
 
 def run_teacher_training(path: str, overrides: Sequence[str]) -> None:
     """Train a teacher by a recipe and print where it is."""
-    recipe = _load(path, overrides, TeacherTrainingRecipe)
+    recipe = load(path, overrides, TeacherTrainingRecipe)
     model = run_flow(recipe, _teacher_training)
     console().print(f"Teacher: {recipe.output} ({model.num_parameters:,} parameters)")
 
@@ -118,7 +123,7 @@ def _teacher_training() -> "Flow[..., ModelRef]":
     return train_teacher
 
 
-def _load(path: str, overrides: Sequence[str], kind: type[RecipeT]) -> RecipeT:
+def load(path: str, overrides: Sequence[str], kind: type[RecipeT]) -> RecipeT:
     """Return the recipe, with our log and our Ctrl-C in place."""
     show_only_our_log()
     signal.signal(signal.SIGINT, _stop)
@@ -152,7 +157,7 @@ def run_flow(
         return cast("R", state.result())
 
 
-def _place(store: "Store", uri: str) -> str:
+def place(store: "Store", uri: str) -> str:
     """Return where something is: a URL, or a path, relative where it is below this folder."""
     if not store.is_local:
         return f"{store.root}/{uri}"
@@ -160,7 +165,7 @@ def _place(store: "Store", uri: str) -> str:
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
-def _print_plan(recipe: GenerationRecipe) -> None:
+def print_plan(recipe: GenerationRecipe) -> None:
     """Print what a run would ask its teacher."""
     from distillery.preflight.recipe import check_recipe
     from distillery.teacher.plan import plan_recipe, sentences

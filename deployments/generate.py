@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from schemas.recipe import GenerationRecipe, Recipe, TeacherTrainingRecipe, load_recipe
+from schemas.sweep import SweepRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -45,6 +46,7 @@ def generated_files() -> dict[str, str]:
         "recipes/teacher.schema.json": json_schema(
             TeacherTrainingRecipe, "Recipe of train_teacher"
         ),
+        "recipes/sweep.schema.json": json_schema(SweepRecipe, "Recipe of sweep_students"),
         "prefect.yaml": prefect_yaml(),
     }
 
@@ -71,13 +73,13 @@ def prefect_yaml() -> str:
 
 
 def deployment_parameters(recipe: str) -> dict[str, Any]:
-    """Return a recipe's sections as parameters of a deployment of the spine.
+    """Return a recipe's sections as parameters of a deployment of the spine, or of a sweep.
 
     Only what the recipe says: defaults stay in the code, so that a new default needs no deploy.
     """
     path = ROOT / recipe
-    load_recipe(path, [], Recipe)
     sections: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    load_recipe(path, [], SweepRecipe if "sweep" in sections else Recipe)
     return sections | {"execution": sections.get("execution", {}) | {"mode": "deployment"}}
 
 

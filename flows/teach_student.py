@@ -3,6 +3,9 @@
 A function, not a flow: `distill_student` and every trial of `sweep_students` go through it.
 """
 
+from typing import NamedTuple
+
+from distillery.objectives.choice import ChosenObjective
 from distillery.objectives.soft.stage import scoring_stage
 from distillery.preflight.recipe import check_recipe
 from distillery.teacher.generation import generation_stage
@@ -14,7 +17,7 @@ from flows.score_soft_targets import score_soft_targets
 from flows.train_student import train_student
 from schemas.execution import StageName
 from schemas.recipe import Recipe
-from schemas.refs import Lineage
+from schemas.refs import DatasetRef, FilteredSet, Lineage, PromptSet
 from tasks.dataset import filter_responses, release_dataset
 from tasks.dispatch import dispatch
 from tasks.prompts import check_prompts, load_prompts, validate_prompts
@@ -23,8 +26,19 @@ from tasks.training import choose_objective
 TRAIN_BASELINE, TRAIN_STUDENT = StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT
 
 
-def teach_student(recipe: Recipe) -> Lineage:
-    """Return the student that ``recipe`` describes, taught by its teacher, and what it rests on."""
+class Material(NamedTuple):
+    """What there is to learn from, and how."""
+
+    rows: PromptSet
+    responses: DatasetRef
+    filtered: FilteredSet
+    training_set: DatasetRef
+    soft_targets: DatasetRef | None
+    chosen: ChosenObjective
+
+
+def gather_material(recipe: Recipe) -> Material:
+    """Return what a student of ``recipe`` learns from: all that its teacher says is there then."""
     task, data, teacher, student = recipe.task, recipe.data, recipe.teacher, recipe.student
     training, store, execution = recipe.training, recipe.store, recipe.execution
     judged_by = (recipe.evaluation, recipe.export, recipe.gate)
@@ -32,8 +46,6 @@ def teach_student(recipe: Recipe) -> Lineage:
     chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
-    prune = dispatch(prune_student, pruning_stage, store, execution)
-    train = dispatch(train_student, training_stage, store, execution)
 
     loaded = load_prompts(task, data, store, execution)
     rows = validate_prompts(loaded, task, data, store, execution)
@@ -42,21 +54,34 @@ def teach_student(recipe: Recipe) -> Lineage:
     responses = generate(rows.prompts, teacher, task).dataset("responses")
     filtered = filter_responses(responses, task, recipe.filters, store, execution)
     training_set = release_dataset(filtered, task, recipe.filters, store, execution)
-
-    # What it is before it learns from the teacher is what it starts from, and its baseline. A
-    # pretrained student is its own, as it comes; a new one first learns the gold rows.
-    start = baseline = first = soft_targets = None
-    if student.kind == "pruned":
-        start = baseline = prune(training_set, student).model("model")
-    if student.kind == "from_scratch":
-        gold = training.on_gold_rows()
-        baseline = train(TRAIN_BASELINE, rows.gold, rows.prompts, student, gold).model("model")
-    if chosen.first is not None:
-        learnt = (training_set, rows.prompts, student, chosen.first)
-        start = first = train(TRAIN_STUDENT, *learnt, start=start).model("model")
+    soft_targets = None
     if chosen.needs_scores:
         scored = score(training_set, rows.prompts, teacher, task, chosen.training)
         soft_targets = scored.dataset("soft_targets")
+    return Material(rows, responses, filtered, training_set, soft_targets, chosen)
+
+
+def teach_student(recipe: Recipe) -> Lineage:
+    """Return the student that ``recipe`` describes, taught by its teacher, and what it rests on."""
+    student, store, execution = recipe.student, recipe.store, recipe.execution
+    rows, responses, filtered, training_set, soft_targets, chosen = gather_material(recipe)
+    prune = dispatch(prune_student, pruning_stage, store, execution)
+    train = dispatch(train_student, training_stage, store, execution)
+    # Only the curve of the training itself says whether a trial is worth its time.
+    unwatched = execution.model_copy(update={"trial": None})
+    prepare = dispatch(train_student, training_stage, store, unwatched)
+
+    # What it is before it learns from the teacher is what it starts from, and its baseline. A
+    # pretrained student is its own, as it comes; a new one first learns the gold rows.
+    start = baseline = first = None
+    if student.kind == "pruned":
+        start = baseline = prune(training_set, student).model("model")
+    if student.kind == "from_scratch" and execution.trial is None:
+        gold = recipe.training.on_gold_rows()
+        baseline = prepare(TRAIN_BASELINE, rows.gold, rows.prompts, student, gold).model("model")
+    if chosen.first is not None:
+        learnt = (training_set, rows.prompts, student, chosen.first)
+        start = first = prepare(TRAIN_STUDENT, *learnt, start=start).model("model")
     trained = train(
         name=TRAIN_STUDENT,
         rows=training_set,
@@ -64,8 +89,8 @@ def teach_student(recipe: Recipe) -> Lineage:
         student=student,
         training=chosen.training,
         soft_targets=soft_targets,
-        teacher=teacher,
-        task=task,
+        teacher=recipe.teacher,
+        task=recipe.task,
         start=start,
         because=chosen.because,
     )

@@ -7,6 +7,7 @@ DistilleryError
 ├── TeacherError          the teacher cannot answer (also a RuntimeError)
 ├── BudgetError           a cap of teacher.budget is reached (also a RuntimeError)
 ├── TrainingError         training cannot start or go on (also a RuntimeError)
+├── TrialPruned           a sweep gives this trial up (also a RuntimeError)
 ├── RegistryError         an alias does not stand as is needed (also a RuntimeError)
 ├── ReleaseError          the training set does not pass its release gate (also a RuntimeError)
 └── StageError            a stage ended without a result (also a RuntimeError)
@@ -42,6 +43,10 @@ class BudgetError(DistilleryError, RuntimeError):
 
 class TrainingError(DistilleryError, RuntimeError):
     """Training cannot start or go on."""
+
+
+class TrialPruned(DistilleryError, RuntimeError):
+    """A sweep gives this trial up: nothing is wrong, other trials are better."""
 
 
 class RegistryError(DistilleryError, RuntimeError):

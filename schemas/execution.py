@@ -24,6 +24,8 @@ class StageName(StrEnum):
     TRAIN_TEACHER = "train_teacher"
     EXPORT_STUDENT = "export_student"
     ANSWER_SELECTION = "answer_selection"
+    TRY_STUDENT = "try_student"
+    REPORT_SWEEP = "report_sweep"
     ANSWER_TEST_PROMPTS = "answer_test_prompts"
     RUN_LM_EVAL = "run_lm_eval"
     MEASURE_PERFORMANCE = "measure_performance"

@@ -19,6 +19,7 @@ class DropReason(StrEnum):
     REFERENCE_NOT_IN_FORMAT = "reference_not_in_format"
     MALFORMED_MESSAGES = "malformed_messages"
     FOUND_IN_TEST = "found_in_test"
+    FOUND_IN_SELECTION = "found_in_selection"
     # responses
     TEACHER_FAILED = "teacher_failed"
     TEACHER_REFUSED = "teacher_refused"

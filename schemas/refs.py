@@ -30,6 +30,10 @@ class DatasetRef(Ref):
         """
         return self.hashes.get(split, self.fingerprint)
 
+    def identities(self, *splits: str) -> dict[str, str]:
+        """Return what tells the rows of each of ``splits`` from others."""
+        return {split: self.identity(split) for split in splits}
+
     def __hash__(self) -> int:
         # A dictionary cannot be hashed.
         return hash(self.uri)

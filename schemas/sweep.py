@@ -1,18 +1,21 @@
 """A sweep: many students of one teacher, to find the recipe."""
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from schemas.base import Branch, Spec
+from schemas.base import Branch, Spec, runtime_field
+from schemas.comparison import Interval
 from schemas.distillation import Distillation
 from schemas.recipe import Recipe
+from schemas.refs import ReportRef
 
 
 class _Parameter(Branch):
     """A field of the recipe that trials vary."""
 
-    field: str = Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")
+    field: str = Field(pattern=r"^[a-z_]\w*(\.[a-z_]\w*)+$")
     """Its place, such as `training.learning_rate`."""
 
 
@@ -31,6 +34,11 @@ class NumberParameter(_Parameter):
     log: bool = False
     """Search its logarithm: for learning rates and other scales."""
 
+    @model_validator(mode="after")
+    def _has_an_inside(self) -> Self:
+        _check_range(self.field, self.low, self.high, log=self.log)
+        return self
+
 
 class IntegerParameter(_Parameter):
     """A whole number from a range."""
@@ -45,10 +53,20 @@ class IntegerParameter(_Parameter):
     """Largest value."""
 
     step: int = Field(1, ge=1)
-    """Distance between values."""
+    """Distance between values; 1 with `log`."""
 
     log: bool = False
-    """Search its logarithm; then `step` has to be 1."""
+    """Search its logarithm."""
+
+    @model_validator(mode="after")
+    def _has_even_steps_inside(self) -> Self:
+        _check_range(self.field, self.low, self.high, log=self.log)
+        if self.log and self.step > 1:
+            raise ValueError(
+                f"{self.field}: a logarithmic range has no even steps, and step is {self.step}. "
+                "Set step to 1, or log to false."
+            )
+        return self
 
 
 class ChoiceParameter(_Parameter):
@@ -59,6 +77,32 @@ class ChoiceParameter(_Parameter):
 
     choices: tuple[JsonValue, ...] = Field(min_length=2)
     """The values, as the recipe would have them."""
+
+    @model_validator(mode="after")
+    def _names_each_choice_once(self) -> Self:
+        texts = [json.dumps(choice, sort_keys=True) for choice in self.choices]
+        if len(set(texts)) < len(texts):
+            raise ValueError(
+                f"{self.field}: choices names {max(texts, key=texts.count)} twice. Name each once."
+            )
+        return self
+
+
+def _check_range(field: str, low: float, high: float, *, log: bool) -> None:
+    """Return when there is something between ``low`` and ``high``.
+
+    Raises:
+        ValueError: There is not.
+    """
+    if low >= high:
+        raise ValueError(
+            f"{field}: low={low:g} is not below high={high:g}, so there is nothing to try. "
+            "Correct them."
+        )
+    if log and low <= 0:
+        raise ValueError(
+            f"{field}: low={low:g} has no logarithm. Raise it above 0, or set log to false."
+        )
 
 
 Parameter = Annotated[
@@ -82,20 +126,22 @@ class SweepSpec(Spec):
     """What has to be small besides: the sweep then looks for the Pareto set. latency: median
     seconds of a response at batch size 1. parameters: the student's. disk_bytes: of its weights."""
 
-    margin: float = Field(0.01, ge=0)
+    margin: float = runtime_field(0.01, ge=0)
     """With costs, the winner is the cheapest student (by the first of them) whose quality is at
     most this far from the best one's, in the metric's own unit."""
 
-    num_trials: int = Field(20, ge=1)
-    """Students that are trained, at most: bad ones are given up early."""
+    num_trials: int = runtime_field(20, ge=1)
+    """Students that are trained, at most: bad ones are given up early. Raise it to go on with a
+    sweep that has ended."""
 
-    parallel_trials: int = Field(1, ge=1)
+    parallel_trials: int = runtime_field(1, ge=1)
     """Trials at a time, each a run on `gpu-pool`. With 1 the same sweep tries the same students."""
 
     pruning: bool = True
     """Give up a trial whose validation loss is worse than the median of the others at the same
-    share of the training. Only among trials of one objective: other losses are no comparison.
-    With costs none is given up, as a bad student may be the cheapest."""
+    share of the training. Only among trials whose losses mean the same: of one objective with its
+    settings, one tokenizer and the same validation rows. Has to be false with `costs`, as a bad
+    student may be the cheapest."""
 
     startup_trials: int = Field(5, ge=1)
     """Trials at random before the sampler (TPE, Bergstra et al. 2011) and pruning begin."""
@@ -112,6 +158,15 @@ class SweepSpec(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _prunes_by_quality_alone(self) -> Self:
+        if self.costs and self.pruning:
+            raise ValueError(
+                "sweep.pruning is true with sweep.costs, but a student that answers worse may be "
+                "the cheapest, so its loss is no reason to give it up. Set sweep.pruning to false."
+            )
+        return self
+
 
 class SweepRecipe(Recipe):
     """Parameters of the flow `sweep_students`: a recipe, and what trials vary of it."""
@@ -119,8 +174,48 @@ class SweepRecipe(Recipe):
     sweep: SweepSpec
 
 
+TrialState = Literal["running", "complete", "pruned", "failed"]
+
+
+class Trial(Spec):
+    """One student of a sweep."""
+
+    number: int
+    """Its number, from 0, in the order in which trials began."""
+
+    values: dict[str, JsonValue]
+    """What it varies: the field of the recipe and its value."""
+
+    state: TrialState
+    """running: it has not ended, or its sweep was killed. pruned: given up by its curve."""
+
+    quality: Interval | None = None
+    """The metric of the sweep on the selection rows. None: it did not get so far."""
+
+    costs: dict[Cost, float] = Field({})
+    """What the student costs, by name, measured or counted."""
+
+    reason: str | None = None
+    """Why it was pruned or failed."""
+
+    seconds: float | None = None
+    """How long it took. None: it has not ended."""
+
+
 class Sweep(Spec):
     """What `sweep_students` returns."""
 
-    winner: Distillation | None = None
-    """The winning recipe, run through the spine."""
+    study: str
+    """Name of its study in the ledger's database."""
+
+    trials: tuple[Trial, ...]
+    """All of them, by number."""
+
+    winner: Trial
+    """The best of them."""
+
+    report: ReportRef
+    """The page, the trials as JSON and the winning recipe as YAML."""
+
+    distillation: Distillation
+    """The winning recipe, run through the spine: the test rows, the gate, the promotion."""

@@ -18,9 +18,9 @@ from pydantic_core import to_jsonable_python
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Stage, StageResult
 from distillery.storage.store import Store
-from schemas.errors import StageError
+from schemas.errors import StageError, TrialPruned
 from schemas.execution import ExecutionSpec, StoreSpec
-from tasks.stage import look_up_stage
+from tasks.stage import PRUNED, look_up_stage, result_of
 
 P = ParamSpec("P")
 
@@ -52,6 +52,7 @@ def dispatch(
         execution: `mode` says where the child runs.
 
     Raises:
+        TrialPruned: A sweep gives up the trial that this run is.
         StageError: The child ended without sealing the stage, or did not end in time.
     """
 
@@ -61,7 +62,8 @@ def dispatch(
             return found
         here = execution.model_copy(update={"mode": "inline"})
         if execution.mode == "inline":
-            child(store, here, *inputs, **named)
+            ended: Any = child(store, here, *inputs, **named, return_state=True)
+            result_of(ended)
         else:
             parameters = get_call_parameters(child.fn, (store, here, *inputs), named)
             run_on_pool.with_options(task_run_name=f"run {child.name}")(
@@ -123,6 +125,8 @@ def run_on_pool(
                 "raise the limit."
             )
         if run.state.is_completed():
+            if run.state.name == PRUNED:
+                raise TrialPruned(run.state.message)
             return
         ended = f"{run.state.name}: {(run.state.message or 'no message').rstrip('.')}"
         if not run.state.is_crashed():

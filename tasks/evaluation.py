@@ -36,7 +36,7 @@ def answer_test_prompts(
 
     title = f"Test rows answered by the {contestant.name}"
     with progress_report(f"answer_test_prompts {contestant.name}", title) as progress:
-        result = library.answer_test_prompts(
+        result = library.answer_questions(
             contestant,
             prompts,
             task,
@@ -46,6 +46,33 @@ def answer_test_prompts(
             on_progress=progress.update,
         )
     return result.dataset("answers"), replace(result, subject=contestant.name)
+
+
+@stage_task
+def answer_selection_prompts(
+    contestant: ContestantSpec,
+    prompts: DatasetRef,
+    task: TaskSpec,
+    evaluation: EvaluationSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[DatasetRef, StageResult]:
+    """Return a student's answers to the selection rows, scored; the test rows are not touched."""
+    from distillery.evaluation import answers as library
+
+    title = f"Selection rows answered by the {contestant.name}"
+    with progress_report(f"answer_selection {contestant.name}", title) as progress:
+        result = library.answer_questions(
+            contestant,
+            prompts,
+            task,
+            evaluation,
+            store,
+            execution,
+            split="selection",
+            on_progress=progress.update,
+        )
+    return result.dataset("answers"), result
 
 
 @stage_task

@@ -4,14 +4,14 @@ import functools
 import logging
 import re
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from distillery.storage.stage import Stage, StageResult, find_stage
-from schemas.errors import TeacherError
+from schemas.errors import TeacherError, TrialPruned
 from schemas.execution import ExecutionSpec, StoreSpec
 
 P = ParamSpec("P")
@@ -54,13 +54,36 @@ def stage_task(function: Callable[P, tuple[R, StageResult]]) -> Callable[P, R]:
     )
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R | State[R]:
-        return ended(*function(*args, **kwargs))
+        try:
+            return ended(*function(*args, **kwargs))
+        except TrialPruned as given_up:
+            return pruned(given_up)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return cast("R", run(*args, **kwargs, return_state=True).result())
+        return cast("R", result_of(run(*args, **kwargs, return_state=True)))
 
     return call
+
+
+PRUNED = "Pruned"
+"""State of a run whose trial was given up by its sweep: nothing has failed."""
+
+
+def pruned(given_up: TrialPruned) -> State[Any]:
+    """Return the state `Pruned`, in which a run ends that its sweep gives up."""
+    return Completed(name=PRUNED, message=str(given_up))
+
+
+def result_of(state: State[Any]) -> Any:
+    """Return the result of a run that ended in ``state``.
+
+    Raises:
+        TrialPruned: It was given up.
+    """
+    if state.name == PRUNED:
+        raise TrialPruned(state.message)
+    return state.result()
 
 
 def ended(value: R, result: StageResult) -> R | State[R]:

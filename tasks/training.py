@@ -7,6 +7,7 @@ from prefect import task
 from distillery.objectives.choice import ChosenObjective
 from distillery.objectives.choice import choose_objective as choose
 from distillery.storage.stage import StageResult
+from distillery.sweep.watch import watched
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
@@ -52,11 +53,15 @@ def train_model(
     from distillery import training as library
     from distillery.training.curve import curve_markdown
 
-    with progress_report(name, "Optimizer steps") as progress:
+    with (
+        progress_report(name, "Optimizer steps") as progress,
+        watched(rows, student, training, store, execution) as watch,
+    ):
 
         def on_progress(step: int, num_steps: int, figures: dict[str, float]) -> None:
             shown = [text.format(figures[key]) for key, text in _SHOWN.items() if key in figures]
             progress.update(step, num_steps, ", ".join(shown))
+            watch(step, num_steps, figures)
 
         result = library.train_student(
             rows,

@@ -23,10 +23,10 @@ from schemas.data import ColumnMap, DataSpec, FileSource, Source
 from schemas.errors import DistilleryError, InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
-from schemas.frames import SPLITS
+from schemas.frames import LABELLED, SPLITS
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 5
+_LOGIC_VERSION = 6
 _BATCH_ROWS = 4096
 
 _LOADED_SCHEMA = pa.schema(
@@ -110,7 +110,7 @@ def _required(source: Source, split: str, kind: TaskType, data: DataSpec) -> tup
     if columns.messages:
         required += (columns.messages,)
     required += tuple(named for named in (columns.id, columns.cluster) if named)
-    if columns.reference and split in ("gold", "test"):
+    if columns.reference and split in LABELLED:
         required += (columns.reference,)
     return required + (columns.slices if split == "test" else ())
 
@@ -139,7 +139,7 @@ def load_rows(
     loaded["cluster"] = None if cluster is None else as_text(cluster)
     if columns.slices and split == "test":
         loaded["slices"] = _slices(values, columns)
-    if columns.reference and split in ("gold", "test"):
+    if columns.reference and split in LABELLED:
         loaded |= _labelled(values.get(columns.reference), source, kind)
         if "reason" in loaded:
             yield loaded
@@ -159,7 +159,7 @@ def load_rows(
         asked = _asked(loaded, messages, content_hash(prompts[-1][0]), data)
         if data.turns == "every" and loaded["prompt_id"]:
             asked["prompt_id"] = f"{loaded['prompt_id']}-turn-{len(messages)}"
-        if answer is not None and split in ("gold", "test") and "references" not in asked:
+        if answer is not None and split in LABELLED and "references" not in asked:
             asked |= _labelled(answer, source, kind)
         yield asked
 

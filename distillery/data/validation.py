@@ -20,6 +20,7 @@ from schemas.errors import InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
 from schemas.frames import (
+    LABELLED,
     SPLITS,
     PromptFrame,
     QuarantineFrame,
@@ -30,8 +31,10 @@ from schemas.frames import (
 from schemas.refs import TEST_CLUSTERS, DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 5
+_LOGIC_VERSION = 6
 _BATCH_ROWS = 4096
+# Not dirt: rows that must not be seen before the students are judged by them.
+_FOUND_ELSEWHERE = (DropReason.FOUND_IN_TEST, DropReason.FOUND_IN_SELECTION)
 
 # One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
 # Ids are unique within a source; {source} is the split, or what the split was set aside from.
@@ -40,7 +43,11 @@ _MARK_ROWS = """
         row_number() OVER (PARTITION BY {source}, prompt_id ORDER BY source_row) > 1 AS is_repeated,
         split <> 'test' AND content_hash IN
             (SELECT content_hash FROM loaded WHERE split = 'test' AND content_hash IS NOT NULL)
-            AS is_in_test
+            AS is_in_test,
+        split NOT IN ('selection', 'test') AND content_hash IN
+            (SELECT content_hash FROM loaded
+                WHERE split = 'selection' AND content_hash IS NOT NULL)
+            AS is_in_selection
     FROM loaded
     ORDER BY list_position({splits}, split), source_row, length(messages)
 """
@@ -130,7 +137,7 @@ class _SplitHashes:
 
 
 def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterator[pd.DataFrame]:
-    """Yield the loaded rows in order, with `is_repeated` and `is_in_test`."""
+    """Yield the loaded rows in order, with `is_repeated`, `is_in_test` and `is_in_selection`."""
     with querying(loaded=attempt.store.dataset(loaded)) as sql:
         source = "replace(split, 'validation', 'train')" if data.validation is None else "split"
         query = sql.sql(_MARK_ROWS.format(source=source, splits=list(SPLITS)))
@@ -184,7 +191,9 @@ def _violation(row: dict[Hashable, Any], kind: TaskType) -> tuple[DropReason, st
         return DropReason.DUPLICATE_ID, f"id {row['prompt_id']!r:.80} was seen before"
     if row["is_in_test"]:
         return DropReason.FOUND_IN_TEST, "the same prompt is a test row"
-    if row["split"] in ("gold", "test"):
+    if row["is_in_selection"]:
+        return DropReason.FOUND_IN_SELECTION, "the same prompt is a selection row"
+    if row["split"] in LABELLED:
         references = json.loads(row["references"]) if isinstance(row["references"], str) else []
         if not references:
             return DropReason.MISSING_REFERENCE, "a labelled split needs a reference in every row"
@@ -204,7 +213,7 @@ def _refuse_broken_data(
 ) -> None:
     """Raise when too many rows are invalid; checked on every run, as it costs no seal."""
     reasons = result.drop_reasons
-    invalid = sum(n for reason, n in reasons.items() if reason != DropReason.FOUND_IN_TEST)
+    invalid = sum(n for reason, n in reasons.items() if reason not in _FOUND_ELSEWHERE)
     listed = ", ".join(f"{reason} {n}" for reason, n in reasons.items())
     quarantined = f"{store.root}/{result.dataset('quarantined').uri}"
     if invalid > data.max_invalid_fraction * num_rows:
@@ -232,7 +241,7 @@ def _first_rows(result: StageResult, store: StoreSpec, limit: int = 3) -> str:
     """Return the first quarantined rows in words."""
     batches = Store(store.root).batches(result.dataset("quarantined"))
     rows = (row for batch in batches for row in batch.to_pylist())
-    broken = (row for row in rows if row["reason"] != DropReason.FOUND_IN_TEST)
+    broken = (row for row in rows if row["reason"] not in _FOUND_ELSEWHERE)
     return "; ".join(
         f"{row['split']} row {row['source_row']}: {row['detail']}" for row in islice(broken, limit)
     )

@@ -1,11 +1,12 @@
 """The stage in which one contestant answers the test prompts and is scored.
 
+Trials of a sweep answer the selection prompts in the same way, and never meet the test prompts.
 Each contestant's answers are sealed by themselves: a new student makes nobody else answer again.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 
@@ -31,32 +32,44 @@ _LOGIC_VERSION = 5
 _FIRST_LOOK = 100  # rows, and scored clusters, before a teacher may be left in peace
 _CHUNK_ROWS = 1024  # enough that conversations of similar length find each other in a batch
 
+JudgedSplit = Literal["test", "selection"]
+"""Labelled rows by which models are judged: in a comparison, or in a sweep."""
+
+_STAGES: dict[JudgedSplit, StageName] = {
+    "test": StageName.ANSWER_TEST_PROMPTS,
+    "selection": StageName.ANSWER_SELECTION,
+}
+
 OnProgress = Callable[[int, int], None]
 """Called with the rows answered so far and those in all."""
 
 
 def answers_stage(
-    spec: ContestantSpec, prompts: DatasetRef, task: TaskSpec, evaluation: EvaluationSpec
+    spec: ContestantSpec,
+    prompts: DatasetRef,
+    task: TaskSpec,
+    evaluation: EvaluationSpec,
+    split: JudgedSplit = "test",
 ) -> Stage:
-    """Return what identifies a contestant's answers: who, how it decodes, test rows, metrics.
+    """Return what identifies a contestant's answers: who, how it decodes, which rows, metrics.
 
-    Of the prompts only the test rows count, so new training rows make nobody answer again.
+    Of the prompts only those of ``split`` count, so new training rows make nobody answer again.
     """
     asked = contestant(spec, prompts, task, evaluation, StoreSpec())
-    inputs: dict[str, Any] = {"test_rows": prompts.identity("test"), "contestant": asked.inputs}
+    inputs: dict[str, Any] = {f"{split}_rows": prompts.identity(split), "contestant": asked.inputs}
     if stop_rule(spec, evaluation) is not None:
         read = {"stop_at_width", "bootstrap_samples", "confidence", "seed"}
         inputs["stop"] = evaluation.model_dump(include=read)
         inputs["clusters"] = prompts.identity(TEST_CLUSTERS)
     return Stage(
-        StageName.ANSWER_TEST_PROMPTS,
+        _STAGES[split],
         _LOGIC_VERSION,
         inputs=inputs,
         spec={"task_type": task.type, "answer_format": task.answer_format},
     )
 
 
-def answer_test_prompts(
+def answer_questions(
     spec: ContestantSpec,
     prompts: DatasetRef,
     task: TaskSpec,
@@ -64,9 +77,10 @@ def answer_test_prompts(
     store: StoreSpec,
     execution: ExecutionSpec,
     *,
+    split: JudgedSplit = "test",
     on_progress: OnProgress | None = None,
 ) -> StageResult:
-    """Return output `answers`: a contestant's responses to all test rows, each with its metrics.
+    """Return output `answers`: a contestant's responses to all rows of ``split``, with metrics.
 
     A teacher is asked through the ledger, so nothing is paid for twice. One that costs money stops
     being asked as `evaluation.stop_at_width` says; the count `left_out` says how many rows it was
@@ -74,7 +88,7 @@ def answer_test_prompts(
 
     Raises:
         RecipeError: The model cannot be loaded.
-        StageError: There are no test rows.
+        StageError: There are no such rows.
         TeacherError: The endpoint left requests without an answer.
     """
     kind = task_type(task)
@@ -82,7 +96,7 @@ def answer_test_prompts(
     def work(attempt: Attempt) -> None:
         from schemas.frames import ScoreFrame, arrow_schema, check_frame
 
-        num_rows = count_questions(prompts, attempt.store)
+        num_rows = count_questions(prompts, attempt.store, split)
         counts = attempt.counts
         counts |= {"rows": 0, "unscored": 0, "truncated": 0}
         asked = contestant(spec, prompts, task, evaluation, store)
@@ -92,7 +106,7 @@ def answer_test_prompts(
             attempt.row_writer("answers", arrow_schema(ScoreFrame)) as writer,
         ):
             stop = stop_rule(spec, evaluation)
-            chunks = questions(prompts, attempt.store)
+            chunks = questions(prompts, attempt.store, split)
             if stop is not None:
                 chunks = stop.in_random_order(prompts, attempt.store)
             for rows in chunks:
@@ -120,27 +134,29 @@ def answer_test_prompts(
             counts["left_out"] = num_rows - counts["rows"]
         attempt.facts["contestant"] = spec.name
 
-    return run_stage(answers_stage(spec, prompts, task, evaluation), store, execution, work)
+    return run_stage(answers_stage(spec, prompts, task, evaluation, split), store, execution, work)
 
 
-def count_questions(prompts: DatasetRef, store: Store) -> int:
-    """Return how many test rows there are.
+def count_questions(prompts: DatasetRef, store: Store, split: JudgedSplit = "test") -> int:
+    """Return how many rows of ``split`` there are.
 
     Raises:
         StageError: There are none.
     """
-    num_rows = int(store.dataset(prompts).count_rows(filter=pc.field("split") == "test"))
+    num_rows = int(store.dataset(prompts).count_rows(filter=pc.field("split") == split))
     if num_rows == 0:
         raise StageError(
-            f"prompts {prompts.fingerprint[:12]!r} have no test rows, so there is nothing to "
-            "compare the models on. Give data.test rows that pass validation."
+            f"prompts {prompts.fingerprint[:12]!r} have no {split} rows, so there is nothing to "
+            f"compare the models on. Give data.{split} rows that pass validation."
         )
     return num_rows
 
 
-def questions(prompts: DatasetRef, store: Store) -> Iterator[list[Question]]:
-    """Yield the test rows, a chunk at a time."""
-    for batch in store.batches(prompts, splits=("test",), batch_rows=_CHUNK_ROWS):
+def questions(
+    prompts: DatasetRef, store: Store, split: JudgedSplit = "test"
+) -> Iterator[list[Question]]:
+    """Yield the rows of ``split``, a chunk at a time."""
+    for batch in store.batches(prompts, splits=(split,), batch_rows=_CHUNK_ROWS):
         columns = ["prompt_id", "messages", "references", "cluster"]
         yield [
             Question(

@@ -13,6 +13,7 @@ from distillery.evaluation.tables import main_rows, quality_rows
 from distillery.evaluation.verdict import verdict
 from schemas.comparison import Comparison, FunnelStep
 from schemas.contestants import BASELINE, STUDENT, TEACHER
+from schemas.frames import LABELLED
 from schemas.task import TaskSpec
 from schemas.units import count_text
 
@@ -177,7 +178,7 @@ def _quarantined(origins: Origins) -> list[str]:
     """Return what was put aside of the rows that nobody learns from."""
     found = [
         f"- {split}, {reason}: {rows:,}"
-        for split in ("gold", "test")
+        for split in LABELLED
         for reason, rows in origins.quarantined.get(split, {}).items()
     ]
-    return ["## Put aside of gold and test rows", "", *found, ""] if found else []
+    return ["## Put aside of labelled rows", "", *found, ""] if found else []

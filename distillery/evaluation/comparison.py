@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pandas as pd
 import pyarrow.dataset as pads
 
+from distillery.evaluation.answers import JudgedSplit
 from distillery.evaluation.cards import data_card, model_card
 from distillery.evaluation.cost import Prices, cost_of_requests, distillation_cost
 from distillery.evaluation.differences import (
@@ -98,7 +99,7 @@ def compare_models(
 
     def work(attempt: Attempt) -> None:
         opened = attempt.store
-        test_rows = read_test_rows(prompts, opened)
+        test_rows = read_judged_rows(prompts, opened)
         divided = divide_rows(test_rows, task_type(task), evaluation)
         origins = read_origins(lineage, evaluated, judged, opened)
         answers = {name: read_answers(ref, opened) for name, ref in evaluated.answers.items()}
@@ -179,10 +180,12 @@ def read_answers(answers: DatasetRef, store: Store) -> pd.DataFrame:
     return frame.join(metrics)
 
 
-def read_test_rows(prompts: DatasetRef, store: Store) -> pd.DataFrame:
-    """Return the test rows of a PromptFrame by prompt id."""
-    is_test = pads.field("split") == "test"
-    frame: pd.DataFrame = store.dataset(prompts).to_table(filter=is_test).to_pandas()
+def read_judged_rows(
+    prompts: DatasetRef, store: Store, split: JudgedSplit = "test"
+) -> pd.DataFrame:
+    """Return the rows of ``split`` of a PromptFrame by prompt id."""
+    is_judged = pads.field("split") == split
+    frame: pd.DataFrame = store.dataset(prompts).to_table(filter=is_judged).to_pandas()
     return frame.set_index("prompt_id")
 
 
@@ -206,7 +209,7 @@ def build_comparison(
 
     Args:
         answers: By contestant what :func:`read_answers` returns, the same prompts in each.
-        test_rows: What :func:`read_test_rows` returns.
+        test_rows: What :func:`read_judged_rows` returns.
         measurements: Speed and size of each.
         task: What is compared.
         evaluation: How.

@@ -82,13 +82,8 @@ def line_up(
         export: What the exported forms are.
         evaluation: Whether a pretrained student takes part with the teacher's prompt as well.
     """
-    device = "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
-    is_trusted = not isinstance(student, FromScratchStudent) and student.trust_remote_code
-
-    def trained(name: str, model: ModelRef) -> TrainedContestant:
-        return TrainedContestant(
-            name=name, model=model, device=device, trust_remote_code=is_trusted
-        )
+    device = _device(teacher)
+    trained = functools.partial(trained_contestant, teacher, student)
 
     contestants: list[ContestantSpec] = [TeacherContestant(name=TEACHER, teacher=teacher)]
     if lineage.baseline is not None:
@@ -109,6 +104,20 @@ def line_up(
             for format in export.formats
         ),
     )
+
+
+def trained_contestant(
+    teacher: TeacherSpec, student: StudentSpec, name: str, model: ModelRef
+) -> TrainedContestant:
+    """Return a model that was trained as ``student``; it goes to the device of ``teacher``."""
+    is_trusted = not isinstance(student, FromScratchStudent) and student.trust_remote_code
+    return TrainedContestant(
+        name=name, model=model, device=_device(teacher), trust_remote_code=is_trusted
+    )
+
+
+def _device(teacher: TeacherSpec) -> str:
+    return "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
 
 
 def contestant(

@@ -17,12 +17,12 @@ NUM_COLOURS = 8
 """Colours that the page has for contestants."""
 
 # Stand-ins, which the page replaces by its own, so that the picture follows light and dark mode.
-_INK, _GRID = "#010203", "#040506"
-_COLOURS = [f"#0a0b{number:02x}" for number in range(NUM_COLOURS)]
+INK, GRID = "#010203", "#040506"
+COLOURS = [f"#0a0b{number:02x}" for number in range(NUM_COLOURS)]
 _STYLE_OF_COLOUR = {
-    _INK: "var(--ink)",
-    _GRID: "var(--line)",
-    **{colour: f"var(--model-{number})" for number, colour in enumerate(_COLOURS)},
+    INK: "var(--ink)",
+    GRID: "var(--line)",
+    **{colour: f"var(--model-{number})" for number, colour in enumerate(COLOURS)},
 }
 _MARKERS = "s^DovpPX"
 
@@ -61,7 +61,7 @@ def _quality_against(
     unit: str,
 ) -> str | None:
     """Return the primary metric against a figure, drawn as a value and a slower or dearer end."""
-    with _figure(3.9) as figure:
+    with figure_of(3.9) as figure:
         axes = figure.add_subplot()
         num_drawn = 0
         for number, row in enumerate(comparison.contestants):
@@ -72,34 +72,35 @@ def _quality_against(
         if not num_drawn:
             return None
         _draw_axes(axes, comparison.metric, f"{what}, {unit} (log scale)")
-        _add_legend(figure)
-        return _inline_svg(figure, f"{comparison.metric} against {what}")
+        add_legend(figure)
+        return inline_svg(figure, f"{comparison.metric} against {what}")
 
 
 def training_curve(curve: Sequence[Mapping[str, float]]) -> str | None:
     """Return an inline SVG of loss and validation loss by step; None when nothing was logged."""
-    with _figure(3.0) as figure:
+    with figure_of(3.0) as figure:
         axes = figure.add_subplot()
         lines = (("loss", "training", "-"), ("eval_loss", "validation", "o-"))
         for number, (key, label, style) in enumerate(lines):
             points = [(entry["step"], entry[key]) for entry in curve if key in entry]
             if points:
                 steps, losses = zip(*points, strict=True)
-                colour = _COLOURS[2 * number]
+                colour = COLOURS[2 * number]
                 axes.plot(steps, losses, style, color=colour, label=label, markersize=4)
         if not axes.lines:
             return None
         axes.set_yscale("log")
-        _label_log(axes.yaxis, *axes.get_ylim())
-        axes.set_xlabel("optimizer step", color=_INK)
-        axes.set_ylabel("nats per response token", color=_INK)
-        _style(axes)
-        _add_legend(figure)
-        return _inline_svg(figure, "Training and validation loss by optimizer step")
+        label_log(axes.yaxis, *axes.get_ylim())
+        axes.set_xlabel("optimizer step", color=INK)
+        axes.set_ylabel("nats per response token", color=INK)
+        style_axes(axes)
+        add_legend(figure)
+        return inline_svg(figure, "Training and validation loss by optimizer step")
 
 
 @contextmanager
-def _figure(height: float) -> "Iterator[Figure]":
+def figure_of(height: float) -> "Iterator[Figure]":
+    """Yield a figure of so many inches; its text stays text."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -108,7 +109,8 @@ def _figure(height: float) -> "Iterator[Figure]":
         yield Figure(figsize=(5.4, height), layout="constrained")
 
 
-def _add_legend(figure: "Figure") -> None:
+def add_legend(figure: "Figure") -> None:
+    """Put the legend above, in the colours of what it names."""
     figure.legend(
         loc="outside upper left", ncols=3, frameon=False, labelcolor="linecolor", handlelength=1
     )
@@ -125,7 +127,7 @@ def _draw(
         [y],
         xerr=[[0.0], [max(0.0, worst_x - x)]],
         yerr=[[max(0.0, y - low)], [max(0.0, high - y)]],
-        color=_COLOURS[number % NUM_COLOURS],
+        color=COLOURS[number % NUM_COLOURS],
         marker=_MARKERS[number % NUM_COLOURS],
         markersize=8,
         elinewidth=1.6,
@@ -139,19 +141,19 @@ def _draw_axes(axes: "Axes", metric: str, label: str) -> None:
 
     axes.set_xscale("log")
     axes.margins(0.25, 0.2)
-    _label_log(axes.xaxis, *axes.get_xlim())
-    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-    axes.set_xlabel(label, color=_INK)
-    axes.set_ylabel(metric, color=_INK)
-    _style(axes)
+    label_log(axes.xaxis, *axes.get_xlim())
+    axes.yaxis.set_major_formatter(FuncFormatter(percent_tick))
+    axes.set_xlabel(label, color=INK)
+    axes.set_ylabel(metric, color=INK)
+    style_axes(axes)
 
 
-def _percent(value: float, _: int) -> str:
+def percent_tick(value: float, _: int) -> str:
     """Return a tick's label; the margin around 0 and 100 % is not labelled."""
     return f"{value:g} %" if 0 <= value <= 100 else ""
 
 
-def _label_log(axis: "XAxis | YAxis", low: float, high: float) -> None:
+def label_log(axis: "XAxis | YAxis", low: float, high: float) -> None:
     """Write plain numbers; labels of more than two decades would run into each other."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -160,15 +162,16 @@ def _label_log(axis: "XAxis | YAxis", low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _style(axes: "Axes") -> None:
-    axes.tick_params(colors=_INK, which="both", length=0)
-    axes.grid(True, color=_GRID, linewidth=0.8)
+def style_axes(axes: "Axes") -> None:
+    """Leave a grid and a line below, in the page's colours."""
+    axes.tick_params(colors=INK, which="both", length=0)
+    axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)
 
 
-def _inline_svg(figure: "Figure", label: str) -> str:
+def inline_svg(figure: "Figure", label: str) -> str:
     """Return the SVG element alone, without metadata, its colours replaced by the page's."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

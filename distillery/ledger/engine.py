@@ -65,6 +65,15 @@ def ledger_url(spec: StoreSpec) -> sa.URL:
     return url.set(database=os.path.abspath(str(url.database)))
 
 
+def engine_options(url: sa.URL) -> dict[str, Any]:
+    """Return how an engine for ``url`` is made, by whoever makes it: how patient it is."""
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    is_libpq = url.drivername in ("postgresql+psycopg", "postgresql+psycopg2")
+    defaults = {k: v for k, v in _LIBPQ.items() if is_libpq and k not in url.query}
+    return {"pool_pre_ping": True, "connect_args": defaults}
+
+
 def open_engine(url: sa.URL) -> sa.Engine:
     """Return an engine for the ledger at ``url``; creates the folder of a local one.
 
@@ -80,9 +89,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
             sa.event.listen(engine, "connect", _configure_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
             return engine
-        is_libpq = url.drivername in ("postgresql+psycopg", "postgresql+psycopg2")
-        defaults = {k: v for k, v in _LIBPQ.items() if is_libpq and k not in url.query}
-        return sa.create_engine(url, pool_pre_ping=True, connect_args=defaults)
+        return sa.create_engine(url, **engine_options(url))
     except sa.exc.NoSuchModuleError:
         raise RecipeError(
             f"store.ledger_url names the driver {url.drivername!r}, which SQLAlchemy does not "

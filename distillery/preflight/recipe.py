@@ -312,9 +312,11 @@ def _unusable_ledger(store: StoreSpec) -> list[str]:
 
 def _missing_columns(kind: TaskType, data: DataSpec) -> list[str]:
     """Return the columns that a source has to name and does not."""
-    sources = {split: getattr(data, split) for split in ("train", "validation", "gold", "test")}
+    from schemas.frames import LABELLED, SPLITS
+
+    sources = {split: getattr(data, split) for split in SPLITS}
     columns = {split: source.columns for split, source in sources.items() if source is not None}
-    labelled = {split: columns[split] for split in ("gold", "test") if split in columns}
+    labelled = {split: columns[split] for split in LABELLED if split in columns}
     missing = [
         f"data.{split}.columns.messages is missing, and task.type {kind.task.type.value!r} reads "
         "nothing else. Name the column with the conversations."
@@ -363,10 +365,12 @@ def _unread_columns(kind: TaskType, data: DataSpec) -> list[str]:
 
 def _unknown_labels(kind: TaskType, data: DataSpec) -> list[str]:
     """Return a line for every label map that leads to something other than a label."""
+    from schemas.frames import LABELLED
+
     return [
         f"data.{split}.label_map makes {key!r} {label!r}, which is none of the labels "
         f"{', '.join(map(repr, kind.labels)):.200}. Correct it."
-        for split, source in (("gold", data.gold), ("test", data.test))
+        for split, source in ((split, getattr(data, split)) for split in LABELLED)
         for key, label in (source.label_map.items() if source and kind.labels else ())
         if kind.parse(label) is None
     ]

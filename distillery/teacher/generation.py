@@ -57,9 +57,14 @@ class Chunk(BaseModel):
 
 
 def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) -> Stage:
-    """Return the stage that answers ``prompts``; where and how fast ``teacher`` runs is no part."""
+    """Return the stage that answers ``prompts``; where and how fast ``teacher`` runs is no part.
+
+    Of the prompts only those that are answered count, and gold rows that are shown as examples: new
+    test or selection rows make nobody answer or learn again.
+    """
     schema = ResponseSchema.of(teacher, task)
     samples = teacher.samples
+    read = ANSWERED_SPLITS if teacher.examples is None else (*ANSWERED_SPLITS, "gold")
     choice = {
         "choice": samples.choice,
         "task_type": task.type,
@@ -68,7 +73,7 @@ def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) 
     return Stage(
         name=StageName.GENERATE_RESPONSES,
         logic_version=LOGIC_VERSION,
-        inputs={"prompts": prompts.fingerprint, "teacher": teacher_identity(teacher)},
+        inputs={"prompts": prompts.identities(*read), "teacher": teacher_identity(teacher)},
         spec={
             "teacher": dataclasses.asdict(Sampling.of(teacher)),
             "response_schema": schema and dataclasses.asdict(schema),

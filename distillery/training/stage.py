@@ -13,7 +13,7 @@ from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.teacher import teacher_identity
 from distillery.teacher.prompt import prompt_inputs
 from distillery.training.job import OnProgress, TrainingJob, TrainingOutcome
-from schemas.errors import TrainingError
+from schemas.errors import TrainingError, TrialPruned
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import PretrainedStudent, PrunedStudent, StudentSpec
@@ -71,7 +71,7 @@ def training_stage(
         inputs["teacher"] = teacher_identity(teacher)
         spec["prompt"] = prompt_inputs(teacher, task)
         if teacher.examples is not None:
-            inputs["prompts"] = prompts.fingerprint
+            inputs["gold_rows"] = prompts.identity("gold")
     if start is not None:
         inputs["start"] = start.uri
     if isinstance(student, PretrainedStudent | PrunedStudent):
@@ -81,7 +81,7 @@ def training_stage(
         inputs["tokenizer"] = tokenizer_identity(student.tokenizer)
         spec["student"] = student.model_copy(update={"tokenizer": None})
     else:
-        inputs["prompts"] = prompts.fingerprint
+        inputs["prompts"] = prompts.identities("train", "gold")
     if student.chat_template is not None:
         inputs["chat_template"] = sha256(read_template(student.chat_template))
     return Stage(name, _LOGIC_VERSION, inputs=inputs, spec=spec)
@@ -128,6 +128,8 @@ def train_student(
         TrainingError: There is no such device, what is asked for does not fit its memory, a row
             cannot be learnt from, its soft targets are missing or of another kind, or the loss is
             not finite.
+        TrialPruned: ``on_progress`` raises it: the training is given up, and its checkpoints are
+            deleted.
     """
     stage = training_stage(
         name, rows, prompts, student, training, soft_targets, teacher, task, start
@@ -148,7 +150,11 @@ def train_student(
             checkpoints_uri=attempt.checkpoints_uri,
         )
         with scratch_folder("train") as scratch:
-            outcome = _train(job, scratch, on_progress)
+            try:
+                outcome = _train(job, scratch, on_progress)
+            except TrialPruned:
+                attempt.store.delete(attempt.checkpoints_uri)  # nobody will go on from them
+                raise
             attempt.counts |= outcome.counts
             attempt.timings_s |= outcome.timings_s
             attempt.facts |= outcome.facts

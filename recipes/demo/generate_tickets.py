@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 SEED = 20_240
-NUM_ROWS = {"test": 1_000, "gold": 240, "validation": 300, "train": 3_000}
+NUM_ROWS = {"test": 1_000, "gold": 240, "validation": 300, "train": 3_000, "selection": 400}
 """Rows per committed split, in the order in which they are drawn."""
-LABELLED_SPLITS = frozenset({"test", "gold", "teacher_gold"})
+LABELLED_SPLITS = frozenset({"test", "gold", "selection", "teacher_gold"})
 NUM_TEACHER_ROWS = 20_000
 TYPO_PROBABILITY = 0.02  # per word of four letters or more
 
@@ -239,7 +239,7 @@ def write_intents(folder: Path, num_rows: int) -> None:
 
 
 def main() -> None:
-    """Write the four demo files, or what the options ask for."""
+    """Write the demo files, or what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder to write to; default: beside this file")
     parser.add_argument("--teacher-rows", type=int, nargs="?", const=NUM_TEACHER_ROWS, metavar="N")

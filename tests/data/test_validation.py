@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas.errors import InputDataError, RecipeError
+from schemas.frames import SPLITS
 from schemas.task import JsonFormat, LabelSet, RegexFormat
 from tests.data.prompt_bench import QA, TEXTS, Bench, Row
 
@@ -179,7 +180,7 @@ def test_the_hash_of_a_split_changes_with_its_own_rows_only(bench: Bench) -> Non
         assert (learnt != learnt_by_others) == ("gold" in changed)
         return {split for split in asked if asked[split] != others[split]}
 
-    assert set(hashes()[0]) == {"train", "validation", "gold", "test", "test clusters"}
+    assert set(hashes()[0]) == {*SPLITS, "test clusters"}
     assert hashes() == hashes()
     assert differing(train="d") == {"train"}
     assert differing(gold="d") == {"gold"}

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from distillery.evaluation.answers import answer_test_prompts, answers_stage
+from distillery.evaluation.answers import answer_questions, answers_stage
 from distillery.evaluation.comparison import read_answers
 from distillery.evaluation.contestants import line_up
 from distillery.evaluation.performance import (
@@ -69,7 +69,7 @@ class Run:
 
     def answer(self, name: str, **options: Any) -> StageResult:
         spec = next(one for one in self.contestants if one.name == name)
-        return answer_test_prompts(
+        return answer_questions(
             spec, self.prompts, self.task, self.evaluation, self.store, self.execution, **options
         )
 

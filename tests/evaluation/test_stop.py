@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from distillery.evaluation.answers import answer_test_prompts, answers_stage
+from distillery.evaluation.answers import answer_questions, answers_stage
 from distillery.evaluation.comparison import read_answers
 from distillery.storage.store import Store
 from schemas.contestants import ContestantSpec, PretrainedContestant, TeacherContestant
@@ -47,7 +47,7 @@ def ask(
 ) -> Asked:
     prompts = seal_prompts(store, prompt_frame(NUM_ROWS) if frame is None else frame)
     evaluation = EvaluationSpec(max_new_tokens=4, bootstrap_samples=500, stop_at_width=width)
-    done = answer_test_prompts(teacher_of(stub), prompts, TASK, evaluation, store, ExecutionSpec())
+    done = answer_questions(teacher_of(stub), prompts, TASK, evaluation, store, ExecutionSpec())
     return Asked(
         dict(done.manifest.counts), read_answers(done.dataset("answers"), Store(store.root))
     )

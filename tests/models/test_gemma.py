@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from distillery.data.chat import content_hash
-from distillery.evaluation.answers import answer_test_prompts
+from distillery.evaluation.answers import answer_questions
 from distillery.evaluation.comparison import read_answers
 from distillery.models.local import LocalModel
 from distillery.objectives.soft.stage import score_soft_targets
@@ -161,7 +161,7 @@ def test_gemma_is_evaluated_as_it_comes_and_as_it_was_trained(
     accuracy = {}
     for name, spec in contestants.items():
         evaluation = EvaluationSpec(max_new_tokens=12, batch_size=16)
-        done = answer_test_prompts(spec, test_rows, task, evaluation, bench.spec, INLINE)
+        done = answer_questions(spec, test_rows, task, evaluation, bench.spec, INLINE)
         answers = read_answers(done.dataset("answers"), bench.store)
         accuracy[name] = answers["accuracy"].mean()
     assert accuracy["student"] == 1.0 and accuracy["baseline"] < 0.5

@@ -58,7 +58,7 @@ def scoring_stage(
     }
     inputs = {"rows": rows.fingerprint, "teacher": teacher_identity(teacher)}
     if teacher.examples is not None:
-        inputs["prompts"] = prompts.fingerprint
+        inputs["gold_rows"] = prompts.identity("gold")
     return Stage(
         name=StageName.SCORE_SOFT_TARGETS,
         logic_version=_LOGIC_VERSION,
