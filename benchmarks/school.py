@@ -169,8 +169,8 @@ class School:
     def teach(self, training: TrainingSpec) -> Learnt:
         """Return what a student learns by ``training``.
 
-        Students of hard targets stay in the store, as others start from them; the rest goes once
-        it has answered: a table takes a hundred of them.
+        Students of hard targets stay in the store, as others start from them; the rest, of which a
+        table takes a hundred, goes once it has answered.
         """
         first, trained = self._train(training)
         store, model = Store(self._store.root), trained.model("model")
@@ -179,7 +179,8 @@ class School:
             answers = self._answers(
                 LocalModel.load(folder, dtype=student.dtype, device=self._teacher.device)
             )
-        if not isinstance(training.objective, HardTargets):
+        is_start = training.epochs == self.recipe.training.epochs
+        if not (is_start and isinstance(training.objective, HardTargets)):
             _forget(trained, store)
         return Learnt(
             quality=self._mean(answers, self._references),
