@@ -19,7 +19,7 @@ from distillery.training import train_student, training_stage
 from distillery.training.launch import processes
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, TrainingFrame, arrow_schema
-from schemas.objectives import SoftTargets
+from schemas.objectives import OnPolicy, SoftTargets
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -235,3 +235,8 @@ SOFT = TrainingSpec(
 
 def soft_training(**changes: Any) -> TrainingSpec:
     return SOFT.model_copy(update=changes)
+
+
+def on_policy(objective: dict[str, Any] | None = None, **training: Any) -> TrainingSpec:
+    settings = {"student_fraction": 0.5, "max_new_tokens": 12} | (objective or {})
+    return soft_training(objective=OnPolicy(**settings), **training)

@@ -4,7 +4,6 @@ Tokens are bytes; the probabilities of a token depend on the one before it, so w
 must show is known.
 """
 
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -84,9 +83,12 @@ class StubVllm:
         return _json({"choices": [{"index": 0, "text": "x", "prompt_logprobs": positions}]})
 
     def _positions(self, prompt: list[int], k: int) -> list[dict[str, Any]]:
-        return [
-            _position(self._shown[before], token, k) for before, token in itertools.pairwise(prompt)
-        ]
+        after = zip(self._log_probs(prompt), prompt[1:], strict=True)
+        return [_position(log_probs_V, token, k) for log_probs_V, token in after]
+
+    def _log_probs(self, prompt: list[int]) -> NDArray[np.float64]:
+        """Return the model's log-probabilities after each token of ``prompt`` but the last."""
+        return self._shown[prompt[:-1]]
 
 
 def _position(log_probs_V: NDArray[np.float64], token: int, k: int) -> dict[str, Any]:
