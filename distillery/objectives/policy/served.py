@@ -6,11 +6,12 @@ from typing import Any
 from distillery.data.chat import load_messages
 from distillery.models.chat_format import IGNORED, TokenizedRow
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Row
+from distillery.objectives.one_vocabulary import refuse_other_tokens
 from distillery.objectives.policy.batches import Tokens, tokens_of
 from distillery.objectives.policy.samples import Samples
 from distillery.objectives.soft.served import ServedScorer
 from distillery.objectives.soft.stored import ScoringRow, within_vocabulary
-from distillery.objectives.soft_targets import StoredTargets, refuse_other_tokens
+from distillery.objectives.soft_targets import StoredTargets
 from schemas.errors import TrainingError
 from schemas.teacher import OpenAITeacher
 
@@ -81,7 +82,7 @@ class ServedTargets(StoredTargets):
         ):
             ids_NK, log_probs_NK, log_rest_N = within_vocabulary(*shown, self._inputs.vocab_size)
             columns = {"topk_ids": ids_NK.ravel(), "topk_log_probs": log_probs_NK.ravel()}
-            found.append(columns | {"log_rest": log_rest_N, "counts": []})
+            found.append(columns | {"log_rest": log_rest_N})
         return found
 
     def ask_once(self, names: Sequence[str], batch: Batch) -> Batch:
