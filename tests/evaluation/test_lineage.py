@@ -82,7 +82,7 @@ def test_the_files_are_found_and_quarantined_rows_are_counted_by_split(store: St
         (
             "prune_student/f/a/model",
             {"prune_student": manifest("prune_student", facts=PRUNED)},
-            "someone/large pruned to 1 of its 2 layers (0): 1.5 k of 2 k parameters; as it is, "
+            "someone/large pruned to 1 of its 2 layers (0): 1.50 k of 2.00 k parameters; as it is, "
             "before it learns anything",
         ),
     ],
