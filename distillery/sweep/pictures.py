@@ -71,6 +71,7 @@ def quality_against(cost: Cost, trials: Sequence[Trial], winner: Trial, metric: 
             if quality.estimate > best:
                 best = quality.estimate
                 front.append((trial.costs[cost] * scale, best))
+        front.append((max(trial.costs[cost] for trial, _ in able) * scale, best))
         axes.step(*zip(*front, strict=True), where="post", color=_BEST, label="Pareto set")
         costs = [trial.costs[cost] * scale for trial, _ in able]
         _draw(axes, costs, [quality for _, quality in able], _TRIAL, "trials")

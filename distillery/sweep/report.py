@@ -158,10 +158,14 @@ def trial_rows(recipe: SweepRecipe, trials: Sequence[Trial], best: Trial) -> lis
             "weights": bytes_text(trial.costs.get("disk_bytes")),
             "took": MISSING if trial.seconds is None else seconds_text(trial.seconds),
             "state": state,
-            "reason": trial.reason or "",
         }
 
     return [row(trial) for trial in ordered]
+
+
+def reasons(trials: Sequence[Trial]) -> dict[str, str]:
+    """Return why trials ended without a student, by trial."""
+    return {f"trial {each.number}": each.reason for each in trials if each.reason}
 
 
 def sweep_markdown(
@@ -182,6 +186,8 @@ def sweep_markdown(
         spent.sentence(len(trials)),
         "",
         markdown_table(trial_rows(recipe, trials, best)),
+        "",
+        *[f"- {name}: {reason}" for name, reason in reasons(trials).items()],
         "",
         "## What mattered",
         "",
@@ -227,6 +233,7 @@ def render_page(
         confidence=recipe.evaluation.confidence,
         metric=metric,
         rows=trial_rows(recipe, trials, best),
+        reasons=reasons(trials),
         winner=str(best.number),
         importance=importance,
         too_few=_too_few(trials),
@@ -282,7 +289,7 @@ def terminal_trials(recipe: SweepRecipe, trials: Sequence[Trial], best: Trial) -
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [
-        {name: text for name, text in row.items() if name not in ("reason", "weights", "took")}
+        {name: text for name, text in row.items() if name not in ("weights", "took")}
         for row in trial_rows(recipe, trials, best)
     ]
     for name in rows[0]:

@@ -171,9 +171,9 @@ class Study:
         own = {at: loss for at, loss in _curve(trials[number]).items() if at <= share}
         if is_behind(own, others, after=self.sweep.startup_trials):
             raise TrialPruned(
-                f"trial {number} is given up after {share / 10:.0f} % of its training: its best "
-                f"validation loss is {min(own.values()):.4g}, above the median of {len(others)} "
-                "others by then. Set sweep.pruning to false to train it to the end."
+                f"given up after {share / 10:.0f} % of its training: its best validation loss is "
+                f"{min(own.values()):.4g}, above the median of {len(others)} others by then. Set "
+                "sweep.pruning to false to train such trials to the end."
             )
 
     def forget(self) -> None:

@@ -23,7 +23,8 @@ def recipe_yaml(recipe: Recipe, heading: str) -> str:
 def _told(section: BaseModel) -> dict[str, Any]:
     """Return the fields of a section that are not as they are by default; always its kind."""
     told = {}
-    for name, field in type(section).model_fields.items():
+    fields = type(section).model_fields
+    for name, field in sorted(fields.items(), key=lambda item: item[0] != "kind"):
         value = getattr(section, name)
         if name == "kind" or field.is_required() or value != field.get_default():
             told[name] = _plain(value)

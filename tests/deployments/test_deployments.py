@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
 DEPLOYMENTS: list[dict[str, Any]] = PROJECT["deployments"]
 POOLS = yaml.safe_load((ROOT / "deployments/pools.yaml").read_text(encoding="utf-8"))
-SPINES = ("demo", "nightly")
+SPINES = ("demo", "nightly", "sweep")
 HEAVY = ("torch", "transformers", "datasets", "peft", "great_expectations", "matplotlib", "scipy")
 
 each_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["name"])
@@ -75,11 +75,12 @@ def test_parent_and_child_never_share_a_pool() -> None:
 def test_every_dispatched_flow_has_a_deployment(prefect_server: str) -> None:
     from prefect import Flow
 
-    from flows import distill_student, teach_student
+    from flows import distill_student, sweep_students, teach_student
 
-    named = vars(distill_student) | vars(teach_student)
+    named = vars(distill_student) | vars(sweep_students) | vars(teach_student)
     children = {value.name for value in named.values() if isinstance(value, Flow)}
-    assert children == {"distill-student"} | {d["name"] for d in DEPLOYMENTS} - set(SPINES)
+    parents = {"distill-student", "sweep-students"}
+    assert children == parents | {d["name"] for d in DEPLOYMENTS} - set(SPINES)
 
 
 def test_nightly_does_not_pause_or_start_itself_with_a_deploy() -> None:

@@ -236,6 +236,41 @@ def test_killed_parent_finds_its_child_still_training(server: LocalServer, param
     assert [row["model"] for row in table] == ["teacher", "baseline", "student"]
 
 
+def test_trials_of_a_sweep_run_on_the_gpu_pool(server: LocalServer, parameters: str) -> None:
+    sections = json.loads(parameters)
+    columns = {"reference": "answer"}
+    path = "recipes/demo/selection.jsonl"
+    sections["data"]["selection"] = {
+        "kind": "file", "path": path, "max_rows": 20, "columns": columns
+    }  # fmt: skip
+    # The second choice leaves every row out.
+    lengths = {"kind": "choice", "field": "training.max_length", "choices": [256, 16]}
+    rates = {"kind": "choice", "field": "training.learning_rate", "choices": [1e-3, 1e-4]}
+    sections["sweep"] = {
+        "parameters": [lengths, rates], "num_trials": 5, "parallel_trials": 2, "pruning": False,
+    }  # fmt: skip
+    sections["training"] = {"epochs": 1, "batch_size": 8, "evaluations": 2}
+    sections["execution"] = {"mode": "deployment"}
+    command = ("deployment", "run", "sweep-students/sweep", "--watch")
+    asked = server.prefect(*command, "--params", json.dumps(sections))
+    output, _ = asked.communicate(timeout=PATIENCE_S)
+    assert asked.returncode == 0, output
+
+    table = json.loads(server.ask("GET", "artifacts/sweep-smoke/latest")["data"])
+    by_state = {
+        state: {row["trial"] for row in table if row["max_length"] == length}
+        for state, length in (("Completed", "256"), ("Failed", "16"))
+    }
+    assert {row["trial"] for row in table if row["state"] == "failed"} == by_state["Failed"]
+    trials = server.runs("try-student")
+    assert {run["work_pool_name"] for run in trials} == {"gpu-pool"}
+    assert {run["name"].removeprefix("trial ") for run in trials} >= by_state["Completed"]
+    for run in trials:
+        assert run["name"].removeprefix("trial ") in by_state[run["state_name"]]
+    reasons = str(server.ask("GET", "artifacts/sweep-smoke-text/latest")["data"])
+    assert not by_state["Failed"] or "training.max_length" in reasons
+
+
 def test_down_stops_everything_and_again_is_harmless(server: LocalServer) -> None:
     processes = [psutil.Process(pid) for pid in server.pids().values()]
     assert len(processes) == 3

@@ -12,7 +12,7 @@ from distillery.models.loading import ModelFiles
 from distillery.storage.stage import Attempt
 from distillery.training import training_stage
 from distillery.training.curve import curve_markdown
-from schemas.errors import StoreError, TrainingError
+from schemas.errors import StoreError, TrainingError, TrialPruned
 from schemas.execution import StageName
 from schemas.objectives import AutoObjective, SoftTargets
 from schemas.student import PretrainedStudent, StudentSpec
@@ -582,3 +582,15 @@ def test_the_curve_of_soft_targets_tells_both_parts() -> None:
     lines = curve_markdown({"curve": [{"step": 2.0} | parts]}).split("\n")
     assert lines[-3] == "| step | validation loss | hard loss | soft loss |"
     assert lines[-1] == "| 2 | 2.0000 | 3.0000 | 1.0000 |"
+
+
+def test_a_training_that_is_given_up_is_not_sealed_and_leaves_no_checkpoint(bench: Bench) -> None:
+    def give_up(step: int, _steps: int, _figures: dict[str, float]) -> None:
+        if step >= 8:
+            assert bench.checkpoints() != []
+            raise TrialPruned("worse than others")
+
+    with pytest.raises(TrialPruned, match="worse than others"):
+        bench.train(on_progress=give_up)
+    folder = Path(bench.store.path(bench.folder()))
+    assert [file for file in folder.rglob("*") if file.is_file()] == []

@@ -17,7 +17,7 @@ from distillery.training.launch import processes
 from distillery.training.launch.processes import failure, train_in_processes
 from distillery.training.preflight import default_num_processes
 from schemas import errors
-from schemas.errors import DistilleryError, StoreError, TrainingError
+from schemas.errors import DistilleryError, StoreError, TrainingError, TrialPruned
 from schemas.execution import ExecutionSpec, StageName
 from schemas.training import TrainingSpec
 from tests.deployments.test_server import LocalServer, server, wait_until
@@ -108,6 +108,15 @@ def test_an_error_of_ours_in_one_process_is_raised_here_and_ends_the_others(scra
     with pytest.raises(StoreError, match=r"^the store is full\. Make room\.$") as raised:
         launch(scratch, "store_error")
     assert type(raised.value) is StoreError
+    assert _family(scratch) == []
+
+
+def test_a_trial_that_is_given_up_ends_all_processes(scratch: Path) -> None:
+    def give_up(*_: object) -> None:
+        raise TrialPruned("worse than others")
+
+    with pytest.raises(TrialPruned, match="worse than others"):
+        launch(scratch, "succeed", give_up)
     assert _family(scratch) == []
 
 
