@@ -79,7 +79,7 @@ def check_jsonl(path: Path, data: DataSpec) -> None:
         RecipeError: It is one of the files that ``data`` reads.
         StoreError: Its folder is not there, or nothing can be written into it.
     """
-    sources = (data.train, data.validation, data.gold, data.test)
+    sources = (data.train, data.validation, data.gold, data.selection, data.test)
     if path.resolve() in {Path(s.path).resolve() for s in sources if isinstance(s, FileSource)}:
         raise RecipeError(
             f"--jsonl {str(path)!r} is a file that the recipe reads, and would be lost. Name "
