@@ -199,7 +199,8 @@ class Trial(Spec):
     """Why it was pruned or failed."""
 
     seconds: float | None = None
-    """How long it took. None: it has not ended."""
+    """From its beginning to its end, with the time in which its sweep stood still. None: it has not
+    ended."""
 
 
 class Sweep(Spec):

@@ -58,7 +58,7 @@ class Study:
         """Open the study ``name``; with ``sweep`` it is made where it is not there yet.
 
         Raises:
-            StoreError: The database cannot be used.
+            StoreError: The database cannot be used, or has no such study.
         """
         import optuna
 
@@ -80,7 +80,7 @@ class Study:
                 engine_kwargs=engine_options(url),
             )
             if sweep is None:
-                self._study = optuna.load_study(study_name=name, storage=self._storage)
+                self._study = self._load(name)
                 attributes = self._study.user_attrs
                 self.sweep = SweepSpec.model_validate(attributes[_SWEEP])
                 return
@@ -203,6 +203,17 @@ class Study:
         return {str(field): float(share) for field, share in found.items()}
 
     # -- the storage -------------------------------------------------------------------------
+
+    def _load(self, name: str) -> Any:
+        import optuna
+
+        try:
+            return optuna.load_study(study_name=name, storage=self._storage)
+        except KeyError:
+            raise StoreError(
+                f"ledger {self._database_name!r} has no sweep {name!r}. A sweep and its trials "
+                "have to see the same ledger: set store.ledger_url to a database that both reach."
+            ) from None
 
     def _begin(self, trials: Sequence[Any]) -> Any:
         """Return a new trial with the values that the sampler draws."""

@@ -59,7 +59,7 @@ def run_trials(study: Study, try_one: Try) -> None:
         ended = study.trial(trial.number)
         said = f": {ended.reason}" if ended.reason else ""
         if ended.quality is not None:
-            said = f": {study.sweep.metric or 'quality'} {ended.quality.estimate:.4f}"
+            said = f": {study.sweep.metric or 'its quality'} is {ended.quality.estimate:.4f}"
         logger.info("trial %d %s%s", ended.number, ended.state, said)
 
     def next_trial() -> Trial | None:

@@ -82,14 +82,11 @@ def test_the_sampler_learns_from_what_was_tried(sqlite_spec: StoreSpec) -> None:
 
 def test_what_became_of_a_trial_is_kept(ledger_spec: StoreSpec) -> None:
     with Study(ledger_spec, "s", SWEEP) as study:
-        for end in (
-            lambda n: study.complete(n, interval(0.5), costs_of(0.2)),
-            lambda n: study.give_up(n, "worse than others"),
-            lambda n: study.fail(n, "no memory"),
-        ):
-            trial = study.next_trial()
-            assert trial is not None
-            end(trial.number)
+        for _ in range(3):
+            assert study.next_trial() is not None
+        study.complete(0, interval(0.5), costs_of(0.2))
+        study.give_up(1, "worse than others")
+        study.fail(2, "no memory")
     with Study(ledger_spec, "s") as study:
         assert study.sweep == SWEEP
         done, pruned, failed = study.trials()
@@ -146,6 +143,11 @@ def test_a_database_that_is_away_is_named_without_its_password(tmp_path: Path) -
         Study(spec, "s", SWEEP)
     patch.undo()
     assert "sesame" not in str(caught.value)
+
+
+def test_a_trial_that_sees_another_ledger_says_so(sqlite_spec: StoreSpec) -> None:
+    with pytest.raises(StoreError, match=r"has no sweep 's'\. .*store\.ledger_url"):
+        Study(sqlite_spec, "s")
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,13 @@ def test_a_child_that_is_given_up_says_so_and_has_not_failed(
             return pruned(given_up)
         return None
 
+    def stage_of() -> Stage:
+        return Stage(StageName.TRAIN_STUDENT, 1, inputs={}, spec={})
+
     @flow
     def parent() -> str:
-        stage = Stage(StageName.TRAIN_STUDENT, 1, inputs={}, spec={})
         store = StoreSpec(root=str(tmp_path))
-        run: Callable[..., Any] = dispatch(child, lambda: stage, store, ExecutionSpec())
+        run: Callable[..., Any] = dispatch(child, stage_of, store, ExecutionSpec())
         with pytest.raises(TrialPruned, match="worse than others"):
             run()
         return "went on"
