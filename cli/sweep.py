@@ -1,5 +1,6 @@
 """The verb `sweep`: try many students, then run the spine on the best recipe."""
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def _print_sweep_plan(recipe: SweepRecipe) -> None:
     out.print(f"up to {sweep.num_trials} trials, {sweep.parallel_trials} at a time, which vary")
     for parameter in sweep.parameters:
         if isinstance(parameter, ChoiceParameter):
-            said = "one of " + ", ".join(map(str, parameter.choices))
+            said = "one of " + ", ".join(map(json.dumps, parameter.choices))
         else:
             said = f"{parameter.low:g} to {parameter.high:g}{', logarithmic' * parameter.log}"
         out.print(f"  {parameter.field}: {escape(said)}")

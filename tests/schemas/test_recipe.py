@@ -16,6 +16,7 @@ from schemas.recipe import (
     load_recipe,
     validate_recipe,
 )
+from schemas.sweep import SweepRecipe
 from schemas.task import TaskKind
 from schemas.teacher import OpenAITeacher
 from schemas.training import LoraMethod, TrainingSpec
@@ -304,8 +305,12 @@ def test_yaml_anchors_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_of_the_project_parses(path: Path) -> None:
     raw = yaml.safe_load(path.read_text())
-    whole = Recipe if "student" in raw else GenerationRecipe
-    load_recipe(path, [], TeacherTrainingRecipe if "output" in raw else whole)
+    kinds: dict[str, type[BaseModel]] = {
+        "output": TeacherTrainingRecipe,
+        "sweep": SweepRecipe,
+        "student": Recipe,
+    }
+    load_recipe(path, [], next((kinds[key] for key in kinds if key in raw), GenerationRecipe))
 
 
 @pytest.mark.parametrize("kind", TaskKind)
