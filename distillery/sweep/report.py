@@ -293,7 +293,7 @@ def terminal_trials(recipe: SweepRecipe, trials: Sequence[Trial], best: Trial) -
         for row in trial_rows(recipe, trials, best)
     ]
     for name in rows[0]:
-        table.add_column(name, no_wrap=name == metric_of(recipe))
+        table.add_column(name.replace("_", " "), no_wrap=name == metric_of(recipe))
     for row in rows:
         table.add_row(*map(escape, row.values()))
     return table

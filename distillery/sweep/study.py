@@ -73,25 +73,12 @@ class Study:
         finally:
             database.dispose()
         with self._named_errors():
-            address = url.render_as_string(hide_password=False)
-            self._storage = optuna.storages.RDBStorage(
-                # It fills in braces as a template's.
-                address.replace("{", "{{").replace("}", "}}"),
-                engine_kwargs=engine_options(url),
-            )
-            if sweep is None:
-                self._study = self._load(name)
-                attributes = self._study.user_attrs
-                self.sweep = SweepSpec.model_validate(attributes[_SWEEP])
-                return
-            self.sweep = sweep
-            self._study = optuna.create_study(
-                study_name=name,
-                storage=self._storage,
-                directions=_directions(sweep),
-                load_if_exists=True,
-            )
-            self._study.set_user_attr(_SWEEP, sweep.model_dump(mode="json"))
+            self._storage = self._open(url)
+        try:
+            self.sweep = self._join(sweep)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -204,15 +191,44 @@ class Study:
 
     # -- the storage -------------------------------------------------------------------------
 
-    def _load(self, name: str) -> Any:
+    def _open(self, url: sa.URL) -> Any:
+        import optuna
+
+        # It fills in braces as a template's.
+        address = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+        storage = optuna.storages.RDBStorage(
+            address, engine_kwargs=engine_options(url), skip_compatibility_check=True
+        )
+        if storage.get_current_version() != storage.get_head_version():
+            storage.engine.dispose()
+            raise StoreError(
+                f"ledger {self._database_name!r} cannot hold sweeps: its table alembic_version is "
+                "of another version of Optuna, or of another program, such as Prefect or MLflow. "
+                "Set store.ledger_url to a database, or a schema, of its own."
+            )
+        return storage
+
+    def _join(self, sweep: SweepSpec | None) -> SweepSpec:
+        """Return what the study tries, once it is open."""
         import optuna
 
         try:
-            return optuna.load_study(study_name=name, storage=self._storage)
+            with self._named_errors():
+                if sweep is None:
+                    self._study = optuna.load_study(study_name=self.name, storage=self._storage)
+                    return SweepSpec.model_validate(self._study.user_attrs[_SWEEP])
+                self._study = optuna.create_study(
+                    study_name=self.name,
+                    storage=self._storage,
+                    directions=_directions(sweep),
+                    load_if_exists=True,
+                )
+                self._study.set_user_attr(_SWEEP, sweep.model_dump(mode="json"))
+                return sweep
         except KeyError:
             raise StoreError(
-                f"ledger {self._database_name!r} has no sweep {name!r}. A sweep and its trials "
-                "have to see the same ledger: set store.ledger_url to a database that both reach."
+                f"ledger {self._database_name!r} has no sweep {self.name!r}. A sweep and its "
+                "trials have to see the same ledger: set store.ledger_url to a database that both reach."
             ) from None
 
     def _begin(self, trials: Sequence[Any]) -> Any:

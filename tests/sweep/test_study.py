@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from distillery.ledger import Ledger
+from distillery.ledger.database import Database
+from distillery.ledger.engine import ledger_url
 from distillery.sweep.study import Study, study_name
 from distillery.sweep.winner import winner
 from schemas.errors import StoreError, TrialPruned
@@ -143,6 +146,19 @@ def test_a_database_that_is_away_is_named_without_its_password(tmp_path: Path) -
         Study(spec, "s", SWEEP)
     patch.undo()
     assert "sesame" not in str(caught.value)
+
+
+def test_a_database_of_another_program_is_refused(ledger_spec: StoreSpec) -> None:
+    database = Database(ledger_url(ledger_spec))
+
+    def migrate(connection: sa.Connection) -> None:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('0a1b2c3d')"))
+
+    database.write(migrate)
+    database.dispose()
+    with pytest.raises(StoreError, match=r"alembic_version .* such as Prefect or MLflow"):
+        Study(ledger_spec, "s", SWEEP)
 
 
 def test_a_trial_that_sees_another_ledger_says_so(sqlite_spec: StoreSpec) -> None:
