@@ -228,7 +228,8 @@ class Study:
         except KeyError:
             raise StoreError(
                 f"ledger {self._database_name!r} has no sweep {self.name!r}. A sweep and its "
-                "trials have to see the same ledger: set store.ledger_url to a database that both reach."
+                "trials have to see the same ledger: set store.ledger_url to a database that both "
+                "reach."
             ) from None
 
     def _begin(self, trials: Sequence[Any]) -> Any:
