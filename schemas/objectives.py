@@ -172,6 +172,11 @@ class _InnerStates(_Divergence):
     hard_weight: float = Field(0.5, ge=0)
     """Weight of the cross-entropy on the teacher's responses."""
 
+    def _unread(self) -> set[str]:
+        if self.soft_weight == 0:
+            return {"divergence", "jsd_beta", "skew_alpha", "distillation_temperature"}
+        return super()._unread()
+
 
 class HiddenStates(_InnerStates):
     """The states between layers too (DistilBERT, arXiv:1910.01108; TinyBERT, arXiv:1909.10351)."""
@@ -194,8 +199,8 @@ class HiddenStates(_InnerStates):
 class Attention(_InnerStates):
     """Where the teacher looks, too (MiniLM, arXiv:2002.10957; arXiv:1612.03928).
 
-    Both models compute attention step by step (`eager`), which takes memory with the square of
-    the length: for short rows.
+    For short rows: memory grows with the square of their length, with `averaged_heads` in every
+    layer, as both models then compute attention step by step (`eager`).
     """
 
     kind: Literal["attention"] = "attention"
@@ -211,6 +216,9 @@ class Attention(_InnerStates):
 
     attention_weight: float = Field(1.0, gt=0)
     """Weight of the divergence of attention, averaged over pairs, parts and tokens."""
+
+    def _unread(self) -> set[str]:
+        return super()._unread() | ({"relation_heads"} if self.match == "averaged_heads" else set())
 
 
 class CrossTokenizer(_Objective):

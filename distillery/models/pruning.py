@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from distillery.models.layers import decoder_layers
 from distillery.models.loading import ModelFiles
 from schemas.errors import RecipeError
 from schemas.student import PrunedStudent
@@ -77,7 +78,7 @@ def neuron_importance(model: Any, sequences: Iterable[Sequence[int]], *, device:
     """
     import torch
 
-    blocks = [layer.mlp.down_proj for layer in _layers(model)[1]]
+    blocks = [layer.mlp.down_proj for layer in decoder_layers(model)[1]]
     squares_LF = torch.zeros(len(blocks), blocks[0].in_features, dtype=torch.float64)
 
     def noting(number: int) -> Any:
@@ -139,7 +140,7 @@ def feed_forward_width(model: Any, name: str) -> int:
     import torch
 
     width = getattr(_text_config(model.config), "intermediate_size", None) or 0
-    for number, layer in enumerate(_layers(model)[1]):
+    for number, layer in enumerate(decoder_layers(model)[1]):
         block = getattr(layer, "mlp", None)
         shapes = {
             child: (linear.out_features, linear.in_features)
@@ -179,7 +180,10 @@ def _parts(
     if neurons is not None:
         text.intermediate_size = len(neurons[layers[0]])
 
-    prefix, places = f"{_layers(model)[0]}.", {layer: place for place, layer in enumerate(layers)}
+    prefix, places = (
+        f"{decoder_layers(model)[0]}.",
+        {layer: place for place, layer in enumerate(layers)},
+    )
     weights = {}
     for key, weight in model.state_dict().items():
         if not key.startswith(prefix):
@@ -216,25 +220,6 @@ def _narrowed(key: str, weight: Any, neurons: Any) -> Any:
         case "mlp.down_proj" if weight.dim() == 2:
             return weight[:, neurons]
     return weight
-
-
-def _layers(model: Any) -> tuple[str, Any]:
-    """Return the list of a model's decoder layers, and its name.
-
-    Raises:
-        RecipeError: It has none.
-    """
-    import torch
-
-    number = _text_config(model.config).num_hidden_layers
-    ours = {id(module) for module in model.get_decoder().modules()}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == number and id(module) in ours:
-            return name, module
-    raise RecipeError(
-        f"a {type(model).__name__} does not have its {number} layers in one list, so none can be "
-        "taken out. Choose another model."
-    )
 
 
 def _text_config(config: Any) -> Any:

@@ -6,10 +6,13 @@ from typing import Any
 
 from distillery.models.chat_format import ChatFormat
 from distillery.models.chat_templates import with_system_prompt
+from distillery.models.layers import decoder_layers
 from distillery.models.loading import ModelFiles, quiet_transformers
+from distillery.models.pruning import kept_layers
 from distillery.models.vocabulary import vocabulary_size
 from schemas.errors import TrainingError
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
+from schemas.teacher import TransformersTeacher
 
 # One token per role keeps the prompts of small models short: <|user|>text<|assistant|>...
 _SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -102,6 +105,29 @@ def open_student(
             weight.data = weight.data.to(dtype)
     model.generation_config = chat_format.generation_config(model.generation_config)
     return model, chat_format
+
+
+def layers_beforehand(spec: StudentSpec | TransformersTeacher) -> tuple[list[Any], Any]:
+    """Return a model's decoder layers on torch's device `meta`, and its text configuration.
+
+    No weights are read. A pruned student's are those that it keeps, with the configuration of the
+    model that it is made of; of a new student the tokenizer is read.
+
+    Raises:
+        RecipeError: A configuration cannot be read, or layers that are kept are not there.
+    """
+    import torch
+
+    files = ModelFiles.of(spec)
+    if isinstance(spec, FromScratchStudent):
+        with torch.device("meta"):
+            model = _new_llama(spec, files.chat_format().tokenizer)
+    else:
+        model = files.skeleton()
+    layers = list(decoder_layers(model)[1])
+    if isinstance(spec, PrunedStudent):
+        layers = [layers[number] for number in kept_layers(spec, len(layers))]
+    return layers, model.config.get_text_config(decoder=True)
 
 
 def _new_llama(spec: FromScratchStudent, tokenizer: Any) -> Any:

@@ -51,6 +51,9 @@ class Inputs(NamedTuple):
     teacher_spec: TeacherSpec | None = None
     """Who that is; a served teacher is asked by the objective itself."""
 
+    student_spec: StudentSpec | None = None
+    """Who learns: of a pruned one, which layers were kept."""
+
     teacher_prompt: TeacherPrompt | None = None
     """What stands around the rows that it reads. None: nothing."""
 

@@ -78,6 +78,7 @@ class _Training:
             scores=self._job.soft_targets,
             teacher=self._teacher,
             teacher_spec=self._job.teacher,
+            student_spec=self._job.student,
             teacher_prompt=self._teacher_prompt(),
         )
         self._objective = objective_class(training).open(inputs)
