@@ -80,7 +80,8 @@ class AttentionObjective(InnerObjective):
         cls, training: TrainingSpec, student: tuple[list[Any], Any], teacher: tuple[list[Any], Any]
     ) -> str | None:
         """Return that a layer has no values, or no weights, or not of a width that can be split."""
-        assert isinstance(spec := training.objective, Attention)
+        spec = training.objective
+        assert isinstance(spec, Attention)
         for whose, (layers, config) in (("student", student), ("teacher", teacher)):
             wanted = ("self_attn", "v_proj") if spec.match == "relations" else ("self_attn",)
             for layer in layers:
@@ -187,9 +188,12 @@ def relations(values_BTW: "Tensor", at_BQ: "Tensor", num_parts: int) -> "Tensor"
     with torch.autocast(at_BQ.device.type, enabled=False):
         asked_BRQD = parts_BTRD[rows_B1, at_BQ].transpose(1, 2)
         products_BRQT = asked_BRQD @ parts_BTRD.permute(0, 2, 3, 1)
-    products_BRQT = products_BRQT / parts_BTRD.shape[-1] ** 0.5
+    products_BRQT /= parts_BTRD.shape[-1] ** 0.5
     is_future_BQT = torch.arange(products_BRQT.shape[-1], device=at_BQ.device) > at_BQ[..., None]
-    return products_BRQT.masked_fill(is_future_BQT[:, None], _MASKED).log_softmax(-1)
+    log_probs_BRQT: Tensor = products_BRQT.masked_fill(is_future_BQT[:, None], _MASKED).log_softmax(
+        -1
+    )
+    return log_probs_BRQT
 
 
 def averaged_heads(weights_BHTT: "Tensor", at_BQ: "Tensor") -> "Tensor":
@@ -203,7 +207,8 @@ def averaged_heads(weights_BHTT: "Tensor", at_BQ: "Tensor") -> "Tensor":
     rows_B1 = torch.arange(len(at_BQ), device=at_BQ.device)[:, None]
     asked_BQHT = weights_BHTT.transpose(1, 2)[rows_B1, at_BQ]
     exact = torch.promote_types(weights_BHTT.dtype, torch.float32)
-    return asked_BQHT.mean(2, dtype=exact)[:, None].clamp_min(_LEAST_WEIGHT).log()
+    averaged_B1QT: Tensor = asked_BQHT.mean(2, dtype=exact)[:, None]
+    return averaged_B1QT.clamp_min(_LEAST_WEIGHT).log()
 
 
 def _inside(layer: Any, names: Sequence[str]) -> Any:

@@ -42,7 +42,8 @@ class HiddenStatesObjective(InnerObjective):
         cls, training: TrainingSpec, student: tuple[list[Any], Any], teacher: tuple[list[Any], Any]
     ) -> str | None:
         """Return that widths differ and no projector is learnt."""
-        assert isinstance(spec := training.objective, HiddenStates)
+        spec = training.objective
+        assert isinstance(spec, HiddenStates)
         ours, theirs = student[1].hidden_size, teacher[1].hidden_size
         if ours == theirs or spec.projector:
             return None
@@ -62,15 +63,15 @@ class HiddenStatesObjective(InnerObjective):
         self._projectors: Any = None
         if not self._spec.projector:
             return
-        widths = [
+        ours, theirs = (
             each.config.get_text_config(decoder=True).hidden_size
             for each in (model, self._teacher.model)
-        ]
+        )
         self._projectors = torch.nn.ModuleList(
-            torch.nn.Linear(*widths, bias=False, dtype=torch.float32) for _ in self._ours
+            torch.nn.Linear(ours, theirs, bias=False, dtype=torch.float32) for _ in self._ours
         )
         for projector in self._projectors:
-            start = torch.nn.init.eye_ if widths[0] == widths[1] else torch.nn.init.orthogonal_
+            start = torch.nn.init.eye_ if ours == theirs else torch.nn.init.orthogonal_
             start(projector.weight)
 
     def extra(self) -> Any:
