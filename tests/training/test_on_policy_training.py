@@ -27,6 +27,7 @@ from tests.fixtures_training import (
     on_policy,
     same_weights,
     soft_training,
+    train_by,
 )
 from tests.stub_endpoint import Reply
 from tests.stub_vllm import StubVllm
@@ -141,11 +142,16 @@ def test_a_killed_training_goes_on_with_the_very_same_losses_and_samples(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_and_keep_the_samples_of_both(
+def test_two_killed_processes_learn_what_one_learns_and_keep_the_samples_of_both(
     school: School, tmp_path: Path, folder: str
 ) -> None:
     alone = School(tmp_path / "alone", folder)
-    one, two = alone.teach(on_policy()), school.teach(on_policy(num_processes=2))
+    one, together = alone.teach(on_policy()), on_policy(num_processes=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        train_by("train_to_step_4", patch)
+        school.teach(together, on_progress=die_at(4))
+    two = school.teach(together)
+    assert two.manifest.facts["resumed_from_step"] == 2
     assert one.manifest.fingerprint == two.manifest.fingerprint
     assert losses(two) == pytest.approx(losses(one), rel=2e-5)
     kept = [samples(alone, one), samples(school, two)]
