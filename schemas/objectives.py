@@ -25,6 +25,11 @@ class _Objective(Branch):
         """
         return self
 
+    @property
+    def panel_teachers(self) -> "tuple[PanelTeacher, ...]":
+        """Return the teachers whose probabilities count beside those of the recipe's."""
+        return ()
+
 
 class HardTargets(_Objective):
     """Cross-entropy on the teacher's responses: sequence-level distillation (arXiv:1606.07947)."""
@@ -68,6 +73,10 @@ class _Divergence(_Objective):
         """
         fields = type(self).model_fields
         return self.model_copy(update={name: fields[name].default for name in self._unread()})
+
+
+RECIPES_TEACHER = "teacher"
+"""What reports call the recipe's teacher among those of a panel."""
 
 
 class PanelTeacher(Spec):
@@ -116,13 +125,23 @@ class _SoftTargetSettings(_Divergence):
 
     def _unread(self) -> set[str]:
         unread = super()._unread()
-        if self.source == "online":
-            unread.add("k")
+        # What is stored offline, scores of the stage before, says already who made it and how.
+        unread |= {"k"} if self.source == "online" else {"panel", "combine"}
         return unread if self.panel else unread | {"combine"}
+
+    @property
+    def panel_teachers(self) -> tuple[PanelTeacher, ...]:
+        """Return the panel."""
+        return self.panel
 
     @model_validator(mode="after")
     def _panel_fits_the_way_it_is_combined(self) -> Self:
         names = [each.name for each in self.panel]
+        if RECIPES_TEACHER in names:
+            raise ValueError(
+                f"objective.panel names a teacher {RECIPES_TEACHER!r}, which is what reports call "
+                "the recipe's own. Give it another name."
+            )
         if len(set(names)) < len(names):
             raise ValueError(
                 f"objective.panel names {names!r}, one of them twice, so reports could not tell "

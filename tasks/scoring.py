@@ -59,4 +59,18 @@ def _summary(result: StageResult) -> list[tuple[str, str]]:
         ("distillation temperature", f"{made['distillation_temperature']:g}"),
         ("mass on them, mean", f"{kept:.2%}"),
         ("bytes per token", f"{size:,.0f}"),
+        *_of_teachers(facts.get("teachers") or {}),
+    ]
+
+
+def _of_teachers(teachers: Any) -> list[tuple[str, str]]:
+    """Return the part of each of several teachers."""
+    return [
+        (
+            f"teacher {name}",
+            f"{part['rows']:,} rows"
+            + (f", weight {part['weight']:.2g}" if "weight" in part else "")
+            + (f", agrees with all at {part['agreement']:.1%}" if "agreement" in part else ""),
+        )
+        for name, part in teachers.items()
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from distillery.models.chat_format import ChatFormat, TokenizedRow
 from distillery.teacher.prompt import TeacherPrompt
+from schemas.objectives import PanelTeacher
 from schemas.refs import DatasetRef
 from schemas.student import StudentSpec
 from schemas.teacher import TeacherSpec
@@ -57,6 +58,10 @@ class Inputs(NamedTuple):
     teacher_prompt: TeacherPrompt | None = None
     """What stands around the rows that it reads. None: nothing."""
 
+    panel: "tuple[tuple[LocalModel, TeacherPrompt | None], ...]" = ()
+    """Those that run beside the student besides that teacher, and what stands around the rows that
+    they read; in the order of `Objective.panel`."""
+
 
 class Loss(NamedTuple):
     """The loss of one batch, as sums over tokens; the trainer divides them."""
@@ -102,6 +107,11 @@ class Objective(ABC):
     def attention(cls, spec: Any) -> str | None:
         """Return the implementation of attention that both models need; None: any."""
         return None
+
+    @classmethod
+    def panel(cls, spec: Any) -> tuple[PanelTeacher, ...]:
+        """Return the teachers that run beside the student besides the recipe's."""
+        return ()
 
     @classmethod
     def reads_thoughts(cls, spec: Any) -> bool:

@@ -22,6 +22,9 @@ class Beside(Objective):
     can be compared token by token.
     """
 
+    whose = "teacher_"
+    """Prefix of the columns of what the teacher reads."""
+
     def __init__(self, inputs: Inputs) -> None:
         """Take what the training has opened; the teacher is among it."""
         super().__init__(inputs)
@@ -40,7 +43,7 @@ class Beside(Objective):
         from datasets import List, Value
 
         whole, ints = Value("int32"), List(Value("int32"))
-        return {"teacher_input_ids": ints, "teacher_labels": ints, "teacher_length": whole}
+        return self.named(ints, ints, whole)
 
     def columns(self, split: str) -> Columns:
         """Return what makes these columns."""
@@ -58,15 +61,16 @@ class Beside(Objective):
                 f"row {name!r} has {num_tokens} tokens, more than the {most} that the teacher "
                 "reads, so it cannot teach it. Lower training.max_length."
             )
-        return {
-            "teacher_input_ids": theirs.input_ids,
-            "teacher_labels": theirs.labels,
-            "teacher_length": num_tokens,
-        }
+        return self.named(theirs.input_ids, theirs.labels, num_tokens)
+
+    def named(self, input_ids: Any, labels: Any, length: Any) -> Row:
+        """Return these by the names of their columns."""
+        whose = self.whose
+        return {f"{whose}input_ids": input_ids, f"{whose}labels": labels, f"{whose}length": length}
 
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
-        """Return what the teacher reads, with the prefix `teacher_`."""
-        return tokens(rows, "teacher_")
+        """Return what the teacher reads, with its prefix."""
+        return tokens(rows, self.whose)
 
     def targets(self, batch: Batch) -> "DenseTargets":
         """Return all probabilities of the teacher at the batch's response tokens."""
@@ -77,7 +81,6 @@ class Beside(Objective):
 
         split = self._split  # before the forward pass, which then gives hidden states
         with torch.no_grad():
-            hidden_NE = response_states(
-                self._teacher.model, batch, batch["teacher_labels"], "teacher_"
-            )
+            labels_BT = batch[f"{self.whose}labels"]
+            hidden_NE = response_states(self._teacher.model, batch, labels_BT, self.whose)
         return DenseTargets(hidden_NE, split.head)

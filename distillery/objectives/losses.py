@@ -10,6 +10,7 @@ Shapes: N = response tokens, C = tokens of a chunk, R = tokens of a block within
 vocabulary, D and E = width of student and teacher, K = tokens stored of a teacher's distribution.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -46,6 +47,15 @@ class DenseTargets(NamedTuple):
     """Its output layer."""
 
 
+class MixedTargets(NamedTuple):
+    """The weighted average of several teachers' probabilities; they run beside the student."""
+
+    teachers: tuple[DenseTargets, ...]
+    """At the same tokens."""
+    weights: tuple[float, ...]
+    """Theirs, which sum to 1."""
+
+
 class Losses(NamedTuple):
     """The loss of some response tokens, and the sums that it is made of."""
 
@@ -59,7 +69,7 @@ class Losses(NamedTuple):
     """The terms of that sum, token by token."""
 
 
-Targets = SparseTargets | DenseTargets
+Targets = SparseTargets | DenseTargets | MixedTargets
 
 
 def response_losses(
@@ -122,6 +132,8 @@ def response_losses(
         teacher: _Teacher | None = None
         if isinstance(targets, DenseTargets):
             teacher = ChunkedHead(*targets, vocab_size, chunk)
+        elif isinstance(targets, MixedTargets):
+            teacher = _MixedHead(targets, vocab_size, chunk)
         elif targets is not None:
             teacher = targets
         with torch.autocast(hidden_ND.device.type, enabled=False):
@@ -182,7 +194,28 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, None, None, *found)
 
 
-_Teacher = SparseTargets | ChunkedHead
+class _MixedHead:
+    """Makes the logarithm of an average of probabilities, a chunk of tokens at a time."""
+
+    def __init__(self, targets: MixedTargets, vocab_size: int, chunk: int) -> None:
+        self._heads = [ChunkedHead(*each, vocab_size, chunk) for each in targets.teachers]
+        self._log_weights = [math.log(weight) for weight in targets.weights]
+
+    def logits(self, rows: slice) -> Tensor:
+        """Return log Σ wᵢ pᵢ of some tokens, in the buffer that the next call uses again."""
+        mixed_CV: Tensor | None = None
+        for head, log_weight in zip(self._heads, self._log_weights, strict=True):
+            logits_CV = head.logits(rows)
+            log_p_CV = torch.log_softmax(logits_CV, 1, out=logits_CV).add_(log_weight)
+            if mixed_CV is None:
+                mixed_CV = log_p_CV
+            else:
+                torch.logaddexp(mixed_CV, log_p_CV, out=mixed_CV)
+        assert mixed_CV is not None
+        return mixed_CV
+
+
+_Teacher = SparseTargets | ChunkedHead | _MixedHead
 
 
 def _run(
@@ -196,12 +229,14 @@ def _run(
     # Preallocated: small tensors that stay between large ones that go would scatter the heap.
     hard_N, soft_N = student.empty(2, len(labels_N))
     block = min(chunk, _block_tokens(labels_N.device, student.vocab_size))
-    has_logits = isinstance(teacher, ChunkedHead)
+    has_logits = isinstance(teacher, ChunkedHead | _MixedHead)
     num_work = NUM_WORK if needs_work(soft, has_logits=has_logits) else 0
     work = [student.empty(block, student.vocab_size) for _ in range(num_work)]
     for rows in _slices(0, len(labels_N), chunk):
         logits_CV = student.logits(rows)
-        teacher_CV = teacher.logits(rows) if isinstance(teacher, ChunkedHead) else None
+        teacher_CV = None
+        if isinstance(teacher, ChunkedHead | _MixedHead):
+            teacher_CV = teacher.logits(rows)
         for part in _slices(rows.start, rows.stop, block):
             inside = slice(part.start - rows.start, part.stop - rows.start)
             known: Known | None = None if teacher_CV is None else teacher_CV[inside]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from distillery.models.chat_format import TokenizedRow
+from distillery.models.chat_format import ChatFormat, TokenizedRow
 from distillery.models.loading import ModelFiles
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Objective, Row
 from distillery.objectives.beside import Beside
@@ -14,6 +14,7 @@ from distillery.objectives.one_vocabulary import (
     other_tokens,
     refuse_other_tokens,
 )
+from distillery.objectives.soft.panel import members, panel_obstacle
 from distillery.objectives.soft.stored import (
     ScoredRow,
     ScoringRow,
@@ -24,7 +25,7 @@ from distillery.objectives.soft.stored import (
     within_vocabulary,
 )
 from schemas.errors import RecipeError, TrainingError
-from schemas.objectives import SoftTargets
+from schemas.objectives import PanelTeacher, SoftTargets
 from schemas.student import StudentSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 from schemas.training import TrainingSpec
@@ -48,7 +49,13 @@ class SoftTargetObjective(Objective):
     @classmethod
     def open(cls, inputs: Inputs) -> Objective:
         """Return the objective with stored scores, or with a teacher beside the student."""
-        return StoredTargets(inputs) if inputs.teacher is None else _Beside(inputs)
+        if inputs.teacher is None:
+            return StoredTargets(inputs)
+        if not inputs.panel:
+            return _Beside(inputs)
+        from distillery.objectives.panel import PanelBeside
+
+        return PanelBeside(inputs)
 
     @classmethod
     def needs_scores(cls, spec: SoftTargets) -> bool:
@@ -59,6 +66,11 @@ class SoftTargetObjective(Objective):
     def needs_teacher(cls, spec: SoftTargets) -> bool:
         """Return whether probabilities are made in every step."""
         return spec.source == "online"
+
+    @classmethod
+    def panel(cls, spec: SoftTargets) -> tuple[PanelTeacher, ...]:
+        """Return the panel where its teachers run beside the student."""
+        return spec.panel if spec.source == "online" else ()
 
     @classmethod
     def obstacle(
@@ -83,20 +95,13 @@ class SoftTargetObjective(Objective):
                 f"training.objective.k={spec.k} is more than the {num_tokens} tokens of the "
                 "student's vocabulary. Lower it."
             )
-        if not isinstance(teacher, OpenAITeacher):
-            return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
-        if spec.source == "online":
-            return (
-                "training.objective.source 'online' runs the teacher beside the student, which an "
-                "endpoint cannot do. Set it to offline, or teacher.kind to transformers."
-            )
-        from distillery.objectives.soft.served import check_served
-
-        try:
-            response_ids = ours.row(PROBE, ANSWER).response_ids
-            check_served(teacher, spec, ScoringRow("of a probe", "", PROBE, ANSWER), response_ids)
-        except (RecipeError, TrainingError) as error:
-            return str(error)
+        everyone = members(teacher, spec)
+        if (obstacle := panel_obstacle(everyone, spec)) is not None:
+            return obstacle
+        for each in everyone:
+            if (obstacle := _obstacle_of(each.teacher, spec, ours)) is not None:
+                whose = f"training.objective.panel, {each.name!r}: " if each.weight < 1 else ""
+                return f"{whose}{obstacle}"
         return None
 
     def loss(self, model: Any, student: "SplitModel", batch: Batch) -> Loss:
@@ -184,6 +189,25 @@ class StoredTargets(SoftTargetObjective):
 
 class _Beside(Beside, SoftTargetObjective):
     """Probabilities of a teacher that runs beside the student."""
+
+
+def _obstacle_of(teacher: TeacherSpec, spec: SoftTargets, ours: ChatFormat) -> str | None:
+    """Return why one teacher cannot teach a student of the chat format ``ours``."""
+    if not isinstance(teacher, OpenAITeacher):
+        return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
+    if spec.source == "online":
+        return (
+            "training.objective.source 'online' runs the teacher beside the student, which an "
+            "endpoint cannot do. Set it to offline, or teacher.kind to transformers."
+        )
+    from distillery.objectives.soft.served import check_served
+
+    try:
+        response_ids = ours.row(PROBE, ANSWER).response_ids
+        check_served(teacher, spec, ScoringRow("of a probe", "", PROBE, ANSWER), response_ids)
+    except (RecipeError, TrainingError) as error:
+        return str(error)
+    return None
 
 
 def up_to_the_end(scored: ScoredRow, response_ids: list[int]) -> ScoredRow:

@@ -18,6 +18,7 @@ from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.objectives import PanelTeacher
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -58,10 +59,19 @@ def _readers(
     if teacher is not None and not isinstance(teacher, OpenAITeacher):
         scores = training is not None and reads_with_teacher(training)
         yield _Reader("teacher", teacher, renders_responses=scores, prompt_of=teacher)
+    for each in panel_of(training):
+        if not isinstance(each.teacher, OpenAITeacher):
+            role = f"teacher {each.name!r} of training.objective.panel"
+            yield _Reader(role, each.teacher, renders_responses=True, prompt_of=each.teacher)
     in_context = evaluation is not None and evaluation.in_context_student
     if in_context and isinstance(student, PretrainedStudent) and teacher is not None:
         untold = student.model_copy(update={"system_prompt": None})
         yield _Reader(IN_CONTEXT, untold, renders_responses=False, prompt_of=teacher)
+
+
+def panel_of(training: TrainingSpec | None) -> tuple[PanelTeacher, ...]:
+    """Return the teachers whose probabilities count beside those of the recipe's."""
+    return () if training is None else training.objective.panel_teachers
 
 
 def check_models(
@@ -117,11 +127,19 @@ def check_prompts(
         RecipeError: The first row that a model cannot read, by its `prompt_id`; or there are fewer
             gold rows than examples to show.
     """
-    prompt = None if teacher is None else TeacherPrompt(teacher, task, prompts, store)
-    if prompt is not None:
-        prompt.around([[_QUESTION]])
+
+    def prompt_of(spec: TeacherSpec) -> TeacherPrompt:
+        return TeacherPrompt(spec, task, prompts, store)
+
+    everyone = [] if teacher is None else [teacher]
+    for spec in (*everyone, *(each.teacher for each in panel_of(training))):
+        prompt_of(spec).around([[_QUESTION]])
     readers = [
-        (reader, ModelFiles.of(reader.spec).chat_format())
+        (
+            reader,
+            ModelFiles.of(reader.spec).chat_format(),
+            prompt_of(reader.prompt_of) if reader.prompt_of else None,
+        )
         for reader in _readers(student, teacher, training, evaluation)
     ]
     seen: dict[tuple[str, ...], int] = {}
@@ -132,9 +150,9 @@ def check_prompts(
             seen[roles] = seen.get(roles, 0) + 1
             if seen[roles] > _ROWS_PER_SHAPE:
                 continue
-            for reader, chat_format in readers:
+            for reader, chat_format, prompt in readers:
                 try:
-                    told = prompt.around([messages])[0] if prompt and reader.prompt_of else messages
+                    told = prompt.around([messages])[0] if prompt else messages
                     _render(reader, chat_format, told)
                     _refuse_lost_system_turn(chat_format, told)
                 except DistilleryError as error:

@@ -84,6 +84,10 @@ def check_recipe(
     problems.collect(check_samples, teacher, task)
     is_instructed = problems.collect(instructions, teacher, task)
     teacher_is_there = _check_teacher(problems, teacher)
+    panel = training.objective.panel_teachers if training else ()
+    for number, each in enumerate(panel):
+        problems.collect(instructions, each.teacher, task)
+        _check_teacher(problems, each.teacher, f"training.objective.panel[{number}].teacher")
     student_is_there = student is not None and _check_student(problems, student)
     if data.train is None:
         problems.lines.append(
@@ -94,7 +98,8 @@ def check_recipe(
             "data.gold is missing, so a from-scratch student has no baseline to be compared with. "
             "Add the labelled rows that you have."
         )
-    if teacher.examples is not None and data.gold is None:
+    shown = [teacher.examples, *(each.teacher.examples for each in panel)]
+    if any(examples is not None for examples in shown) and data.gold is None:
         problems.lines.append(
             "data.gold is missing, so teacher.examples has no rows to show. Add the labelled rows "
             "that you have, or remove teacher.examples."
@@ -181,8 +186,10 @@ def _open_and_ask(
     from distillery.preflight.models import check_models
 
     problems.lines += check_models(student, teacher, task, data, execution, training, evaluation)
-    if isinstance(teacher, OpenAITeacher):
-        problems.collect(_ask_endpoint, teacher, task)
+    panel = training.objective.panel_teachers if training else ()
+    for each in filter(None, (teacher, *(of.teacher for of in panel))):
+        if isinstance(each, OpenAITeacher):
+            problems.collect(_ask_endpoint, each, task)
 
 
 def _ask_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> None:
@@ -233,13 +240,13 @@ def _check_student(problems: _Problems, student: StudentSpec) -> bool:
     return student.tokenizer is None or problems.collect(tokenizer_identity, student.tokenizer)
 
 
-def _check_teacher(problems: _Problems, teacher: TeacherSpec) -> bool:
+def _check_teacher(problems: _Problems, teacher: TeacherSpec, role: str = "teacher") -> bool:
     """Note a local model that is not there, or a key that is not set; return whether it is.
 
     A secret is not looked up: it may be readable only where the teacher is asked.
     """
     if not isinstance(teacher, OpenAITeacher):
-        return problems.collect(model_identity, teacher.model, teacher.revision, role="teacher")
+        return problems.collect(model_identity, teacher.model, teacher.revision, role=role)
     return teacher.api_key_env is None or problems.collect(read_key, teacher)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from distillery.training.preflight import check_memory, check_packing, longest_r
 from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer, training_arguments
 from schemas.errors import TrainingError
-from schemas.teacher import TransformersTeacher
+from schemas.teacher import TeacherSpec, TransformersTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,9 @@ class _Training:
             tokenizer = chat_format.tokenizer
             if chat_format.date is not None:
                 self._facts["template_date"] = chat_format.date
-            self._teacher = self._open_teacher()
-        self._vocab_size = _shared_vocabulary(tokenizer, model, self._teacher)
+            self._teacher = self._open_teacher(self._job.teacher)
+            self._panel = self._open_panel()
+        self._vocab_size = _shared_vocabulary(tokenizer, model, self._teachers)
         inputs = Inputs(
             training=self._training,  # its rows are no longer than the student's context
             store=self._store,
@@ -79,7 +80,8 @@ class _Training:
             teacher=self._teacher,
             teacher_spec=self._job.teacher,
             student_spec=self._job.student,
-            teacher_prompt=self._teacher_prompt(),
+            teacher_prompt=self._prompt_of(self._job.teacher),
+            panel=self._panel,
         )
         self._objective = objective_class(training).open(inputs)
         self._attach(model)
@@ -140,18 +142,33 @@ class _Training:
         self._use_cache = model.config.use_cache
         return model, chat_format
 
-    def _open_teacher(self) -> LocalModel | None:
+    def _open_teacher(self, spec: TeacherSpec | None) -> LocalModel | None:
         """Return the teacher that runs beside the student, if one does; it waits on the CPU.
 
         A served one does not: the objective asks it.
         """
-        spec = self._job.teacher
         if not isinstance(spec, TransformersTeacher):
             return None
         teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
         self._set_attention(teacher.model)
         return teacher
+
+    def _open_panel(self) -> tuple[tuple[LocalModel, TeacherPrompt | None], ...]:
+        """Return the other teachers that run beside the student, each with its prompt."""
+        training = self._training
+        panel = objective_class(training).panel(training.objective)
+        found = []
+        for spec in (each.teacher for each in panel):
+            model = self._open_teacher(spec)
+            assert model is not None  # choose_objective made sure
+            found.append((model, self._prompt_of(spec)))
+        return tuple(found)
+
+    @property
+    def _teachers(self) -> list[LocalModel]:
+        """Return all that run beside the student."""
+        return [each for each in (self._teacher, *(model for model, _ in self._panel)) if each]
 
     def _set_attention(self, model: Any) -> None:
         """Have ``model`` compute attention as the objective needs it; no config that is saved says.
@@ -172,12 +189,12 @@ class _Training:
                 "or set training.objective.kind to hard_targets."
             )
 
-    def _teacher_prompt(self) -> TeacherPrompt | None:
-        """Return what stands around the rows that the teacher beside the student reads."""
+    def _prompt_of(self, teacher: TeacherSpec | None) -> TeacherPrompt | None:
+        """Return what stands around the rows that a teacher beside the student reads."""
         job = self._job
-        if job.teacher is None or job.task is None:
+        if teacher is None or job.task is None:
             return None
-        return TeacherPrompt(job.teacher, job.task, job.prompts, job.store)
+        return TeacherPrompt(teacher, job.task, job.prompts, job.store)
 
     def _corpus(self) -> Iterator[str]:
         """Yield what a new tokenizer is trained on: training and gold prompts, what is learnt."""
@@ -202,14 +219,14 @@ class _Training:
             splits,
             training,
             self._vocab_size,
-            self._teacher,
+            self._teachers,
             arguments=arguments,
             holds_logits=self._split_student.holds_logits,
         )
-        if self._teacher is not None:
-            self._teacher.model.to(arguments.device)  # now that it is known to fit
+        for teacher in self._teachers:
+            teacher.model.to(arguments.device)  # now that it is known to fit
         if training.batching == "packed":
-            for each in [model] + ([self._teacher.model] if self._teacher else []):
+            for each in [model, *(teacher.model for teacher in self._teachers)]:
                 check_packing(each, splits["train"])
         trial_rows = longest_rows(splits["train"], training.batch_size)
         arguments = training_arguments(training, self._scratch / "trial", steps=2, is_trial=True)
@@ -315,12 +332,12 @@ def _layout(trainer: StudentTrainer) -> str:
     return "fsdp2" if trainer.is_fsdp_enabled else "ddp"
 
 
-def _shared_vocabulary(tokenizer: Any, model: Any, teacher: LocalModel | None) -> int:
+def _shared_vocabulary(tokenizer: Any, model: Any, teachers: Sequence[LocalModel]) -> int:
     """Return how many logits count: those of the tokenizer's own tokens, not of any padding."""
-    models = {"student": model} | ({"teacher": teacher.model} if teacher else {})
+    models = [("student", model), *(("teacher", teacher.model) for teacher in teachers)]
     return min(
         known_vocabulary(tokenizer, each.get_output_embeddings().weight.shape[0], role=role)
-        for role, each in models.items()
+        for role, each in models
     )
 
 

@@ -71,20 +71,24 @@ def _largest(config: Any, name: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSize:
-    """What a teacher that runs beside the student takes."""
+    """What the teacher that runs beside the student takes, or all of them do."""
 
     weight_bytes: int  # in the precision in which they are loaded
     # Of the layer that is being computed; nothing is kept for a backward pass. 0 where the
     # configuration does not tell the shape of a layer: weights are the most of what it takes.
     bytes_per_token: int
+    num_models: int = 1
 
     @classmethod
-    def of(cls, model: Any) -> Self:
-        """Return the size of a loaded transformers model."""
-        shape = ModelShape.of(model.config, 0)
-        numbers = 4 * shape.width + max(3 * shape.inner, 4 * shape.queries) if shape else 0
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        return cls(weights, numbers * model.dtype.itemsize)
+    def of(cls, *models: Any) -> Self:
+        """Return the size of loaded transformers models, which compute one after the other."""
+        weights, per_token = 0, [0]
+        for model in models:
+            shape = ModelShape.of(model.config, 0)
+            numbers = 4 * shape.width + max(3 * shape.inner, 4 * shape.queries) if shape else 0
+            weights += sum(p.numel() * p.element_size() for p in model.parameters())
+            per_token.append(numbers * model.dtype.itemsize)
+        return cls(weights, max(per_token), len(models))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,8 @@ class MemoryEstimate:
         }
         if self.teacher is not None:
             activations = self.rows * self.teacher_length * self.teacher.bytes_per_token
-            parts["teacher"] = self.teacher.weight_bytes + activations + self._chunk_bytes
+            chunks = self.teacher.num_models * self._chunk_bytes
+            parts["teacher"] = self.teacher.weight_bytes + activations + chunks
         return parts
 
     @property

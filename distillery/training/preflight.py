@@ -1,7 +1,9 @@
 """Before training: does it fit, are packed rows kept apart, do two real steps work."""
 
 import logging
+import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from schemas.training import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
+_OF_TEACHERS = re.compile(r"(teacher|panel\d+)_length$")
 _PACKED_TOKENS = 64
 # Of the largest state: what a neighbour may change of a row.
 _MOST_MOVED = 1e-6
@@ -63,7 +66,7 @@ def check_memory(
     splits: dict[str, Any],
     training: TrainingSpec,
     vocab_size: int,
-    teacher: LocalModel | None,
+    teachers: Sequence[LocalModel],
     *,
     arguments: TrainingArguments,
     holds_logits: bool,
@@ -81,7 +84,9 @@ def check_memory(
         )
         return {}
     parameters = list(model.parameters())
-    has_second = "rationale_length" in splits["train"].column_names
+    columns = splits["train"].column_names
+    beside = [name.removesuffix("length") for name in columns if _OF_TEACHERS.match(name)]
+    has_second = "rationale_length" in columns
     estimate = MemoryEstimate(
         shape=shape,
         num_parameters=sum(p.numel() for p in parameters),
@@ -90,8 +95,8 @@ def check_memory(
         sequences=2 if has_second else 1,
         max_length=max(_longest(splits), _longest(splits, "rationale_") if has_second else 0),
         vocab_size=vocab_size,
-        teacher=TeacherSize.of(teacher.model) if teacher else None,
-        teacher_length=_longest(splits, "teacher_") if teacher else 0,
+        teacher=TeacherSize.of(*(each.model for each in teachers)) if teachers else None,
+        teacher_length=max((_longest(splits, whose) for whose in beside), default=0),
         num_processes=arguments.world_size,
         chunk_tokens=default_chunk_tokens(vocab_size, arguments.device),
         holds_logits=holds_logits,

@@ -7,6 +7,7 @@ from typing import Any
 from distillery.models.hardware import cpu_threads
 from distillery.models.loading import read_template
 from distillery.objectives.choice import needs_scores, needs_teacher
+from distillery.objectives.soft.panel import panel_inputs
 from distillery.storage.fingerprint import model_identity, sha256, tokenizer_identity
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
@@ -52,7 +53,11 @@ def training_stage(
         TrainingError: The objective is not decided, or what it learns from is not given.
     """
     inputs: dict[str, Any] = {"rows": rows.hashes or rows.fingerprint}
-    read = training.model_copy(update={"objective": training.objective.as_read()})
+    objective = training.objective.as_read()
+    panel = objective.panel_teachers  # empty where its scores are stored
+    if panel:
+        objective = objective.model_copy(update={"panel": ()})
+    read = training.model_copy(update={"objective": objective})
     spec: dict[str, Any] = {"training": read, "student": student}
     if needs_scores(training):
         if soft_targets is None:
@@ -70,7 +75,9 @@ def training_stage(
             )
         inputs["teacher"] = teacher_identity(teacher)
         spec["prompt"] = prompt_inputs(teacher, task)
-        if teacher.examples is not None:
+        if panel:
+            inputs["panel"] = panel_inputs(panel, task)
+        if any(each.examples is not None for each in (teacher, *(p.teacher for p in panel))):
             inputs["gold_rows"] = prompts.identity("gold")
     if start is not None:
         inputs["start"] = start.uri

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery.models.head import Head
 from distillery.objectives.divergence import SparseTargets
-from distillery.objectives.losses import DenseTargets, Losses, response_losses
+from distillery.objectives.losses import DenseTargets, Losses, MixedTargets, response_losses
 from schemas.errors import InputDataError, TrainingError
 from schemas.objectives import DivergenceName, SoftTargets
 
@@ -477,13 +477,55 @@ def test_no_operation_makes_more_than_a_chunk_of_logits(
 ) -> None:
     soft = SoftTargets(divergence=divergence, distillation_temperature=temperature)
     case = make_case(0, tokens=64, vocab_size=500, dtype=torch.float32)
-    for targets in (case.sparse(soft, 8), case.dense(), None):
+    for targets in (case.sparse(soft, 8), case.dense(), mixed(case, 0.5)[0], None):
         for chunk in (1, 8):
             with LargestTensor() as largest:
                 losses = case.losses(soft if targets else None, targets, chunk_tokens=chunk)
                 gradients(losses.loss, case)
             # The output layer and its gradient, 4 wide, are as large as a chunk of 4 tokens.
             assert 500 * 4 <= largest.numel <= 500 * max(chunk, 4)
+
+
+# Several teachers: the average of their probabilities.
+
+
+def mixed(case: Case, weight: float) -> tuple[MixedTargets, Tensor]:
+    """Return the case's teacher and another, and log Σ w p by the formula."""
+    second = make_case(99, tokens=len(case.labels_N), vocab_size=case.vocab_size).dense()
+    parts = []
+    for each, share in ((case.dense(), weight), (second, 1 - weight)):
+        assert each.head.weight_VD is not None
+        parts.append(share * (each.hidden_NE @ each.head.weight_VD.T).softmax(1))
+    return MixedTargets((case.dense(), second), (weight, 1 - weight)), sum(parts).log()  # type: ignore[union-attr]
+
+
+@PROPERTY
+@given(seed=seeds, soft=softs, weight=st.floats(0.05, 0.95), chunk=st.integers(1, 6))
+def test_the_average_of_teachers_is_compared_as_one_teacher_with_its_logarithm_as_logits(
+    seed: int, soft: SoftTargets, weight: float, chunk: int
+) -> None:
+    case = make_case(seed)
+    targets, log_p_NV = mixed(case, weight)
+    as_one = case._replace(teacher_NE=log_p_NV, teacher_VE=torch.eye(23, dtype=torch.float64))
+    losses = case.losses(soft, targets, chunk_tokens=chunk)
+    assert_same_loss(case, losses, reference(as_one, soft))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 8.0])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_student_equal_to_the_average_has_no_loss_and_no_gradient(
+    divergence: DivergenceName, temperature: float
+) -> None:
+    case = make_case(5)
+    targets, log_p_NV = mixed(case, 0.3)
+    soft = changed(FORWARD_KL, divergence=divergence, distillation_temperature=temperature)
+    logits_NV = log_p_NV.clone().requires_grad_()
+    loss = response_losses(
+        logits_NV, Head(None), case.labels_N, vocab_size=23, normaliser=1, soft=soft,
+        targets=targets,
+    ).loss  # fmt: skip
+    assert loss.item() == pytest.approx(0, abs=1e-9)
+    assert float(torch.autograd.grad(loss, logits_NV)[0].abs().max()) < 1e-9
 
 
 # Precision, and what needs no gradient.

@@ -307,3 +307,33 @@ def test_a_local_teacher_is_not_stopped() -> None:
     with pytest.raises(RecipeError) as caught:  # nobody is at the address of the example
         check(recipe)
     assert told not in str(caught.value)
+
+
+def test_the_teachers_of_a_panel_are_checked_as_the_recipes_is() -> None:
+    panel = [
+        {"name": "gone", "teacher": {"kind": "transformers", "model": "no/such/folder"}},
+        {
+            "name": "keyless",
+            "teacher": {
+                "kind": "openai",
+                "model": "m",
+                "base_url": "http://127.0.0.1:1/v1",
+                "api_key_env": "NO_SUCH_KEY",
+                "examples": {"kind": "fixed", "num_examples": 2},
+            },
+        },
+        {
+            "name": "down",
+            "teacher": {"kind": "openai", "model": "n", "base_url": "http://127.0.0.1:1/v1"},
+        },
+    ]
+    raw = changed("data.gold", None)
+    raw["training"] = {"objective": {"kind": "soft_targets", "panel": panel}}
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError) as caught:
+        check(recipe)
+    told = str(caught.value)
+    assert "training.objective.panel[0].teacher 'no/such/folder' is neither" in told
+    assert "NO_SUCH_KEY" in told
+    assert "data.gold is missing, so teacher.examples has no rows to show" in told
+    assert "endpoint 'http://127.0.0.1:1/v1' does not answer" in told

@@ -29,7 +29,7 @@ from schemas.objectives import SoftTargets
 from schemas.teacher import TransformersTeacher
 
 _BATCH_TOKENS = 16_384  # filling included
-_CHUNK_LOGITS = 2**26  # 256 MiB in float32; selection takes up to five times that
+CHUNK_LOGITS = 2**26  # 256 MiB in float32; selection takes up to five times that
 _WEIGHT_ROWS = 16_384  # of the output layer, that are float32 at a time
 
 
@@ -51,12 +51,11 @@ class LocalScorer:
         self._split = SplitModel(self._local.model)
         num_logits = len(self._local.model.get_output_embeddings().weight)
         # Some tokenizers have a token for padding that the model does not know.
-        self._vocab_size = min(vocabulary_size(tokenizer), num_logits)
-        self._chunk_tokens = max(1, _CHUNK_LOGITS // self._vocab_size)
-        if spec.k > self._vocab_size:
+        self.vocab_size = min(vocabulary_size(tokenizer), num_logits)
+        if spec.k > self.vocab_size:
             raise RecipeError(
                 f"training.objective.k is {spec.k}, but the vocabulary of teacher "
-                f"{teacher.model!r} has {self._vocab_size} tokens. Set it to at most that."
+                f"{teacher.model!r} has {self.vocab_size} tokens. Set it to at most that."
             )
         self.meta = SoftTargetMeta(
             tokenizer_hash=tokenizer_hash(tokenizer),
@@ -75,17 +74,12 @@ class LocalScorer:
         written: list[tuple[ScoringRow, TokenizedRow]] = []
         for row in rows:
             with contextlib.suppress(DistilleryError):
-                written.append((row, self._tokens(row)))
-        rows, tokenized = [row for row, _ in written], [tokens for _, tokens in written]
+                written.append((row, self.tokens(row)))
+        fitting = [(row, tokens) for row, tokens in written if self.fits(tokens)]
         scored: dict[int, ScoredRow] = {}
-        for batch in self._batches([len(tokens.input_ids) for tokens in tokenized]):
-            try:
-                found = self._score_batch([rows[n] for n in batch], [tokenized[n] for n in batch])
-            except torch.OutOfMemoryError as error:
-                raise TeacherError(
-                    "the GPU ran out of memory while responses were scored at teacher.batch_size="
-                    f"{self._teacher.batch_size}. Lower teacher.batch_size and run again."
-                ) from error
+        for batch in batches([len(tokens.input_ids) for _, tokens in fitting], self.most_rows):
+            with memory_errors(self._teacher.batch_size):
+                found = self._score_batch([fitting[n] for n in batch])
             scored |= zip(batch, found, strict=True)
         for n in sorted(scored):
             yield scored[n]
@@ -93,13 +87,28 @@ class LocalScorer:
     def obstacle(self, row: ScoringRow) -> str | None:
         """Return why the teacher's chat format cannot write ``row``; None when it can."""
         try:
-            self._tokens(row)
+            self.tokens(row)
         except DistilleryError as error:
             return str(error)
         return None
 
-    def _tokens(self, row: ScoringRow) -> TokenizedRow:
+    def tokens(self, row: ScoringRow) -> TokenizedRow:
+        """Return how the teacher reads ``row``.
+
+        Raises:
+            RecipeError, TrainingError: Its chat format cannot write it.
+        """
         return self._local.chat_format.row(row.messages, row.response)
+
+    def fits(self, tokens: TokenizedRow) -> bool:
+        """Return whether a row is within the teacher's context."""
+        limit = self._local.context_length
+        return limit is None or len(tokens.input_ids) <= limit
+
+    @property
+    def most_rows(self) -> int:
+        """Return how many rows share a forward pass."""
+        return 1 if self._split.holds_logits else self._teacher.batch_size
 
     def close(self) -> None:
         """Drop the model, so that training in this process has the memory."""
@@ -108,55 +117,31 @@ class LocalScorer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Yield the positions of rows that share a forward pass, longest first.
-
-        A batch that does not fit into memory so shows at once.
-        """
-        limit = self._local.context_length
-        fitting = [n for n, length in enumerate(lengths) if limit is None or length <= limit]
-        most_rows = 1 if self._split.holds_logits else self._teacher.batch_size
-        batch: list[int] = []
-        for n in sorted(fitting, key=lambda n: (-lengths[n], n)):
-            is_full = len(batch) == most_rows
-            if batch and (is_full or (len(batch) + 1) * lengths[batch[0]] > _BATCH_TOKENS):
-                yield batch
-                batch = []
-            batch.append(n)
-        if batch:
-            yield batch
-
-    def _score_batch(
-        self, rows: list[ScoringRow], tokenized: list[TokenizedRow]
-    ) -> list[ScoredRow]:
+    def _score_batch(self, rows: list[tuple[ScoringRow, TokenizedRow]]) -> list[ScoredRow]:
         chunks = []
         k, temperature = self._spec.k, self._spec.distillation_temperature
+        size = max(1, CHUNK_LOGITS // self.vocab_size)
         with torch.inference_mode():
-            for logits_CV in self._logits(tokenized):
-                self._refuse_broken(logits_CV, rows)
+            for logits_CV in self.logits(rows, size):
                 kept = likeliest_tokens(logits_CV, k, temperature)
                 chunks.append([part.cpu() for part in kept])
-        starts = np.cumsum([tokens.num_response_tokens for tokens in tokenized])[:-1]
-        by_row = [np.split(torch.cat(parts).numpy(), starts) for parts in zip(*chunks, strict=True)]
-        return [
-            ScoredRow(
-                row.prompt_id,
-                row.split,
-                tokens.response_ids,
-                ids_NK.astype(np.int32),
-                log_probs_NK,
-                log_rest_N,
-            )
-            for row, tokens, ids_NK, log_probs_NK, log_rest_N in zip(
-                rows, tokenized, *by_row, strict=True
-            )
-        ]
+        return scored_rows(rows, chunks)
 
-    def _logits(self, rows: list[TokenizedRow]) -> Iterator[Tensor]:
-        """Yield the logits of the response tokens in float32, a chunk [C, V] at a time.
+    def logits(
+        self, rows: Sequence[tuple[ScoringRow, TokenizedRow]], size: int
+    ) -> Iterator[Tensor]:
+        """Yield the logits of the response tokens in float32, ``size`` at a time, [C, V].
 
         Those of the vocabulary's padding are cut off.
+
+        Raises:
+            TeacherError: They are not finite.
         """
+        for logits_CV in self._logits([tokens for _, tokens in rows], size):
+            self._refuse_broken(logits_CV, [row for row, _ in rows])
+            yield logits_CV
+
+    def _logits(self, rows: list[TokenizedRow], size: int) -> Iterator[Tensor]:
         device = self._local.model.device
 
         def padded(lists: list[list[int]], filling: int) -> Tensor:
@@ -166,7 +151,6 @@ class LocalScorer:
         ids_BT = padded([row.input_ids for row in rows], 0)
         mask_BT = padded([[1] * len(row.input_ids) for row in rows], 0)
         labels_BT = padded([row.labels for row in rows], IGNORED)
-        size = self._chunk_tokens
         if self._split.holds_logits:
             logits_NV = self._own_logits(ids_BT, labels_BT[:, 1:] != IGNORED)
             yield from (chunk.float() for chunk in torch.split(logits_NV, size))
@@ -174,7 +158,7 @@ class LocalScorer:
         batch = {"input_ids": ids_BT, "attention_mask": mask_BT}
         hidden_ND = response_states(self._local.model, batch, labels_BT)
         for hidden_CD in torch.split(hidden_ND, size):
-            yield _float_logits(hidden_CD, self._split.head, self._vocab_size)
+            yield _float_logits(hidden_CD, self._split.head, self.vocab_size)
 
     def _own_logits(self, ids_BT: Tensor, is_asked_BT: Tensor) -> Tensor:
         """Return the logits [N, V] as the model makes them, of the response tokens of one row."""
@@ -183,7 +167,7 @@ class LocalScorer:
         named = inspect.signature(model.forward).parameters
         few = {"logits_to_keep": ids_BT.shape[1] - first} if "logits_to_keep" in named else {}
         logits_TV = model(input_ids=ids_BT, use_cache=False, **few).logits[0]
-        kept_TV = logits_TV[-(ids_BT.shape[1] - first) : -1, : self._vocab_size]
+        kept_TV = logits_TV[-(ids_BT.shape[1] - first) : -1, : self.vocab_size]
         asked: Tensor = kept_TV[is_asked_BT[0, first:]]
         return asked
 
@@ -211,3 +195,56 @@ def _float_logits(hidden_CD: Tensor, head: Head, vocab_size: int) -> Tensor:
         bias = None if bias_V is None else bias_V[part].float()
         logits_CV[:, part] = torch.nn.functional.linear(hidden_CD, weight_VD[part].float(), bias)
     return logits_CV
+
+
+def batches(lengths: Sequence[int], most_rows: int) -> Iterator[list[int]]:
+    """Yield the positions of rows that share a forward pass, longest first.
+
+    A batch that does not fit into memory so shows at once.
+    """
+    batch: list[int] = []
+    for n in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        is_full = len(batch) == most_rows
+        if batch and (is_full or (len(batch) + 1) * lengths[batch[0]] > _BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Say what to do when memory runs out inside."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TeacherError(
+            "the GPU ran out of memory while responses were scored at teacher.batch_size="
+            f"{batch_size}. Lower teacher.batch_size and run again."
+        ) from error
+
+
+def scored_rows(
+    rows: Sequence[tuple[ScoringRow, TokenizedRow]], chunks: Sequence[Sequence[Tensor]]
+) -> list[ScoredRow]:
+    """Return what was kept of a batch, by row.
+
+    Args:
+        rows: Those of the batch.
+        chunks: Ids [C, K], log-probabilities [C, K] and log of the rest [C] of its response tokens,
+            a chunk after the other.
+    """
+    starts = np.cumsum([tokens.num_response_tokens for _, tokens in rows])[:-1]
+    by_row = [np.split(torch.cat(parts).numpy(), starts) for parts in zip(*chunks, strict=True)]
+    return [
+        ScoredRow(
+            row.prompt_id,
+            row.split,
+            tokens.response_ids,
+            ids_NK.astype(np.int32),
+            log_probs_NK,
+            log_rest_N,
+        )
+        for (row, tokens), ids_NK, log_probs_NK, log_rest_N in zip(rows, *by_row, strict=True)
+    ]

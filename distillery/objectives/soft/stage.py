@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,8 @@ import pyarrow as pa
 from distillery.data.chat import load_messages
 from distillery.models.chat_format import refuse_many_not_written
 from distillery.models.hardware import cpu_threads
-from distillery.objectives.soft.stored import Scorer, ScoringRow, to_batch, write_targets
+from distillery.objectives.soft.panel import Member, members, panel_inputs, report
+from distillery.objectives.soft.stored import ScoringRow, to_batch, write_targets
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
@@ -24,8 +26,11 @@ from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.objectives import SoftTargets
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
+
+if TYPE_CHECKING:
+    from distillery.objectives.soft.scorers import PanelScorer
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +61,10 @@ def scoring_stage(
         "distillation_temperature": soft.distillation_temperature,
         "prompt": prompt_inputs(teacher, task),
     }
-    inputs = {"rows": rows.fingerprint, "teacher": teacher_identity(teacher)}
-    if teacher.examples is not None:
+    inputs: dict[str, Any] = {"rows": rows.fingerprint, "teacher": teacher_identity(teacher)}
+    if soft.panel:
+        inputs["panel"], spec["combine"] = panel_inputs(soft.panel, task), soft.combine
+    if any(each.teacher.examples is not None for each in members(teacher, soft)):
         inputs["gold_rows"] = prompts.identity("gold")
     return Stage(
         name=StageName.SCORE_SOFT_TARGETS,
@@ -100,15 +107,17 @@ def score_soft_targets(
         TeacherError: The teacher fails, or no row fits its context.
     """
     stage = scoring_stage(rows, prompts, teacher, task, training)
-    soft, prompt = _soft_targets(training), TeacherPrompt(teacher, task, prompts, store)
+    soft = _soft_targets(training)
+    teachers = members(teacher, soft)
+    told = [TeacherPrompt(each.teacher, task, prompts, store) for each in teachers]
     progress = on_progress or (lambda *_: None)
 
     def work(attempt: Attempt) -> None:
         if execution.forces(stage.name):
             attempt.store.delete(attempt.checkpoints_uri)
-        with cpu_threads(execution), contextlib.closing(_open_scorer(teacher, training)) as scorer:
+        with cpu_threads(execution), contextlib.closing(_open(teachers, soft, told)) as scorer:
             scoring = _Scoring(attempt.store, attempt.checkpoints_uri, scorer, rows.num_rows)
-            chunks = _chunks(attempt.store, rows, prompt, most_chars=_CHUNK_CHARS // soft.k)
+            chunks = _chunks(attempt.store, rows, most_chars=_CHUNK_CHARS // soft.k)
 
             def batches() -> Iterator[pa.RecordBatch]:
                 done = 0
@@ -139,6 +148,15 @@ def score_soft_targets(
             "left_out_first_ids": [*scoring.too_long[:_NAMED_ROWS]],
             "rows_scored_before": scoring.num_found,
         }
+        if soft.panel:
+            names = [each.name for each in teachers]
+            tokens = scoring.num_tokens
+            attempt.facts["teachers"] = report(
+                teachers,
+                soft,
+                {name: scoring.num_read[at] for at, name in enumerate(names)},
+                {name: scoring.num_agreeing[at] / tokens for at, name in enumerate(names)},
+            )
         if scoring.not_written:
             attempt.facts["not_written"] = dict(islice(scoring.not_written.items(), _NAMED_ROWS))
 
@@ -153,12 +171,16 @@ class _Scoring:
     Arrow reads damaged numbers without noticing.
     """
 
-    def __init__(self, store: Store, uri: str, scorer: Scorer, num_rows: int) -> None:
+    def __init__(self, store: Store, uri: str, scorer: "PanelScorer", num_rows: int) -> None:
         """Keep files below ``uri``; there will be ``num_rows`` rows."""
         self._store, self._uri, self._scorer, self._num_rows = store, uri, scorer, num_rows
         self.num_found, self.num_tokens, self.kept_mass = 0, 0, 0.0
         self.too_long: list[str] = []
         self.not_written: dict[str, str] = {}
+        self.num_read: Counter[int] = Counter()
+        """Rows that each of the teachers has scored."""
+        self.num_agreeing: Counter[int] = Counter()
+        """Response tokens at which each of them has the average's most likely token."""
 
     def scored(self, rows: Sequence[ScoringRow]) -> pa.RecordBatch:
         """Return the scores of ``rows`` as far as they have any, in order: found, or made and kept.
@@ -183,9 +205,12 @@ class _Scoring:
         log_rest_N = batch["log_rest"].values.to_numpy()
         self.num_tokens += len(log_rest_N)
         self.kept_mass += float(-np.expm1(log_rest_N, dtype=np.float64).sum())
+        for agreeing in batch["agreeing"].to_pylist():
+            self.num_agreeing.update(dict(enumerate(agreeing)))
         scored = set(batch["prompt_id"].to_pylist())
         for row in rows:
             if row.prompt_id in scored:
+                self.num_read.update(self._scorer.readers(row))
                 continue
             if why := self._scorer.obstacle(row):
                 self.not_written[row.prompt_id] = why
@@ -222,15 +247,12 @@ class _Scoring:
             )  # fmt: skip
 
 
-def _open_scorer(teacher: TeacherSpec, training: TrainingSpec) -> Scorer:
-    soft = _soft_targets(training)
-    if isinstance(teacher, OpenAITeacher):
-        from distillery.objectives.soft.served import ServedScorer
+def _open(
+    teachers: Sequence[Member], soft: SoftTargets, prompts: Sequence[TeacherPrompt]
+) -> "PanelScorer":
+    from distillery.objectives.soft.scorers import open_scorers
 
-        return ServedScorer(teacher, soft)
-    from distillery.objectives.soft.local import LocalScorer
-
-    return LocalScorer(teacher, soft)
+    return open_scorers(teachers, soft, prompts)
 
 
 def _soft_targets(training: TrainingSpec) -> SoftTargets:
@@ -242,20 +264,13 @@ def _soft_targets(training: TrainingSpec) -> SoftTargets:
     )
 
 
-def _chunks(
-    store: Store, rows: DatasetRef, prompt: TeacherPrompt, *, most_chars: int
-) -> Iterator[list[ScoringRow]]:
-    """Yield rows together until they are _CHUNK_ROWS, or have ``most_chars`` of responses.
-
-    Their messages are those that the teacher reads.
-    """
+def _chunks(store: Store, rows: DatasetRef, *, most_chars: int) -> Iterator[list[ScoringRow]]:
+    """Yield rows together until they are _CHUNK_ROWS, or have ``most_chars`` of responses."""
     chunk: list[ScoringRow] = []
     num_chars = 0
     for batch in store.batches(rows):
-        found = batch.to_pylist()
-        asked = prompt.around([load_messages(row["messages"]) for row in found])
-        for row, messages in zip(found, asked, strict=True):
-            response = row["response"]
+        for row in batch.to_pylist():
+            messages, response = load_messages(row["messages"]), row["response"]
             is_full = len(chunk) == _CHUNK_ROWS or num_chars + len(response) > most_chars
             if chunk and is_full:
                 yield chunk

@@ -47,6 +47,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "id_steps": pa.int32(),
     "log_probs": pa.float16(),
     "log_rest": pa.float32(),
+    "agreeing": pa.int32(),
 }
 _ENCODINGS = dict.fromkeys((f"{name}.list.element" for name in _COLUMNS), "BYTE_STREAM_SPLIT")
 
@@ -95,6 +96,10 @@ class ScoredRow(NamedTuple):
 
     log_rest_N: npt.NDArray[np.float32]
     """Log of the mass outside of them at T; -inf where there is none."""
+
+    agreeing: tuple[int, ...] = ()
+    """Of an average of several teachers: at how many of the N tokens each has the average's most
+    likely token."""
 
 
 class Scorer(Protocol):
@@ -166,6 +171,7 @@ def _flat_columns(row: ScoredRow) -> list[npt.NDArray[Any]]:
         np.diff(in_order(row.ids_NK), axis=1, prepend=0).ravel().astype(np.int32),
         np.maximum(in_order(row.log_probs_NK), _LOWEST).ravel().astype(np.float16),
         row.log_rest_N.astype(np.float32),
+        np.asarray(row.agreeing, np.int32),
     ]
 
 
@@ -202,7 +208,7 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
     names, of_splits = (batch.column(name).to_pylist() for name in ("prompt_id", "split"))
     columns = (_cut(batch.column(name)) for name in _COLUMNS)
     for name, split, *numbers in zip(names, of_splits, *columns, strict=True):
-        response_ids, steps, log_probs, log_rest = numbers
+        response_ids, steps, log_probs, log_rest, agreeing = numbers
         yield ScoredRow(
             name,
             split,
@@ -210,6 +216,7 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
             np.cumsum(steps.reshape(-1, meta.k), axis=1, dtype=np.int32),
             log_probs.reshape(-1, meta.k),
             log_rest,
+            tuple(agreeing.tolist()),
         )
 
 

@@ -56,7 +56,7 @@ def test_scores_are_those_of_a_plain_forward_pass(folder: Path) -> None:
 def test_scores_do_not_depend_on_the_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = rows_to_score()
     alone = score_here(folder, TOP_4, asked, batch_size=1)
-    monkeypatch.setattr("distillery.objectives.soft.local._CHUNK_LOGITS", 5 * 300)
+    monkeypatch.setattr("distillery.objectives.soft.local.CHUNK_LOGITS", 5 * 300)
     together = score_here(folder, TOP_4, asked, batch_size=4)
     monkeypatch.setattr("distillery.objectives.soft.local._BATCH_TOKENS", 100)
     few_tokens = score_here(folder, TOP_4, asked[::-1])[::-1]
