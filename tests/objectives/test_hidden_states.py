@@ -45,7 +45,7 @@ def test_the_distance_and_its_gradient_are_those_of_a_dense_reference(distance: 
     found = state_distance(spec, ours, theirs)
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
     gradients = [torch.autograd.grad(each, ours)[0] for each in (found, expected)]
-    assert torch.allclose(*gradients, atol=1e-12)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-12)
     same = theirs.clone().requires_grad_()
     equal = state_distance(spec, same, theirs)
     assert equal.item() == pytest.approx(0, abs=1e-12)
