@@ -166,7 +166,8 @@ def place(store: "Store", uri: str) -> str:
 
 
 def print_plan(recipe: GenerationRecipe) -> None:
-    """Print what a run would ask its teacher."""
+    """Print what a run would ask its teacher; refuse what the run would refuse."""
+    from distillery.objectives.choice import choose_objective
     from distillery.preflight.recipe import check_recipe
     from distillery.teacher.plan import plan_recipe, sentences
 
@@ -175,6 +176,7 @@ def print_plan(recipe: GenerationRecipe) -> None:
     if isinstance(recipe, Recipe):
         made, judged = (recipe.student, recipe.training), (recipe.evaluation, recipe.export)
         check_recipe(task, data, teacher, *made, store, execution, *judged, recipe.gate)
+        choose_objective(teacher, *made)
     else:
         check_recipe(task, data, teacher, None, None, store, execution)
     out = console()

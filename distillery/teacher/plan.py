@@ -119,8 +119,9 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
 def _pruning(student: PrunedStudent) -> str:
     """Return what would be kept of the model that the student is made from."""
     from distillery.models.loading import ModelFiles
-    from distillery.models.pruning import kept_layers
+    from distillery.models.pruning import check_prunable, kept_layers
 
+    check_prunable(student)
     of_model = ModelFiles.of(student).config().num_hidden_layers
     kept = kept_layers(student, of_model)
     text = f"prune_student keeps {len(kept)} of {of_model} layers: {', '.join(map(str, kept))}"

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cli.runs import run_distillation
 from distillery.teacher.summary import check_jsonl
 from schemas.data import DataSpec, FileSource
 from schemas.errors import RecipeError
@@ -109,6 +110,13 @@ def test_a_plan_asks_nobody_and_needs_no_server(tmp_path: Path, teacher: StubEnd
         assert "tokens per response: teacher.max_new_tokens" in done.stdout
     assert "evaluate_models asks the teacher up to 80 test rows besides" in done.stdout
     assert teacher.num_requests == 0
+
+
+def test_a_plan_refuses_an_objective_that_the_run_would_refuse(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path, "http://127.0.0.1:9/v1")
+    recipe["training"] |= {"objective": {"kind": "hidden_states"}}
+    with pytest.raises(RecipeError, match="'hidden_states', but an endpoint does not show"):
+        run_distillation(str(write_recipe(tmp_path, recipe)), [], plan=True)
 
 
 @pytest.mark.slow

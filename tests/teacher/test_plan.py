@@ -287,6 +287,9 @@ def test_a_plan_says_what_a_pruned_student_keeps_and_refuses_what_is_not_there(
     raw["student"] = student | {"num_layers": 5}
     with pytest.raises(RecipeError, match="more than the 4 layers"):
         plan_recipe(validate_recipe(raw, Recipe, source="r.yaml"))
+    raw["student"] = student | {"intermediate_size": 100_000}
+    with pytest.raises(RecipeError, match="intermediate_size=100000 is not smaller"):
+        plan_recipe(validate_recipe(raw, Recipe, source="r.yaml"))
 
 
 def test_a_plan_refuses_prompts_that_the_run_would_refuse(folder: Path) -> None:
