@@ -7,6 +7,7 @@ DistilleryError
 ├── TeacherError          the teacher cannot answer (also a RuntimeError)
 ├── BudgetError           a cap of teacher.budget is reached (also a RuntimeError)
 ├── TrainingError         training cannot start or go on (also a RuntimeError)
+│   └── RowError          one row cannot be learnt from, so it is left out and counted
 ├── TrialPruned           a sweep gives this trial up (also a RuntimeError)
 ├── RegistryError         an alias does not stand as is needed (also a RuntimeError)
 ├── ReleaseError          the training set does not pass its release gate (also a RuntimeError)
@@ -43,6 +44,10 @@ class BudgetError(DistilleryError, RuntimeError):
 
 class TrainingError(DistilleryError, RuntimeError):
     """Training cannot start or go on."""
+
+
+class RowError(TrainingError):
+    """One row cannot be learnt from; it is left out, and counted."""
 
 
 class TrialPruned(DistilleryError, RuntimeError):

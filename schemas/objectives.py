@@ -243,21 +243,24 @@ class Attention(_InnerStates):
 class CrossTokenizer(_Objective):
     """Sorted probabilities of a teacher with another tokenizer (ULD, arXiv:2402.12030).
 
-    Compared where tokens of both end at the same byte of the response.
+    Compared where tokens of both begin at the same byte of the response.
     """
 
     kind: Literal["cross_tokenizer"] = "cross_tokenizer"
     """For teachers with a vocabulary of their own, local or served by vLLM."""
 
     soft_weight: float = Field(0.5, gt=0)
-    """Weight of the difference of sorted probabilities, summed over tokens that are compared."""
+    """Weight of T times the L1 distance of sorted probabilities: between 0 and 2 at every token
+    that is compared, 0 at the others."""
 
     hard_weight: float = Field(0.5, gt=0)
     """Weight of the cross-entropy on the teacher's responses. Never 0: sorted probabilities do not
     say which token is meant."""
 
     distillation_temperature: float = Field(1.0, gt=0)
-    """T: both models' logits are divided by it. A served teacher can be compared at 1 only."""
+    """T: both models' logits are divided by it, and the distance is multiplied by it (not by T²: it
+    is no square) so that its gradients keep their size. A served teacher can be compared at 1
+    only."""
 
     k: int = Field(64, ge=1, le=1024)
     """The teacher's most likely tokens that are stored; the rest of the mass is one bucket."""
@@ -331,6 +334,10 @@ class AutoObjective(_SoftTargetSettings):
         """Return soft targets with the same settings."""
         return SoftTargets(**self.model_dump(exclude={"kind"}))
 
+
+Scored = SoftTargets | CrossTokenizer
+"""Objectives for which `score_soft_targets` stores the teacher's probabilities: `k` of them, and
+the rest of the mass at `distillation_temperature`."""
 
 Objective = Annotated[
     HardTargets

@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 from distillery.data.chat import Message
 from distillery.models.chat_templates import written_date
+from distillery.models.vocabulary import special_tokens
 from distillery.task_types.thoughts import THOUGHT_MARKS, split_thoughts
 from schemas.errors import DistilleryError, RecipeError, TrainingError
 
@@ -329,15 +330,7 @@ class ChatFormat:
 
     @functools.cached_property
     def _special(self) -> dict[int, str]:
-        """Return the special tokens by their ids.
-
-        Runs of white space are text, whatever a tokenizer's files say: some converters mark all
-        added tokens as special, Gemma's line breaks and indents among them.
-        """
-        added = self.tokenizer.added_tokens_decoder.items()
-        named = zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True)
-        found = {number: str(token) for number, token in added if token.special} | dict(named)
-        return {number: token for number, token in found.items() if token.strip()}
+        return special_tokens(self.tokenizer)
 
     def _says(self, target_ids: list[int], response: str) -> bool:
         """Return whether ``target_ids`` hold the response, and read as it does.

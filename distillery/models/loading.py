@@ -76,17 +76,25 @@ class ModelFiles:
             config = AutoConfig.from_pretrained(place, **self._shared)
         return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, config.model_type))
 
+    def tokenizer(self) -> Any:
+        """Return the tokenizer as it is published.
+
+        Raises:
+            RecipeError: It cannot be loaded.
+        """
+        from transformers import AutoTokenizer
+
+        quiet_transformers()
+        with self._errors_named("the tokenizer of") as place:
+            return AutoTokenizer.from_pretrained(place, **self._shared)
+
     def chat_format(self) -> ChatFormat:
         """Return the chat format; its tokenizer has a pad token.
 
         Raises:
             RecipeError: The tokenizer cannot be loaded, or has no chat template by default.
         """
-        from transformers import AutoTokenizer
-
-        quiet_transformers()
-        with self._errors_named("the tokenizer of") as place:
-            tokenizer = AutoTokenizer.from_pretrained(place, **self._shared)
+        tokenizer = self.tokenizer()
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template)
         if not tokenizer.chat_template:

@@ -18,6 +18,18 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return sha256({"vocabulary": tokenizer.get_vocab(), "model": model})
 
 
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Return the special tokens by their ids.
+
+    Runs of white space are text, whatever a tokenizer's files say: some converters mark all added
+    tokens as special, Gemma's line breaks and indents among them.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    found = {number: str(token) for number, token in added if token.special} | dict(named)
+    return {number: token for number, token in found.items() if token.strip()}
+
+
 def vocabulary_size(tokenizer: Any) -> int:
     """Return the range of token ids: the highest one plus 1.
 

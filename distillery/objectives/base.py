@@ -160,8 +160,8 @@ class Objective(ABC):
     def columns(self, split: str) -> Columns:
         """Return what makes these columns; called with the rows of ``split`` in order.
 
-        It takes a row of the training set and its tokens, and raises a TrainingError that names the
-        row when that cannot be learnt from.
+        It takes a row of the training set and its tokens. A RowError leaves the row out, as far as
+        there are few; another TrainingError, which names the row, ends the training.
 
         Raises:
             TrainingError: The inputs do not go with the objective's settings.

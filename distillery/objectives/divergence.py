@@ -68,13 +68,13 @@ def differentiate(
     (0.1438, [[0.25, -0.25]])
     """
     if soft is None:
-        hard_R = _cross_entropy(logits_RV, labels_R, 1.0)
+        hard_R = cross_entropy(logits_RV, labels_R, 1.0)
         return hard_R, torch.zeros_like(hard_R)
     hard, scale = soft.hard_weight, soft.soft_weight
     if soft.distillation_temperature == 1:
         return _compare(logits_RV, labels_R, hard, scale, soft, known, work)
     at_one_RV = work[2].copy_(logits_RV)
-    hard_R = _cross_entropy(at_one_RV, labels_R, hard)
+    hard_R = cross_entropy(at_one_RV, labels_R, hard)
     # T² of the loss, over T for the logits that are divided by it.
     z_RV, scale = (
         logits_RV.div_(soft.distillation_temperature),
@@ -102,10 +102,10 @@ def _compare(
     return _whole(z_RV, labels_R, hard, scale, soft, known, work)
 
 
-def _cross_entropy(z_RV: Tensor, labels_R: Tensor, hard: float) -> Tensor:
+def cross_entropy(z_RV: Tensor, labels_R: Tensor, hard: float) -> Tensor:
     """Return the cross-entropy of every token; hard · dCE/dz takes the place of z."""
     z_R1 = z_RV.gather(1, labels_R[:, None])
-    most_R1, sum_R1 = _exponentiate(z_RV)
+    most_R1, sum_R1 = exponentiate(z_RV)
     z_RV.mul_(hard / sum_R1)
     _take_label(z_RV, labels_R, hard)
     return (most_R1 + sum_R1.log() - z_R1)[:, 0]
@@ -122,7 +122,7 @@ def _buckets(
     """Compare K tokens one by one, and all others as one bucket."""
     z_R1, z_RK = z_RV.gather(1, labels_R[:, None]), z_RV.gather(1, known.ids_NK)
     # The others are summed without the K: 1 minus the K's sum would cancel to nothing.
-    most_R1, sum_R1 = _exponentiate(z_RV.scatter_(1, known.ids_NK, -math.inf))
+    most_R1, sum_R1 = exponentiate(z_RV.scatter_(1, known.ids_NK, -math.inf))
     rest_R1 = most_R1 + sum_R1.log()
     lse_R1 = torch.logaddexp(z_RK.logsumexp(1, keepdim=True), rest_R1)
     log_q_RB = torch.cat([z_RK, rest_R1], 1) - lse_R1
@@ -159,7 +159,7 @@ def _whole(
     return hard_R, soft_R
 
 
-def _exponentiate(z_RV: Tensor) -> tuple[Tensor, Tensor]:
+def exponentiate(z_RV: Tensor) -> tuple[Tensor, Tensor]:
     """Put exp(z - max z) in the place of z; return max z and the sum. No z: all are -inf."""
     most_R1 = z_RV.amax(1, keepdim=True)
     z_RV.sub_(torch.where(most_R1 == -math.inf, 0, most_R1)).exp_()

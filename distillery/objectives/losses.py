@@ -26,8 +26,9 @@ from distillery.objectives.divergence import (
     differentiate,
     needs_work,
 )
+from distillery.objectives.sorted_probabilities import SortedTargets, differentiate_sorted
 from schemas.errors import InputDataError, TrainingError
-from schemas.objectives import SoftTargets
+from schemas.objectives import CrossTokenizer, SoftTargets
 
 # Measured on two cores at vocabularies of 8,192 to 151,936: fewer tokens make slow products, more
 # gain nothing. A block is small enough to stay in the cache while it is passed over many times.
@@ -60,7 +61,8 @@ class Losses(NamedTuple):
     """The loss of some response tokens, and the sums that it is made of."""
 
     loss: Tensor
-    """Differentiable scalar: (hard_weight · Σ CE + soft_weight · T² · Σ D) / normaliser."""
+    """Differentiable scalar: (hard_weight · Σ CE + soft_weight · T² · Σ D) / normaliser; with T in
+    place of T² for sorted probabilities, whose distance is no square."""
     hard_nats: Tensor
     """Detached float32 scalar, nats: Σ CE, the cross-entropy on the labels."""
     soft_nats: Tensor
@@ -69,7 +71,7 @@ class Losses(NamedTuple):
     """The terms of that sum, token by token."""
 
 
-Targets = SparseTargets | DenseTargets | MixedTargets
+Targets = SparseTargets | SortedTargets | DenseTargets | MixedTargets
 
 
 def response_losses(
@@ -79,7 +81,7 @@ def response_losses(
     *,
     vocab_size: int,
     normaliser: Tensor | float,
-    soft: SoftTargets | None = None,
+    soft: SoftTargets | CrossTokenizer | None = None,
     targets: Targets | None = None,
     chunk_tokens: int | None = None,
 ) -> Losses:
@@ -142,9 +144,10 @@ def response_losses(
     total = hard_nats = hard_N.sum()
     soft_nats = soft_N.sum()
     if soft is not None:
+        power = 1 if isinstance(soft, CrossTokenizer) else 2
         total = (
             soft.hard_weight * hard_nats
-            + soft.soft_weight * soft.distillation_temperature**2 * soft_nats
+            + soft.soft_weight * soft.distillation_temperature**power * soft_nats
         )
     if any(wanted):
         total = _WithGradients.apply(total, *student.gradients, *inputs)  # type: ignore[no-untyped-call]
@@ -215,22 +218,25 @@ class _MixedHead:
         return mixed_CV
 
 
-_Teacher = SparseTargets | ChunkedHead | _MixedHead
+_Teacher = SparseTargets | SortedTargets | ChunkedHead | _MixedHead
 
 
 def _run(
     student: ChunkedHead,
     labels_N: Tensor,
     chunk: int,
-    soft: SoftTargets | None,
+    soft: SoftTargets | CrossTokenizer | None,
     teacher: _Teacher | None,
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and divergence of every token; gradients are left with the student."""
     # Preallocated: small tensors that stay between large ones that go would scatter the heap.
     hard_N, soft_N = student.empty(2, len(labels_N))
     block = min(chunk, _block_tokens(labels_N.device, student.vocab_size))
-    has_logits = isinstance(teacher, ChunkedHead | _MixedHead)
-    num_work = NUM_WORK if needs_work(soft, has_logits=has_logits) else 0
+    if isinstance(soft, CrossTokenizer):
+        num_work = 1
+    else:
+        has_logits = isinstance(teacher, ChunkedHead | _MixedHead)
+        num_work = NUM_WORK if needs_work(soft, has_logits=has_logits) else 0
     work = [student.empty(block, student.vocab_size) for _ in range(num_work)]
     for rows in _slices(0, len(labels_N), chunk):
         logits_CV = student.logits(rows)
@@ -239,10 +245,16 @@ def _run(
             teacher_CV = teacher.logits(rows)
         for part in _slices(rows.start, rows.stop, block):
             inside = slice(part.start - rows.start, part.stop - rows.start)
+            buffers = [buffer_RV[: part.stop - part.start] for buffer_RV in work]
+            if isinstance(soft, CrossTokenizer):
+                assert isinstance(teacher, SortedTargets)
+                hard_N[part], soft_N[part] = differentiate_sorted(
+                    logits_CV[inside], labels_N[part], soft, teacher.part(part), buffers[0]
+                )
+                continue
             known: Known | None = None if teacher_CV is None else teacher_CV[inside]
             if isinstance(teacher, SparseTargets):
                 known = SparseTargets(*(tensor[part] for tensor in teacher))
-            buffers = [buffer_RV[: part.stop - part.start] for buffer_RV in work]
             hard_N[part], soft_N[part] = differentiate(
                 logits_CV[inside], labels_N[part], soft, known, buffers
             )

@@ -10,7 +10,7 @@ from distillery.models.chat_format import ChatFormat, refuse_many_not_written
 from distillery.objectives.base import Objective
 from distillery.storage.store import Store
 from distillery.training.job import TrainingJob
-from schemas.errors import DistilleryError, TrainingError
+from schemas.errors import DistilleryError, RowError, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,11 @@ class TokenRows:
                 if len(tokens.input_ids) > self._job.training.max_length:
                     self.too_long.append(row["prompt_id"])
                     continue
+                try:
+                    added = columns(row, tokens)
+                except RowError as error:
+                    self.not_written[row["prompt_id"]] = str(error)
+                    continue
                 self._num_thoughtful += reasoning is not None
                 yield {
                     "row": number,
@@ -126,7 +131,7 @@ class TokenRows:
                     "labels": tokens.labels,
                     "length": len(tokens.input_ids),
                     "response_length": tokens.num_response_tokens,
-                } | columns(row, tokens)
+                } | added
                 number += 1
         if self._job.training.learn_reasoning and split == "train" and not had_thoughts:
             raise TrainingError(

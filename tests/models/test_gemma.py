@@ -16,6 +16,8 @@ import pytest
 from distillery.data.chat import content_hash
 from distillery.evaluation.answers import answer_questions
 from distillery.evaluation.comparison import read_answers
+from distillery.models.byte_offsets import TextBytes
+from distillery.models.loading import ModelFiles
 from distillery.models.local import LocalModel
 from distillery.objectives.soft.stage import score_soft_targets
 from distillery.preflight.models import check_models, check_prompts
@@ -226,3 +228,18 @@ def test_gemma_loses_layers_learns_two_steps_and_answers(
     assert all(0 < answer.completion_tokens <= 8 for answer in answers)
     saved = json.loads((folder / "generation_config.json").read_text())
     assert saved["eos_token_id"] == [1, 106]
+
+
+def test_gemmas_tokens_begin_at_their_bytes(gemma: Path) -> None:
+    chat_format = ModelFiles(str(gemma)).chat_format()
+    text = TextBytes(chat_format.tokenizer)
+    response = "naïve 漢字 🙂\n\n  x\ttab 𓀀 end"
+    ids = chat_format.row([_user("who?")], response).response_ids
+    starts, said = text.starts(ids, response), response.encode()
+    assert text.says(ids, response)
+    assert starts[0] == 0
+    assert starts[-1] == len(said)
+    for token, start, after in zip(ids, starts, starts[1:], strict=False):
+        assert text.of(token) == said[start:after]
+    inside_a_character = {start for start in starts if said[start : start + 1] > b"\x7f"}
+    assert len(inside_a_character) > len("ï漢𓀀")  # 𓀀 is four tokens

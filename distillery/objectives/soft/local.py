@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from distillery.models.byte_offsets import TextBytes
 from distillery.models.chat_format import IGNORED, TokenizedRow
 from distillery.models.head import Head
 from distillery.models.local import LocalModel
@@ -25,7 +26,7 @@ from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
 from distillery.objectives.soft.selection import likeliest_tokens
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
 from schemas.errors import DistilleryError, RecipeError, TeacherError
-from schemas.objectives import SoftTargets
+from schemas.objectives import Scored
 from schemas.teacher import TransformersTeacher
 
 _BATCH_TOKENS = 16_384  # filling included
@@ -39,7 +40,7 @@ class LocalScorer:
     Scores depend on what else is in a batch by no more than the rounding of the model's precision.
     """
 
-    def __init__(self, teacher: TransformersTeacher, spec: SoftTargets) -> None:
+    def __init__(self, teacher: TransformersTeacher, spec: Scored) -> None:
         """Load ``teacher``.
 
         Raises:
@@ -48,6 +49,9 @@ class LocalScorer:
         self._teacher, self._spec = teacher, spec
         self._local = LocalModel.of(teacher, device=teacher.device)
         tokenizer = self._local.tokenizer
+        self._text: TextBytes | None = None
+        with contextlib.suppress(RecipeError):  # cross_tokenizer needs it, and has asked before
+            self._text = TextBytes(tokenizer)
         self._split = SplitModel(self._local.model)
         num_logits = len(self._local.model.get_output_embeddings().weight)
         # Some tokenizers have a token for padding that the model does not know.
@@ -125,7 +129,13 @@ class LocalScorer:
             for logits_CV in self.logits(rows, size):
                 kept = likeliest_tokens(logits_CV, k, temperature)
                 chunks.append([part.cpu() for part in kept])
-        return scored_rows(rows, chunks)
+        return [
+            scored._replace(text_starts=self._text_starts(scored.response_ids, row.response))
+            for scored, (row, _) in zip(scored_rows(rows, chunks), rows, strict=True)
+        ]
+
+    def _text_starts(self, ids: list[int], response: str) -> list[int]:
+        return [] if self._text is None else self._text.starts(ids, response)
 
     def logits(
         self, rows: Sequence[tuple[ScoringRow, TokenizedRow]], size: int

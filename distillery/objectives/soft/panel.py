@@ -9,7 +9,7 @@ from distillery.data.chat import Message
 from distillery.storage.fingerprint import sha256
 from distillery.teacher import teacher_identity
 from distillery.teacher.prompt import prompt_inputs
-from schemas.objectives import RECIPES_TEACHER, PanelTeacher, SoftTargets
+from schemas.objectives import RECIPES_TEACHER, PanelTeacher, Scored, SoftTargets
 from schemas.task import TaskSpec
 from schemas.teacher import OpenAITeacher, TeacherSpec
 
@@ -33,9 +33,10 @@ class Member(NamedTuple):
     does."""
 
 
-def members(teacher: TeacherSpec, soft: SoftTargets) -> list[Member]:
+def members(teacher: TeacherSpec, soft: Scored) -> list[Member]:
     """Return all teachers, the recipe's first."""
-    total = 1.0 + sum(each.weight for each in soft.panel)
+    panel = soft.panel if isinstance(soft, SoftTargets) else ()
+    total = 1.0 + sum(each.weight for each in panel)
     of_panel = (
         Member(
             each.name,
@@ -43,7 +44,7 @@ def members(teacher: TeacherSpec, soft: SoftTargets) -> list[Member]:
             each.weight / total,
             None if each.pattern is None else re.compile(each.pattern),
         )
-        for each in soft.panel
+        for each in panel
     )
     return [Member(RECIPES_TEACHER, teacher, 1.0 / total, None), *of_panel]
 

@@ -27,13 +27,13 @@ from distillery.objectives.soft.selection import likeliest_tokens
 from distillery.objectives.soft.stored import ScoredRow, Scorer, ScoringRow, SoftTargetMeta
 from distillery.teacher.prompt import TeacherPrompt
 from schemas.errors import DistilleryError, TeacherError
-from schemas.objectives import SoftTargets
+from schemas.objectives import Scored, SoftTargets
 from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from schemas.units import bytes_text
 
 
 def open_scorers(
-    of: Sequence[Member], soft: SoftTargets, prompts: Sequence[TeacherPrompt]
+    of: Sequence[Member], soft: Scored, prompts: Sequence[TeacherPrompt]
 ) -> "PanelScorer":
     """Return who scores rows, each behind its teacher's prompt; local models are loaded.
 
@@ -42,7 +42,7 @@ def open_scorers(
         TeacherError: The local models do not fit into memory together.
     """
     check_room([each.teacher for each in of])
-    if len(of) > 1 and soft.combine == "average":
+    if isinstance(soft, SoftTargets) and len(of) > 1 and soft.combine == "average":
         return AveragedScorer(of, soft, prompts)
     return RoutedScorer(of, soft, prompts)
 
@@ -90,7 +90,7 @@ class RoutedScorer(PanelScorer):
     """Has each row scored by one teacher."""
 
     def __init__(
-        self, of: Sequence[Member], soft: SoftTargets, prompts: Sequence[TeacherPrompt]
+        self, of: Sequence[Member], soft: Scored, prompts: Sequence[TeacherPrompt]
     ) -> None:
         """Open all teachers."""
         with contextlib.ExitStack() as opened:
@@ -258,7 +258,7 @@ def _loaded_bytes(teacher: TransformersTeacher) -> int:
     return (files.weight_bytes() or 0) * loaded.itemsize // saved.itemsize
 
 
-def _open(teacher: TeacherSpec, soft: SoftTargets) -> Scorer:
+def _open(teacher: TeacherSpec, soft: Scored) -> Scorer:
     if isinstance(teacher, OpenAITeacher):
         from distillery.objectives.soft.served import ServedScorer
 

@@ -2,9 +2,13 @@
 
 import contextlib
 from collections.abc import Coroutine, Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from distillery.data.chat import Message
+from distillery.models.byte_offsets import TextBytes
+from distillery.models.loading import ModelFiles
+from distillery.models.vocabulary import tokenizer_hash
 from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.objectives.soft.vllm_api import (
     BYTES_PER_ENTRY,
@@ -20,7 +24,7 @@ from distillery.objectives.soft.vllm_client import VllmClient
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import PassingFault, RefusedRequest
 from schemas.errors import RecipeError, TeacherError, TrainingError
-from schemas.objectives import SoftTargets
+from schemas.objectives import CrossTokenizer, Scored
 from schemas.teacher import OpenAITeacher
 
 T = TypeVar("T")
@@ -32,7 +36,10 @@ _SMALL_REPLY_BYTES = 2**16
 
 
 def check_served(
-    teacher: OpenAITeacher, spec: SoftTargets, row: ScoringRow, response_ids: list[int]
+    teacher: OpenAITeacher,
+    spec: Scored,
+    row: ScoringRow,
+    response_ids: list[int] | None = None,
 ) -> None:
     """Ask the server for the probabilities of one short row, before anything is spent.
 
@@ -40,7 +47,8 @@ def check_served(
         teacher: Which server.
         spec: Which soft targets.
         row: Any prompt and response.
-        response_ids: The tokens that the student is to write for this response.
+        response_ids: The tokens that the student is to write for this response. None: any; it is
+            the tokenizer of ``spec`` that has to say the response with the server's tokens.
 
     Raises:
         RecipeError: Soft targets as ``spec`` says cannot be had from it; the text says why.
@@ -73,9 +81,7 @@ class ServedScorer:
     At most `teacher.concurrency` requests are in flight, and 32 rows under way.
     """
 
-    def __init__(
-        self, teacher: OpenAITeacher, spec: SoftTargets, *, backoff_s: float = 0.5
-    ) -> None:
+    def __init__(self, teacher: OpenAITeacher, spec: Scored, *, backoff_s: float = 0.5) -> None:
         """Describe the scorer; nothing is sent yet.
 
         Args:
@@ -85,11 +91,14 @@ class ServedScorer:
 
         Raises:
             RecipeError: No server can give these soft targets, this one says that it is not vLLM,
-                or its address or key cannot be used.
+                its address or key cannot be used, or the tokenizer of ``spec`` does not say which
+                bytes its tokens stand for.
         """
         _check_settings(teacher, spec)
+        tokenizer = served_tokenizer(spec)
+        self._text = None if tokenizer is None else TextBytes(tokenizer)
         self.meta = SoftTargetMeta(
-            tokenizer_hash=None,
+            tokenizer_hash=None if tokenizer is None else tokenizer_hash(tokenizer),
             distillation_temperature=1.0,
             k=spec.k,
         )
@@ -137,7 +146,7 @@ class ServedScorer:
         """Return None: the server's template writes what it is given."""
         return None
 
-    def probe(self, row: ScoringRow, response_ids: list[int]) -> None:
+    def probe(self, row: ScoringRow, response_ids: list[int] | None) -> None:
         """Do what scoring does, with one row. Errors are those of :func:`check_served`."""
         list(self._client.ahead([self._probe(row, response_ids)], 1))
 
@@ -145,19 +154,11 @@ class ServedScorer:
         """Close the connections."""
         self._client.close()
 
-    async def _probe(self, row: ScoringRow, response_ids: list[int]) -> None:
+    async def _probe(self, row: ScoringRow, response_ids: list[int] | None) -> None:
         try:
             if tokens := await self._tokenize(row):
-                ids, start = tokens.ids, tokens.start
-                theirs = ids[start:][: len(response_ids)]
-                if theirs != response_ids:
-                    raise RecipeError(
-                        f"the served teacher reads the response {row.response!r} as the tokens "
-                        f"{theirs}, and the student is to write {response_ids}, so probabilities "
-                        "cannot be compared token by token. Choose models that share a tokenizer, "
-                        "and give the student the teacher's chat template."
-                    )
-                await self._probabilities(ids, start)
+                self._refuse_other_tokens(row, tokens.ids[tokens.start :], response_ids)
+                await self._probabilities(tokens.ids, tokens.start)
         except CannotShow as error:
             raise RecipeError(self._quote(error)) from None
         except RefusedRequest as error:
@@ -169,12 +170,30 @@ class ServedScorer:
         except PassingFault as error:
             raise self._gave_up(row.prompt_id, error) from None
 
+    def _refuse_other_tokens(
+        self, row: ScoringRow, theirs: list[int], response_ids: list[int] | None
+    ) -> None:
+        if response_ids is not None and theirs[: len(response_ids)] != response_ids:
+            raise RecipeError(
+                f"the served teacher reads the response {row.response!r} as the tokens "
+                f"{theirs[: len(response_ids)]}, and the student is to write {response_ids}, so "
+                "probabilities cannot be compared token by token. Choose models that share a "
+                "tokenizer, and give the student the teacher's chat template."
+            )
+        if self._text is not None and not self._text.says(theirs, row.response):
+            raise RecipeError(
+                f"the served teacher reads the response {row.response!r} as the tokens {theirs}, "
+                "which say something else in the tokenizer of training.objective.tokenizer, so it "
+                "is not the teacher's. Name the tokenizer that the server has."
+            )
+
     async def _score(self, row: ScoringRow) -> ScoredRow | None:
         if (tokens := await self._named(row.prompt_id, self._tokenize(row))) is None:
             return None
         ids, start = tokens.ids, tokens.start
         shown = await self._named(row.prompt_id, self._probabilities(ids, start))
-        return ScoredRow(row.prompt_id, row.split, ids[start:], *shown)
+        starts = [] if self._text is None else self._text.starts(ids[start:], row.response)
+        return ScoredRow(row.prompt_id, row.split, ids[start:], *shown, text_starts=starts)
 
     async def _named(self, prompt_id: str, asking: Coroutine[Any, Any, T]) -> T:
         """Return what comes of ``asking``; its failure names the row."""
@@ -238,7 +257,30 @@ class ServedScorer:
         )
 
 
-def _check_settings(teacher: OpenAITeacher, spec: SoftTargets) -> None:
+def served_tokenizer(spec: Scored) -> Any:
+    """Return the tokenizer that ``spec`` names for a served teacher; None where it needs none.
+
+    Raises:
+        RecipeError: It names none though it needs one, one of the hub that is not pinned, or one
+            that cannot be loaded.
+    """
+    if not isinstance(spec, CrossTokenizer):
+        return None
+    if spec.tokenizer is None:
+        raise RecipeError(
+            "a served teacher does not say which bytes its tokens stand for. Name the folder or "
+            "hub id of its tokenizer in training.objective.tokenizer."
+        )
+    if not Path(spec.tokenizer).expanduser().is_dir() and spec.tokenizer_revision is None:
+        raise RecipeError(
+            f"training.objective.tokenizer {spec.tokenizer!r} is not a folder, and as a hub id it "
+            "has no pinned revision, so it could change under you. Set "
+            "training.objective.tokenizer_revision to a commit hash."
+        )
+    return ModelFiles(spec.tokenizer, spec.tokenizer_revision).tokenizer()
+
+
+def _check_settings(teacher: OpenAITeacher, spec: Scored) -> None:
     """Refuse what no server, or no server of this provider, can give."""
     if "vllm" not in teacher.provider.lower():
         raise RecipeError(

@@ -16,14 +16,14 @@ from distillery.models.chat_format import refuse_many_not_written
 from distillery.models.hardware import cpu_threads
 from distillery.objectives.soft.panel import Member, members, panel_inputs, report
 from distillery.objectives.soft.stored import ScoringRow, to_batch, write_targets
-from distillery.storage.fingerprint import sha256
+from distillery.storage.fingerprint import model_identity, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import teacher_identity
 from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
 from schemas.errors import RecipeError, TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.objectives import SoftTargets
+from schemas.objectives import CrossTokenizer, Scored, SoftTargets
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
@@ -55,17 +55,20 @@ def scoring_stage(
     Of the training only what decides which numbers are stored is part of it: another divergence or
     another weight learns from the same soft targets.
     """
-    soft = _soft_targets(training)
+    soft = _scored(training)
     spec: dict[str, Any] = {
         "k": soft.k,
         "distillation_temperature": soft.distillation_temperature,
         "prompt": prompt_inputs(teacher, task),
     }
     inputs: dict[str, Any] = {"rows": rows.fingerprint, "teacher": teacher_identity(teacher)}
-    if soft.panel:
+    if isinstance(soft, SoftTargets) and soft.panel:
         inputs["panel"], spec["combine"] = panel_inputs(soft.panel, task), soft.combine
     if any(each.teacher.examples is not None for each in members(teacher, soft)):
         inputs["gold_rows"] = prompts.identity("gold")
+    if isinstance(soft, CrossTokenizer) and soft.tokenizer is not None:
+        role = "training.objective.tokenizer"
+        inputs["tokenizer"] = model_identity(soft.tokenizer, soft.tokenizer_revision, role=role)
     return Stage(
         name=StageName.SCORE_SOFT_TARGETS,
         logic_version=_LOGIC_VERSION,
@@ -107,7 +110,7 @@ def score_soft_targets(
         TeacherError: The teacher fails, or no row fits its context.
     """
     stage = scoring_stage(rows, prompts, teacher, task, training)
-    soft = _soft_targets(training)
+    soft = _scored(training)
     teachers = members(teacher, soft)
     told = [TeacherPrompt(each.teacher, task, prompts, store) for each in teachers]
     progress = on_progress or (lambda *_: None)
@@ -148,7 +151,7 @@ def score_soft_targets(
             "left_out_first_ids": [*scoring.too_long[:_NAMED_ROWS]],
             "rows_scored_before": scoring.num_found,
         }
-        if soft.panel:
+        if isinstance(soft, SoftTargets) and soft.panel:
             names = [each.name for each in teachers]
             tokens = scoring.num_tokens
             attempt.facts["teachers"] = report(
@@ -248,19 +251,19 @@ class _Scoring:
 
 
 def _open(
-    teachers: Sequence[Member], soft: SoftTargets, prompts: Sequence[TeacherPrompt]
+    teachers: Sequence[Member], soft: Scored, prompts: Sequence[TeacherPrompt]
 ) -> "PanelScorer":
     from distillery.objectives.soft.scorers import open_scorers
 
     return open_scorers(teachers, soft, prompts)
 
 
-def _soft_targets(training: TrainingSpec) -> SoftTargets:
-    if isinstance(training.objective, SoftTargets):
+def _scored(training: TrainingSpec) -> Scored:
+    if isinstance(training.objective, SoftTargets | CrossTokenizer):
         return training.objective
     raise RecipeError(
         f"training.objective.kind is {training.objective.kind!r}, for which nothing is stored. Set "
-        "it to soft_targets to score responses."
+        "it to soft_targets or cross_tokenizer to score responses."
     )
 
 

@@ -18,7 +18,7 @@ real ones, where plain numbers would take 392.
 """
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from distillery.data.chat import Message
 from distillery.models.vocabulary import tokenizer_hash
 from schemas.errors import StoreError, TrainingError
-from schemas.objectives import SoftTargets
+from schemas.objectives import Scored
 from schemas.refs import DatasetRef
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "log_probs": pa.float16(),
     "log_rest": pa.float32(),
     "agreeing": pa.int32(),
+    "text_starts": pa.int32(),
 }
 _ENCODINGS = dict.fromkeys((f"{name}.list.element" for name in _COLUMNS), "BYTE_STREAM_SPLIT")
 
@@ -100,6 +101,10 @@ class ScoredRow(NamedTuple):
     agreeing: tuple[int, ...] = ()
     """Of an average of several teachers: at how many of the N tokens each has the average's most
     likely token."""
+
+    text_starts: Sequence[int] = ()
+    """At which byte of the response's text each token begins; see `models.byte_offsets`. Empty: the
+    teacher's tokenizer is not known."""
 
 
 class Scorer(Protocol):
@@ -172,6 +177,7 @@ def _flat_columns(row: ScoredRow) -> list[npt.NDArray[Any]]:
         np.maximum(in_order(row.log_probs_NK), _LOWEST).ravel().astype(np.float16),
         row.log_rest_N.astype(np.float32),
         np.asarray(row.agreeing, np.int32),
+        np.asarray(row.text_starts, np.int32),
     ]
 
 
@@ -208,7 +214,7 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
     names, of_splits = (batch.column(name).to_pylist() for name in ("prompt_id", "split"))
     columns = (_cut(batch.column(name)) for name in _COLUMNS)
     for name, split, *numbers in zip(names, of_splits, *columns, strict=True):
-        response_ids, steps, log_probs, log_rest, agreeing = numbers
+        response_ids, steps, log_probs, log_rest, agreeing, text_starts = numbers
         yield ScoredRow(
             name,
             split,
@@ -217,6 +223,7 @@ def _to_rows(batch: pa.RecordBatch, meta: SoftTargetMeta) -> Iterator[ScoredRow]
             log_probs.reshape(-1, meta.k),
             log_rest,
             tuple(agreeing.tolist()),
+            text_starts.tolist(),
         )
 
 
@@ -227,16 +234,37 @@ def _cut(column: pa.ListArray) -> list[npt.NDArray[Any]]:
     return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
-def check_meta(meta: SoftTargetMeta, *, tokenizer: Any, spec: SoftTargets) -> None:
+def finder(store: "Store", ref: DatasetRef, split: str) -> Callable[[str], ScoredRow | None]:
+    """Return what finds the rows of ``split`` in ``ref`` by their `prompt_id`; None: not scored.
+
+    They have to be asked for in the order in which they are stored, each once at most.
+    """
+    names = {
+        name
+        for batch in store.batches(ref, splits=(split,))
+        for name in batch.column("prompt_id").to_pylist()
+    }
+    rows = read_targets(store, ref, splits=(split,))
+
+    def find(prompt_id: str) -> ScoredRow | None:
+        if prompt_id not in names:
+            return None
+        return next((row for row in rows if row.prompt_id == prompt_id), None)
+
+    return find
+
+
+def check_meta(meta: SoftTargetMeta, *, spec: Scored, tokenizer: Any = None) -> None:
     """Refuse soft targets that a student with ``tokenizer`` cannot learn from as ``spec`` says.
 
-    Where the teacher's tokenizer is not known, its token ids are compared row by row instead.
+    Where the teacher's tokenizer is not known, its token ids are compared row by row instead. No
+    ``tokenizer``: the student may have any.
 
     Raises:
         TrainingError: Tokenizer, temperature or k differ.
     """
-    ours = tokenizer_hash(tokenizer)
-    if meta.tokenizer_hash not in (None, ours):
+    ours = None if tokenizer is None else tokenizer_hash(tokenizer)
+    if ours is not None and meta.tokenizer_hash not in (None, ours):
         raise TrainingError(
             f"the soft targets were made with the tokenizer {meta.tokenizer_hash:.12}, the "
             f"student has {ours:.12}, so the same id means another token. Choose a student that "
