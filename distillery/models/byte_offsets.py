@@ -187,7 +187,7 @@ def _byte_level(piece: str | bytes) -> bytes:
     r"""Return the bytes of a byte-level BPE's token, of which each is one letter.
 
     >>> _byte_level("Ġna"), _byte_level("Ã¯"), _byte_level("\\n")  # the last is an added token
-    (b' na', b'\\xc3\\xaf', b'\\n')
+    (b' na', b'\xc3\xaf', b'\\n')
     """
     if isinstance(piece, bytes):
         return piece
@@ -200,7 +200,7 @@ def _sentence_piece(piece: str | bytes) -> bytes:
     r"""Return the bytes of a SentencePiece token, with its way of writing spaces and single bytes.
 
     >>> _sentence_piece("▁na"), _sentence_piece("<0xC3>")
-    (b' na', b'\\xc3')
+    (b' na', b'\xc3')
     """
     if isinstance(piece, bytes):
         return piece

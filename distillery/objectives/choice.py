@@ -12,7 +12,7 @@ from distillery.objectives.on_policy import OnPolicyObjective
 from distillery.objectives.rationales import RationalesObjective
 from distillery.objectives.soft_targets import SoftTargetObjective
 from schemas.errors import RecipeError, TrainingError
-from schemas.objectives import AutoObjective, OnPolicy, SoftTargets
+from schemas.objectives import AutoObjective, CrossTokenizer, OnPolicy
 from schemas.student import StudentSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
@@ -102,20 +102,47 @@ def choose_objective(
             f"training.objective.kind is {wanted.kind!r}, but {obstacle}"
             + ("" if "hard_targets" in obstacle else way_out)
         )
-    soft: SoftTargets = wanted.as_soft_targets()
-    with_soft = training.model_copy(update={"objective": soft})
-    if training.learn_reasoning:
-        obstacle = (
-            "no soft targets are made of the thoughts to be learnt (training.learn_reasoning)"
-        )
-    else:
-        obstacle = SoftTargetObjective.obstacle(with_soft, teacher, student)
-    if obstacle is None:
-        chosen = ChosenObjective(with_soft, "soft_targets: teacher and student share a vocabulary")
-    else:
-        chosen = ChosenObjective(training.with_hard_targets(), f"hard_targets: {obstacle}")
+    chosen = _best_possible(wanted, teacher, student, training)
     logger.info("training.objective auto is %s", chosen.because)
     return chosen
+
+
+def _best_possible(
+    wanted: AutoObjective, teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
+) -> ChosenObjective:
+    """Return the first objective that is possible, in the order of docs/objectives.md.
+
+    Hidden states, attention and on-policy learning ask for a teacher in every step, and rationales
+    for thoughts that are not known before they are paid for: they are for those who ask for them.
+    """
+    if training.learn_reasoning:
+        return ChosenObjective(
+            training.with_hard_targets(),
+            "hard_targets: no teacher's probabilities are made of the thoughts to be learnt "
+            "(training.learn_reasoning)",
+        )
+    candidates = (
+        (wanted.as_soft_targets(), "teacher and student share a vocabulary"),
+        (
+            CrossTokenizer(
+                soft_weight=wanted.soft_weight,
+                distillation_temperature=wanted.distillation_temperature,
+                k=wanted.k,
+            ),
+            "the teacher shows probabilities, of a vocabulary of its own",
+        ),
+    )
+    obstacles: list[str] = []
+    for objective, because in candidates:
+        decided = training.model_copy(update={"objective": objective})
+        obstacle = objective_class(decided).obstacle(decided, teacher, student)
+        if obstacle is None:
+            passed = "".join(f"; not {each}" for each in obstacles)
+            return ChosenObjective(decided, f"{objective.kind}: {because}{passed}")
+        obstacles.append(f"{objective.kind}: {obstacle}")
+    return ChosenObjective(
+        training.with_hard_targets(), "hard_targets: not " + " Nor ".join(obstacles)
+    )
 
 
 def _decided(training: TrainingSpec, because: str) -> ChosenObjective:

@@ -196,7 +196,13 @@ def test_a_tokenizer_that_does_not_say_what_it_writes_is_refused() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1))
+# "▁" is how SentencePiece writes a space: it gives back another text.
+@given(
+    st.text(
+        st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"), exclude_characters="▁"),
+        min_size=1,
+    )
+)
 def test_tokenizers_of_two_kinds_meet_where_the_bytes_do(response: str) -> None:
     if not response.strip():
         return

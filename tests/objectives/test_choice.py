@@ -8,7 +8,7 @@ import pytest
 
 from distillery.objectives.choice import ChosenObjective, choose_objective
 from schemas.errors import RecipeError
-from schemas.objectives import AutoObjective, SoftTargets
+from schemas.objectives import AutoObjective, CrossTokenizer, SoftTargets
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import TrainingSpec
@@ -65,7 +65,7 @@ def test_auto_is_hard_where_thoughts_are_learnt(models: dict[str, str]) -> None:
     chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), thoughtful)
     assert chosen.training == TrainingSpec(learn_reasoning=True)
     assert chosen.because == (
-        "hard_targets: no soft targets are made of the thoughts to be learnt "
+        "hard_targets: no teacher's probabilities are made of the thoughts to be learnt "
         "(training.learn_reasoning)"
     )
 
@@ -75,15 +75,16 @@ def test_soft_targets_of_thoughts_are_refused() -> None:
         TrainingSpec.model_validate({**SOFT.model_dump(), "learn_reasoning": True})
 
 
-def test_auto_is_hard_for_a_student_with_another_vocabulary_and_the_log_says_why(
+def test_auto_compares_sorted_probabilities_with_another_vocabulary_and_the_log_says_why(
     models: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     teacher = TransformersTeacher(model=models["teacher"])
     with caplog.at_level(logging.INFO, logger="distillery.run"):
         chosen = choose_objective(teacher, PretrainedStudent(model=models["stranger"]), AUTO)
-    assert chosen.training == TrainingSpec()
+    assert chosen.training == TrainingSpec(objective=CrossTokenizer())
+    assert "not soft_targets: the student's vocabulary" in chosen.because
     assert "first at 'zebra'" in chosen.because
-    assert "training.objective auto is hard_targets: the student's vocabulary" in caplog.text
+    assert "training.objective auto is cross_tokenizer: the teacher shows" in caplog.text
 
 
 def test_soft_targets_that_cannot_be_are_refused_with_the_reason(models: dict[str, str]) -> None:
@@ -130,7 +131,7 @@ def test_a_template_that_writes_responses_otherwise_makes_auto_hard(
     assert "turns the response 'Forty-two.' into 'Forty-two. .'" in chosen.because
 
 
-def test_a_tokenizer_that_splits_text_otherwise_makes_auto_hard(
+def test_a_tokenizer_that_splits_text_otherwise_is_compared_on_bytes(
     models: dict[str, str], tmp_path: Path
 ) -> None:
     student = make_tiny_model(tmp_path / "student")
@@ -140,5 +141,5 @@ def test_a_tokenizer_that_splits_text_otherwise_makes_auto_hard(
     file.write_text(json.dumps(raw), encoding="utf-8")
     teacher = TransformersTeacher(model=models["teacher"])
     chosen = choose_objective(teacher, PretrainedStudent(model=str(student)), AUTO)
-    assert chosen.training == TrainingSpec()
+    assert chosen.training == TrainingSpec(objective=CrossTokenizer())
     assert "splits text differently" in chosen.because

@@ -114,6 +114,7 @@ OTHER_VALUES: dict[str, Any] = {
     "TrainingSpec.objective": SoftTargets(k=8),
     "SoftTargets.jsd_beta": 0.25,
     "SoftTargets.skew_alpha": 0.25,
+    "SoftTargets.panel": ({"name": "b", "teacher": {"kind": "transformers", "model": "b"}},),
     "TransformersTeacher.samples": {"num_samples": 1, "choice": {"kind": "label"}},
     "OpenAITeacher.samples": {"num_samples": 1, "choice": {"kind": "label"}},
     "TransformersTeacher.examples": FixedExamples(),

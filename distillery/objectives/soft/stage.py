@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOGIC_VERSION = 6
+_LOGIC_VERSION = 7
 # Together as far as their scores fit into some 100 MB: a character is at most about a token, of k
 # numbers.
 _CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25

@@ -1,0 +1,96 @@
+"""Objectives of inner states and of another tokenizer, through whole trainings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.objectives import Attention, CrossTokenizer, HiddenStates
+from schemas.training import LoraMethod, TrainingSpec
+from tests.fixtures_models import make_tiny_model
+from tests.fixtures_training import SCRATCH, Killed, School, die_at, same_weights, soft_training
+
+OBJECTIVES: dict[str, Any] = {
+    "hidden states": HiddenStates(projector=True),
+    "relations": Attention(relation_heads=2),
+    "averaged heads": Attention(match="averaged_heads"),
+    "another tokenizer": CrossTokenizer(k=8),
+}
+
+
+def school_of(root: Path, folder: str, training: TrainingSpec) -> School:
+    """Return a school whose student has a new tokenizer where that is what is learnt."""
+    school = School(root, folder)
+    if isinstance(training.objective, CrossTokenizer):
+        school.student = SCRATCH
+    return school
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=3))
+
+
+@pytest.fixture(params=OBJECTIVES.values(), ids=OBJECTIVES)
+def training(request: pytest.FixtureRequest) -> TrainingSpec:
+    return soft_training(objective=request.param)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_training_goes_on_with_the_very_same_losses(
+    tmp_path: Path, folder: str, training: TrainingSpec
+) -> None:
+    school = school_of(tmp_path / "killed", folder, training)
+    with pytest.raises(Killed):
+        school.teach(training, on_progress=die_at(5))
+    result = school.teach(training)
+    assert result.manifest.facts["resumed_from_step"] == 4
+    other = school_of(tmp_path / "other", folder, training)
+    untouched = other.teach(training)
+    assert result.manifest.facts["curve"] == untouched.manifest.facts["curve"]
+    assert same_weights(school.weights(result), other.weights(untouched))
+
+
+def test_what_is_learnt_falls_and_is_all_of_the_loss(
+    tmp_path: Path, folder: str, training: TrainingSpec
+) -> None:
+    longer = training.model_copy(update={"epochs": 8.0})
+    curve: Any = school_of(tmp_path, folder, longer).teach(longer).manifest.facts["curve"]
+    validated = [entry for entry in curve if "eval_loss" in entry]
+    assert validated[-1]["eval_loss"] < 0.9 * validated[0]["eval_loss"]
+    for entry in validated:
+        parts = sum(entry[f"eval_{name}"] * weight for name, weight in _weights(longer).items())
+        assert entry["eval_loss"] == pytest.approx(parts, rel=1e-4)
+
+
+def _weights(training: TrainingSpec) -> dict[str, float]:
+    match training.objective:
+        case HiddenStates() as spec:
+            own = {"hidden_loss": spec.hidden_weight}
+        case Attention() as spec:
+            own = {"attention_loss": spec.attention_weight}
+        case CrossTokenizer() as spec:
+            own = {}
+        case _:
+            raise AssertionError(training.objective)
+    return own | {"hard_loss": spec.hard_weight, "soft_loss": spec.soft_weight}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+def test_two_processes_equal_one(
+    tmp_path: Path, folder: str, training: TrainingSpec, parallelism: str
+) -> None:
+    def final_loss(root: str, **settings: Any) -> float:
+        changed = training.model_copy(update=settings)
+        curve: Any = school_of(tmp_path / root, folder, changed).teach(changed).manifest.facts
+        return float([entry for entry in curve["curve"] if "loss" in entry][-1]["loss"])
+
+    both = final_loss("two", num_processes=2, parallelism=parallelism)
+    assert both == pytest.approx(final_loss("one"), rel=1e-3)
+
+
+def test_adapters_learn_as_well(tmp_path: Path, folder: str, training: TrainingSpec) -> None:
+    lora = training.model_copy(update={"method": LoraMethod(r=2, alpha=4)})
+    school = school_of(tmp_path, folder, lora)
+    assert school.teach(lora).model("model").num_parameters > 0
