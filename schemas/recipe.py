@@ -166,9 +166,17 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _merge(base: Any, change: Any) -> Any:
-    """Return ``base`` with the mapping ``change`` laid over it, key by key at every depth."""
+    """Return ``base`` with the mapping ``change`` laid over it, key by key at every depth.
+
+    A section of another kind takes the place of the old one, whose fields are not its own.
+
+    >>> _merge({"kind": "lora", "r": 8}, {"kind": "full"}), _merge({"r": 8}, {"alpha": 4})
+    ({'kind': 'full'}, {'r': 8, 'alpha': 4})
+    """
     if not (isinstance(base, dict) and isinstance(change, dict)):
         return change
+    if change.get("kind", base.get("kind")) != base.get("kind"):
+        return change if "kind" in base else {**base, **change}
     return {**base, **{key: _merge(base.get(key), value) for key, value in change.items()}}
 
 

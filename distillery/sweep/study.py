@@ -1,6 +1,7 @@
 """The trials of a sweep, kept in the ledger's database, so that a killed sweep goes on."""
 
 import contextlib
+import importlib.metadata
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -37,6 +38,8 @@ def study_name(recipe: SweepRecipe, prompts: DatasetRef, identities: dict[str, s
     sections = (recipe.task, recipe.teacher, recipe.filters, recipe.student, recipe.training)
     decides = {
         "logic_version": _LOGIC_VERSION,
+        # Of the stages behind a trial; trials of another release were other students.
+        "release": importlib.metadata.version("distillery"),
         "sections": versioned(sections),
         "max_new_tokens": recipe.evaluation.max_new_tokens,
         "sweep": versioned(recipe.sweep),

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=3))
 
 
-@pytest.fixture(params=OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.fixture(params=list(OBJECTIVES.values()), ids=list(OBJECTIVES))
 def training(request: pytest.FixtureRequest) -> TrainingSpec:
     return soft_training(objective=request.param)
 
