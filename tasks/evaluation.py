@@ -1,6 +1,7 @@
 """Tasks: ask and time the contestants, compare them, promote the student."""
 
 from dataclasses import replace
+from typing import Any, Literal
 
 from prefect import task as prefect_task
 
@@ -32,20 +33,8 @@ def answer_test_prompts(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return a contestant's answers to the test rows, scored."""
-    from distillery.evaluation import answers as library
-
-    title = f"Test rows answered by the {contestant.name}"
-    with progress_report(f"answer_test_prompts {contestant.name}", title) as progress:
-        result = library.answer_questions(
-            contestant,
-            prompts,
-            task,
-            evaluation,
-            store,
-            execution,
-            on_progress=progress.update,
-        )
-    return result.dataset("answers"), replace(result, subject=contestant.name)
+    asked = (contestant, prompts, task, evaluation, store, execution)
+    return _answered("test", "answer_test_prompts", *asked)
 
 
 @stage_task
@@ -58,21 +47,20 @@ def answer_selection_prompts(
     execution: ExecutionSpec,
 ) -> tuple[DatasetRef, StageResult]:
     """Return a student's answers to the selection rows, scored; the test rows are not touched."""
-    from distillery.evaluation import answers as library
+    asked = (contestant, prompts, task, evaluation, store, execution)
+    return _answered("selection", "answer_selection", *asked)
 
-    title = f"Selection rows answered by the {contestant.name}"
-    with progress_report(f"answer_selection {contestant.name}", title) as progress:
-        result = library.answer_questions(
-            contestant,
-            prompts,
-            task,
-            evaluation,
-            store,
-            execution,
-            split="selection",
-            on_progress=progress.update,
-        )
-    return result.dataset("answers"), result
+
+def _answered(
+    split: Literal["test", "selection"], key: str, contestant: ContestantSpec, *asked: Any
+) -> tuple[DatasetRef, StageResult]:
+    """Return a contestant's answers to the rows of ``split``; progress is the artifact ``key``."""
+    from distillery.evaluation.answers import answer_questions
+
+    title = f"{split.capitalize()} rows answered by the {contestant.name}"
+    with progress_report(f"{key} {contestant.name}", title) as progress:
+        result = answer_questions(contestant, *asked, split=split, on_progress=progress.update)
+    return result.dataset("answers"), replace(result, subject=contestant.name)
 
 
 @stage_task

@@ -5,6 +5,7 @@ C = tokens of a chunk, V = vocabulary that all teachers know, M = teachers.
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
 
@@ -47,7 +48,7 @@ def open_scorers(
     return RoutedScorer(of, soft, prompts)
 
 
-class PanelScorer:
+class PanelScorer(ABC):
     """What scorers of several teachers have in common; one alone is a panel of itself."""
 
     def __init__(
@@ -60,20 +61,20 @@ class PanelScorer:
         known = hashes.pop() if len(hashes) == 1 else None
         self.meta: SoftTargetMeta = scorers[0].meta.model_copy(update={"tokenizer_hash": known})
 
+    @abstractmethod
     def readers(self, row: ScoringRow) -> Sequence[int]:
         """Return which of the teachers read ``row``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
         """Yield the scores in the order of ``rows``, which have no teacher's prompt yet.
 
         Left out are rows longer than the context, and those that have an :meth:`obstacle`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def obstacle(self, row: ScoringRow) -> str | None:
         """Return why a teacher's chat format cannot write ``row``; None when all can."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of models and connections."""
