@@ -133,9 +133,7 @@ _GEMMA_TEACHER = (
     "training.patience=null",
 )
 _GEMMA = (
-    "teacher.kind=transformers",
-    "teacher.batch_size=512",
-    "student.kind=pruned",
+    "student={kind: pruned, model: unread}",
     "training.method={kind: full}",
     "training.learning_rate=2e-4",
     "training.evaluations=1",
@@ -143,6 +141,7 @@ _GEMMA = (
 )
 _BANKING77 = (
     *_GEMMA,
+    "teacher={kind: transformers, model: unread, batch_size: 512, max_new_tokens: 24}",
     "data.train.max_rows=3000",
     "training.epochs=4",
     "training.batch_size=64",
@@ -151,6 +150,7 @@ _BANKING77 = (
 )
 _SCITLDR = (
     *_GEMMA,
+    "teacher={kind: transformers, model: unread, batch_size: 512, max_new_tokens: 80}",
     "data.train.max_rows=1400",
     "data.test.max_rows=400",
     "training.epochs=3",
