@@ -41,7 +41,6 @@ from schemas.objectives import (
 )
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
 from schemas.student import PretrainedStudent
-from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 
 
@@ -278,7 +277,7 @@ class Comparison:
         objective = way.objective
         if way.two_teachers:
             teacher = self.school.recipe.teacher
-            assert isinstance(teacher, TransformersTeacher)
+            assert not teacher.is_served
             other = {"model": self.setting.trained_teacher(1, self._store)}
             panel = (PanelTeacher(name="other", teacher=teacher.model_copy(update=other)),)
             objective = objective.model_copy(update={"panel": panel})

@@ -43,7 +43,6 @@ from schemas.objectives import HardTargets, SoftTargets
 from schemas.recipe import Recipe, TeacherTrainingRecipe
 from schemas.refs import DatasetRef, FilteredSet, ModelRef
 from schemas.student import PrunedStudent
-from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 
 _CLOCKED_STEPS, _DROPPED_STEPS = 12, 4
@@ -106,7 +105,7 @@ class School:
 
     def __init__(self, recipe: Recipe, store: StoreSpec) -> None:
         """Have the teacher of ``recipe`` answer its prompts."""
-        assert isinstance(recipe.teacher, TransformersTeacher)
+        assert not recipe.teacher.is_served
         self.recipe, self._teacher, self._store = recipe, recipe.teacher, store
         self._here = here = (store, recipe.execution)
         self._task_type = task_type(recipe.task)

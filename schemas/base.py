@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -40,10 +41,15 @@ class Branch(Spec):
     def _drop_keys_of_siblings(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        family: type[Branch] = next(base for base in cls.__mro__[1:] if Branch in base.__mro__)
-        siblings = [] if family is Branch else family.__subclasses__()
-        theirs = {name for sibling in siblings for name in sibling.model_fields}
+        family = [base for base in cls.__mro__ if issubclass(base, Branch) and base is not Branch]
+        theirs = {name for sibling in _below(family[-1]) for name in sibling.model_fields}
         return {k: v for k, v in value.items() if k in cls.model_fields or k not in theirs}
+
+
+def _below(family: type[Branch]) -> Iterator[type[Branch]]:
+    for branch in family.__subclasses__():
+        yield branch
+        yield from _below(branch)
 
 
 def _compiles(pattern: str) -> str:

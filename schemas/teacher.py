@@ -1,6 +1,6 @@
 """The teacher: who answers the prompts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -26,7 +26,15 @@ class DeclaredModel(Spec):
 
 
 class _Teacher(Branch):
-    """Who answers the prompts, and how it samples."""
+    """Who answers the prompts, and how it samples.
+
+    What a teacher can do is asked of its spec, never of its class:
+
+        is_served   it is asked over HTTP, and only what the API shows is known of its answers
+        is_hosted   others run it: its files cannot be read and its size is only declared, its
+                    tokens have a price, and what answers under its name may change
+        price, budget, declared   as the fields of a hosted teacher
+    """
 
     model: str
     """Folder of a local model, hub id, or the name under which the endpoint serves it."""
@@ -68,6 +76,9 @@ class _Teacher(Branch):
 class TransformersTeacher(_Teacher):
     """A model that is loaded here with transformers."""
 
+    is_served: ClassVar[Literal[False]] = False
+    is_hosted: ClassVar[Literal[False]] = False
+
     kind: Literal["transformers"] = "transformers"
     """A local model."""
 
@@ -105,9 +116,54 @@ class TransformersTeacher(_Teacher):
             )
         return self
 
+    @property
+    def price(self) -> None:
+        """Return None: no token of it is paid for."""
+        return None
 
-class OpenAITeacher(_Teacher):
+    @property
+    def budget(self) -> BudgetSpec:
+        """Return a budget without caps."""
+        return BudgetSpec()
+
+    @property
+    def declared(self) -> None:
+        """Return None: its size is measured."""
+        return None
+
+
+class ServedTeacher(_Teacher):
+    """A model that is asked over HTTP."""
+
+    is_served: ClassVar[Literal[True]] = True
+
+    structured_output: Literal["off", "validate", "json_object", "json_schema"] = "json_schema"
+    """What happens when `task.answer_format` is a JSON schema. json_schema: the endpoint is asked
+    to keep to it. json_object: it is asked for any JSON, as some know no more. validate: nothing
+    is asked of it. All three send a response that breaks the schema back once to be repaired;
+    off leaves it to the filter `format`."""
+
+    extra_body: dict[str, JsonValue] = Field({}, title="Extra body")
+    """Further fields of each request, such as a provider's switch for reasoning. Part of the
+    request, so a change asks again."""
+
+    concurrency: int = runtime_field(64, ge=1, le=4096)
+    """Most requests in flight, per process. The client begins with up to 64, goes up to this, and
+    halves when the endpoint objects."""
+
+    timeout_s: float = runtime_field(120.0, gt=0)
+    """Longest wait for one response, seconds; then the request is sent again."""
+
+    max_attempts: int = runtime_field(6, ge=1)
+    """Attempts at one prompt within a run, for time-outs, resets, 5xx and broken bodies; 429s do
+    not count. A prompt that still fails is asked again by the next run, and left as failed by
+    the third."""
+
+
+class OpenAITeacher(ServedTeacher):
     """A model behind an OpenAI-compatible chat endpoint (vLLM, a provider, a local server)."""
+
+    is_hosted: ClassVar[Literal[True]] = True
 
     kind: Literal["openai"] = "openai"
     """An OpenAI-compatible endpoint."""
@@ -129,36 +185,14 @@ class OpenAITeacher(_Teacher):
     api_key_secret: str | None = runtime_field(None, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
     """NAME of the Prefect secret block with the key, in place of `api_key_env`."""
 
-    structured_output: Literal["off", "validate", "json_object", "json_schema"] = "json_schema"
-    """What happens when `task.answer_format` is a JSON schema. json_schema: the endpoint is asked
-    to keep to it. json_object: it is asked for any JSON, as some know no more. validate: nothing
-    is asked of it. All three send a response that breaks the schema back once to be repaired;
-    off leaves it to the filter `format`."""
-
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = runtime_field("max_tokens")
     """What the endpoint calls `max_new_tokens`. OpenAI's reasoning models know only the second."""
-
-    extra_body: dict[str, JsonValue] = Field({}, title="Extra body")
-    """Further fields of each request, such as a provider's switch for reasoning. Part of the
-    request, so a change asks again."""
-
-    concurrency: int = runtime_field(64, ge=1, le=4096)
-    """Most requests in flight, per process. The client begins with up to 64, goes up to this, and
-    halves when the endpoint objects."""
 
     requests_per_minute: float | None = runtime_field(None, gt=0)
     """The endpoint's limit, kept by each process. None: learnt from its 429s."""
 
     tokens_per_minute: float | None = runtime_field(None, gt=0)
     """The endpoint's limit on prompt and completion tokens. None: learnt from its 429s."""
-
-    timeout_s: float = runtime_field(120.0, gt=0)
-    """Longest wait for one response, seconds; then the request is sent again."""
-
-    max_attempts: int = runtime_field(6, ge=1)
-    """Attempts at one prompt within a run, for time-outs, resets, 5xx and broken bodies; 429s do
-    not count. A prompt that still fails is asked again by the next run, and left as failed by
-    the third."""
 
     max_outage_s: float = runtime_field(120.0, gt=0)
     """How long the run waits for an endpoint that has gone away, seconds. One that was never

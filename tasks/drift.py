@@ -10,7 +10,7 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import StoreSpec
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from tasks.artifacts import publish_markdown
 
 logger = logging.getLogger("distillery.run")
@@ -28,7 +28,7 @@ def watch_teacher(
 
     An endpoint that cannot be reached ends no run: what is in the ledger may be all it needs.
     """
-    if not evaluation.canaries or not isinstance(teacher, OpenAITeacher):
+    if not evaluation.canaries or not teacher.is_hosted:
         return None
     from distillery.evaluation.drift import drift_sentence
     from distillery.evaluation.drift import watch_teacher as watch

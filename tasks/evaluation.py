@@ -17,7 +17,7 @@ from schemas.judge import JudgeSpec
 from schemas.promotion import Approval, Promotion, Verdict
 from schemas.refs import DatasetRef, Evaluated, Lineage, ModelRef, ReportRef
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from tasks.approval import ask_for_approval
 from tasks.artifacts import progress_report, publish_markdown, publish_table
 from tasks.stage import stage_task
@@ -140,7 +140,7 @@ def compare_models(
         lineage,
         task=task,
         evaluation=evaluation,
-        declared=teacher.declared if isinstance(teacher, OpenAITeacher) else None,
+        declared=teacher.declared,
         prices=Prices.of(teacher, evaluation.machine_price),
         store=store,
         execution=execution,

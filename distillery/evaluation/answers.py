@@ -23,7 +23,6 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import TEST_CLUSTERS, DatasetRef
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +220,7 @@ class StopRule:
 def stop_rule(spec: ContestantSpec, evaluation: EvaluationSpec) -> StopRule | None:
     """Return when ``spec`` has been asked enough; None: it answers every test row."""
     width = evaluation.stop_at_width
-    is_paid = isinstance(spec, TeacherContestant) and isinstance(spec.teacher, OpenAITeacher)
+    is_paid = isinstance(spec, TeacherContestant) and spec.teacher.is_hosted
     return StopRule(width, evaluation) if is_paid and width is not None else None
 
 

@@ -57,7 +57,7 @@ from schemas.export import ExportSpec
 from schemas.refs import DatasetRef, Lineage, ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 
 def line_up(
@@ -117,7 +117,7 @@ def trained_contestant(
 
 
 def _device(teacher: TeacherSpec) -> str:
-    return "auto" if isinstance(teacher, OpenAITeacher) else teacher.device
+    return "auto" if teacher.is_served else teacher.device
 
 
 def contestant(
@@ -313,7 +313,7 @@ class _Teacher(Contestant):
 
     @contextlib.contextmanager
     def opened(self, store: Store) -> Iterator[Opened]:
-        if not isinstance(self.teacher, OpenAITeacher):
+        if not self.teacher.is_served:
             model = LocalModel.of(self.teacher, device=self.teacher.device)
             yield _timed(model, self.sampling, self.evaluation, self.prompt)
             return

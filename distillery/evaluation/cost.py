@@ -8,7 +8,7 @@ from schemas.comparison import Comparison, Cost, DistillationCost, Performance
 from schemas.contestants import STUDENT, TEACHER
 from schemas.manifest import Manifest
 from schemas.refs import Lineage
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 
 class Prices(NamedTuple):
@@ -23,7 +23,7 @@ class Prices(NamedTuple):
     @classmethod
     def of(cls, teacher: TeacherSpec, machine: MachinePrice | None) -> "Prices":
         """Return the prices of a recipe."""
-        return cls(teacher.price if isinstance(teacher, OpenAITeacher) else None, machine)
+        return cls(teacher.price, machine)
 
 
 def cost_of_requests(speed: Performance, prices: Prices, *, is_served: bool) -> Cost | None:

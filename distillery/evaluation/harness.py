@@ -31,7 +31,7 @@ from schemas.contestants import (
 from schemas.errors import RecipeError, StageError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
-from schemas.teacher import OpenAITeacher, TransformersTeacher
+from schemas.teacher import TransformersTeacher
 
 _LOGIC_VERSION = 1
 _FILE = "harness.json"
@@ -40,7 +40,7 @@ _FILE = "harness.json"
 def takes_harness(spec: ContestantSpec, evaluation: EvaluationSpec) -> bool:
     """Return whether the harness is run on ``spec``: on models that are loaded here."""
     if isinstance(spec, TeacherContestant):
-        return bool(evaluation.lm_eval) and not isinstance(spec.teacher, OpenAITeacher)
+        return bool(evaluation.lm_eval) and not spec.teacher.is_served
     return bool(evaluation.lm_eval) and isinstance(spec, PretrainedContestant | TrainedContestant)
 
 

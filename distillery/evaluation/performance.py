@@ -22,7 +22,6 @@ from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.refs import DatasetRef, Evaluated, ReportRef
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher
 
 _LOGIC_VERSION = 3
 _FILE = "measurements.json"
@@ -69,7 +68,7 @@ def _where(spec: ContestantSpec, evaluation: EvaluationSpec) -> str | int | None
         return None
     if not isinstance(spec, TeacherContestant):
         return spec.device
-    if isinstance(spec.teacher, OpenAITeacher):
+    if spec.teacher.is_served:
         return min(spec.teacher.concurrency, max(evaluation.concurrencies))
     return spec.teacher.device
 

@@ -72,7 +72,7 @@ class AttentionObjective(InnerObjective):
             )
         if (obstacle := super().obstacle(training, teacher, student)) is not None:
             return obstacle
-        assert isinstance(teacher, TransformersTeacher)
+        assert not teacher.is_served
         return _other_prompt(teacher, student)
 
     @classmethod

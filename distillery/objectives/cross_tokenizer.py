@@ -22,7 +22,7 @@ from distillery.objectives.soft.stored import (
 from schemas.errors import RecipeError, RowError, TrainingError
 from schemas.objectives import CrossTokenizer
 from schemas.student import FromScratchStudent, StudentSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _teachers_tokenizer(spec: CrossTokenizer, teacher: TeacherSpec) -> Any:
         RecipeError, TrainingError: It does not; or a server cannot show what is to be stored.
         TeacherError: The server cannot be reached.
     """
-    if not isinstance(teacher, OpenAITeacher):
+    if not teacher.is_served:
         if spec.tokenizer is not None:
             raise RecipeError(
                 f"training.objective.tokenizer names {spec.tokenizer!r}, but teacher.kind is "

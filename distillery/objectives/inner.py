@@ -17,7 +17,7 @@ from distillery.objectives.one_vocabulary import no_tokenizer, other_tokens
 from schemas.errors import RecipeError
 from schemas.objectives import Attention, HiddenStates, LayerPair, SoftTargets
 from schemas.student import PrunedStudent, StudentSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class InnerObjective(Beside):
         Raises:
             RecipeError: Layers are named that are not there, or in an order that crosses.
         """
-        if isinstance(teacher, OpenAITeacher):
+        if teacher.is_served:
             return (
                 "an endpoint does not show what its model computes within. Set teacher.kind to "
                 "transformers."
@@ -198,7 +198,7 @@ def _at_depth(place: int, num_student: int, num_teacher: int) -> int:
 
 def _is_made_of(student: PrunedStudent, teacher: TeacherSpec | None) -> bool:
     """Return whether the student was pruned from its teacher."""
-    if not isinstance(teacher, TransformersTeacher):
+    if teacher is None or teacher.is_served:
         return False
     return (student.model, student.revision) == (teacher.model, teacher.revision)
 

@@ -14,7 +14,7 @@ from distillery.objectives.soft_targets import SoftTargetObjective
 from distillery.storage.fingerprint import sha256
 from schemas.objectives import OnPolicy, SoftTargets
 from schemas.student import StudentSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class OnPolicyObjective(Objective):
                 "which would have to be put together for every token that it writes. Set "
                 "training.parallelism to ddp."
             )
-        soft = _as_soft_targets(spec, is_served=isinstance(teacher, OpenAITeacher))
+        soft = _as_soft_targets(spec, is_served=teacher.is_served)
         as_soft = training.model_copy(update={"objective": soft})
         return SoftTargetObjective.obstacle(as_soft, teacher, student)
 

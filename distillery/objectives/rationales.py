@@ -11,7 +11,7 @@ from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Ob
 from schemas.errors import DistilleryError, TrainingError
 from schemas.objectives import Rationales
 from schemas.student import StudentSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class RationalesObjective(Objective):
         Only a local teacher's template is read. What an endpoint's model does shows in its
         responses.
         """
-        if isinstance(teacher, OpenAITeacher):
+        if teacher.is_served:
             if (switch := _switch_off(teacher.extra_body)) is None:
                 return None
             return (

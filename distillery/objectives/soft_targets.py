@@ -27,7 +27,7 @@ from distillery.objectives.soft.stored import (
 from schemas.errors import RecipeError, TrainingError
 from schemas.objectives import PanelTeacher, SoftTargets
 from schemas.student import StudentSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class _Beside(Beside, SoftTargetObjective):
 
 def _obstacle_of(teacher: TeacherSpec, spec: SoftTargets, ours: ChatFormat) -> str | None:
     """Return why one teacher cannot teach a student of the chat format ``ours``."""
-    if not isinstance(teacher, OpenAITeacher):
+    if not teacher.is_served:
         return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
     if spec.source == "online":
         return (

@@ -6,7 +6,7 @@ from distillery.task_types import TaskType
 from schemas.base import nearest
 from schemas.evaluation import EvaluationSpec
 from schemas.gate import Condition, GateSpec, LimitCondition, QualityCondition
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 
 def unanswerable_conditions(
@@ -99,7 +99,7 @@ def _limit(
 ) -> Iterator[str]:
     if asked.figure == "cost_per_1000":
         yield from _cost(place, asked, teacher, evaluation)
-    elif isinstance(teacher, OpenAITeacher) and asked.against == "teacher":
+    elif teacher.is_hosted and asked.against == "teacher":
         if asked.figure in ("peak_memory_bytes", "disk_bytes"):
             what = {"peak_memory_bytes": "peak memory", "disk_bytes": "size on disk"}[asked.figure]
             yield (
@@ -123,7 +123,7 @@ def _cost(
             f"{place} asks what the student costs, but evaluation.machine_price is missing. Add "
             "what an hour of the machine costs."
         )
-    if asked.against != "teacher" or not isinstance(teacher, OpenAITeacher):
+    if asked.against != "teacher" or not teacher.is_hosted:
         return
     if teacher.price is None:
         yield (

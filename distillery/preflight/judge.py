@@ -15,7 +15,7 @@ from schemas.export import ExportSpec
 from schemas.judge import JudgeSpec
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskKind
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 JUDGED_TYPES = (TaskKind.CONVERSATION, TaskKind.SUMMARIZATION)
 
@@ -44,7 +44,7 @@ def check_judges_endpoint(judge: JudgeSpec, kind: TaskType) -> list[str]:
 
     if problems := [*_unusable_preferences(judge, kind, from_hub=True)]:
         raise DistilleryError("\n".join(problems))
-    if not isinstance(judge.model, OpenAITeacher):
+    if not judge.model.is_hosted:
         return []
     with naming_the_judge():
         return [as_the_judges(warning) for warning in check_endpoint(judge.model, VERDICT)]
@@ -103,7 +103,7 @@ def _unknown_contestants(judge: JudgeSpec, export: ExportSpec | None) -> Iterato
 def _absent_judge(judge: JudgeSpec) -> Iterator[str]:
     model = judge.model
     try:
-        if not isinstance(model, OpenAITeacher):
+        if not model.is_hosted:
             model_identity(model.model, model.revision, role="evaluation.judge.model")
         elif model.api_key_env is not None:
             read_key(model)

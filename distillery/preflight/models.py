@@ -22,7 +22,7 @@ from schemas.objectives import PanelTeacher
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
+from schemas.teacher import TeacherSpec, TransformersTeacher
 from schemas.training import TrainingSpec
 
 _QUESTION = Message(role="user", content="What is six times seven?")
@@ -56,11 +56,11 @@ def _readers(
     if student is not None and not is_new:
         thinks = training is not None and training.learn_reasoning
         yield _Reader("student", student, True, prompt_of=None, learns_thoughts=thinks)
-    if teacher is not None and not isinstance(teacher, OpenAITeacher):
+    if teacher is not None and not teacher.is_hosted:
         scores = training is not None and reads_with_teacher(training)
         yield _Reader("teacher", teacher, renders_responses=scores, prompt_of=teacher)
     for each in panel_of(training):
-        if not isinstance(each.teacher, OpenAITeacher):
+        if not each.teacher.is_hosted:
             role = f"teacher {each.name!r} of training.objective.panel"
             yield _Reader(role, each.teacher, renders_responses=True, prompt_of=each.teacher)
     in_context = evaluation is not None and evaluation.in_context_student

@@ -186,9 +186,11 @@ def _open_and_ask(
     from distillery.preflight.models import check_models
 
     problems.lines += check_models(student, teacher, task, data, execution, training, evaluation)
-    panel = training.objective.panel_teachers if training else ()
-    for each in filter(None, (teacher, *(of.teacher for of in panel))):
-        if isinstance(each, OpenAITeacher):
+    teachers: list[TeacherSpec] = [teacher] if teacher else []
+    if training is not None:
+        teachers += [each.teacher for each in training.objective.panel_teachers]
+    for each in teachers:
+        if each.is_hosted:
             problems.collect(_ask_endpoint, each, task)
 
 
@@ -245,7 +247,7 @@ def _check_teacher(problems: _Problems, teacher: TeacherSpec, role: str = "teach
 
     A secret is not looked up: it may be readable only where the teacher is asked.
     """
-    if not isinstance(teacher, OpenAITeacher):
+    if not teacher.is_hosted:
         return problems.collect(model_identity, teacher.model, teacher.revision, role=role)
     return teacher.api_key_env is None or problems.collect(read_key, teacher)
 
@@ -285,7 +287,7 @@ def _two_currencies(teacher: TeacherSpec, evaluation: EvaluationSpec) -> list[st
 
 
 def _unasked_canaries(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -> list[str]:
-    if evaluation is None or not evaluation.canaries or isinstance(teacher, OpenAITeacher):
+    if evaluation is None or not evaluation.canaries or teacher.is_hosted:
         return []
     return [
         f"evaluation.canaries is {evaluation.canaries}, but a local teacher cannot change behind "
@@ -294,7 +296,7 @@ def _unasked_canaries(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -
 
 
 def _unpaid_teacher(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -> list[str]:
-    if evaluation is None or evaluation.stop_at_width is None or isinstance(teacher, OpenAITeacher):
+    if evaluation is None or evaluation.stop_at_width is None or teacher.is_hosted:
         return []
     return [
         f"evaluation.stop_at_width is {evaluation.stop_at_width:g}, but the teacher is loaded here "

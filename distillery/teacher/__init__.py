@@ -11,7 +11,7 @@ from distillery.teacher.protocol import (
     make_request,
     teacher_identity,
 )
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 if TYPE_CHECKING:
     from distillery.teacher.budget import Budget
@@ -35,7 +35,7 @@ def open_teacher(spec: TeacherSpec, *, budget: "Budget | None" = None) -> Teache
         spec: Who answers.
         budget: What an endpoint's responses may cost. None: no cap.
     """
-    if isinstance(spec, OpenAITeacher):
+    if spec.is_served:
         from distillery.teacher.http.openai import EndpointTeacher
 
         return EndpointTeacher(spec, budget=budget)

@@ -20,7 +20,7 @@ from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
 from schemas.student import PrunedStudent
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.units import money_text
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def plan_generation(
         tally = _tally(prompt_requests(prompts, teacher, task, store), teacher, ledger)
         averages = ledger.averages(sha256(teacher_identity(teacher)))
         spent = ledger.spent(generation_stage(prompts, teacher, task).fingerprint)
-    to_ask, is_local = tally["to_ask"], not isinstance(teacher, OpenAITeacher)
+    to_ask, is_local = tally["to_ask"], not teacher.is_served
     source = f"this teacher's average over {averages.num_rows:,} responses in the ledger"
     per_char, why_chars = _per_char(averages, source)
     per_response, why_response = _per_response(averages, teacher.max_new_tokens, source)
@@ -160,7 +160,7 @@ def plan_generation(
         assumptions += [("latency", f"{averages.latency_s:.2g} s: {source}"), ("concurrency", why)]
     if not is_local:
         assumptions.append(("attempts", "one per request: no retry and no repair"))
-    price = teacher.price if isinstance(teacher, OpenAITeacher) else None
+    price = teacher.price
     plan = GenerationPlan(
         num_rows=tally["num_rows"],
         num_samples=teacher.samples.num_samples,
@@ -219,7 +219,7 @@ def _per_response(averages: "Averages", most: int, source: str) -> tuple[float, 
 
 
 def _at_once(teacher: TeacherSpec) -> int:
-    return teacher.concurrency if isinstance(teacher, OpenAITeacher) else teacher.batch_size
+    return teacher.concurrency if teacher.is_served else teacher.batch_size
 
 
 def _seconds(
@@ -231,7 +231,7 @@ def _seconds(
     bounds = []
     if averages.latency_s is not None:
         bounds.append(math.ceil(to_ask / _at_once(teacher)) * averages.latency_s)
-    if isinstance(teacher, OpenAITeacher):
+    if teacher.is_hosted:
         if teacher.requests_per_minute:
             bounds.append(60 * to_ask / teacher.requests_per_minute)
         if teacher.tokens_per_minute:
@@ -240,8 +240,6 @@ def _seconds(
 
 
 def _caps(teacher: TeacherSpec, spent: "Spending", plan: GenerationPlan) -> Iterator[Cap]:
-    if not isinstance(teacher, OpenAITeacher):
-        return
     budget, cost = teacher.budget, plan.cost
     if budget.max_cost is not None and cost is not None:
         yield Cap(name="max_cost", limit=budget.max_cost, spent=spent.cost, expected=cost)

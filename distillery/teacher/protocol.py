@@ -12,7 +12,7 @@ from distillery.data.chat import Message
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.task_types.thoughts import split_thoughts
 from schemas.task import JsonFormat, TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 State = Literal["ok", "empty", "truncated", "malformed", "refused", "failed"]
 """What became of a request:
@@ -287,7 +287,7 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     Raises:
         RecipeError: A local teacher is neither a folder with a model nor a pinned hub id.
     """
-    if isinstance(spec, OpenAITeacher):
+    if spec.is_hosted:
         return {
             "kind": spec.kind,
             "provider": spec.provider,

@@ -22,10 +22,9 @@ from distillery.teacher.protocol import (
     request_body,
     teacher_identity,
 )
-from schemas.budget import BudgetSpec
 from schemas.errors import DistilleryError, StoreError
 from schemas.execution import StoreSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +119,7 @@ class TeacherSession:
             StoreError: The ledger cannot be opened.
         """
         self.teacher, self.store, self._purpose = teacher, store, purpose
-        self._price = teacher.price if isinstance(teacher, OpenAITeacher) else None
+        self._price = teacher.price
         identity = teacher_identity(teacher)
         self._teacher_id = sha256(identity)
         self._identity = json.dumps(identity, sort_keys=True)
@@ -141,9 +140,8 @@ class TeacherSession:
         self.ledger = Ledger.open(store)
         try:
             self._spent_before = spent = self.ledger.spent(purpose)
-            caps = teacher.budget if isinstance(teacher, OpenAITeacher) else BudgetSpec()
             self._budget = Budget(
-                caps,
+                teacher.budget,
                 self._price,
                 num_tokens=_num_tokens(spent),
                 cost=spent.cost,

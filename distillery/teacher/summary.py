@@ -14,7 +14,7 @@ from distillery.teacher.protocol import State
 from schemas.data import DataSpec, FileSource
 from schemas.errors import RecipeError, StoreError
 from schemas.refs import DatasetRef
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 from schemas.units import money_text
 
 _JSONL_COLUMNS = (
@@ -66,8 +66,7 @@ def summary(
 def _cost(facts: dict[str, Any], teacher: TeacherSpec) -> str:
     """Return the cost in words, with what the ledger saved at the same price."""
     if facts["cost"] is None:
-        is_priced = isinstance(teacher, OpenAITeacher)
-        return "unknown: set teacher.price" if is_priced else "none: the teacher runs here"
+        return "unknown: set teacher.price" if teacher.is_hosted else "none: the teacher runs here"
     paid, saved = (money_text(facts[name], facts["currency"]) for name in ("cost", "saved_cost"))
     return f"{paid}; saved by the ledger: {saved}"
 

@@ -13,7 +13,6 @@ from distillery.objectives.soft.served import ServedScorer
 from distillery.objectives.soft.stored import ScoringRow, within_vocabulary
 from distillery.objectives.soft_targets import StoredTargets
 from schemas.errors import TrainingError
-from schemas.teacher import OpenAITeacher
 
 
 class ServedTargets(StoredTargets):
@@ -25,7 +24,7 @@ class ServedTargets(StoredTargets):
     def __init__(self, inputs: Inputs, samples: Samples) -> None:
         """Take what the training has opened; nothing is sent yet. ``samples`` keeps the count."""
         super().__init__(inputs)
-        assert isinstance(inputs.teacher_spec, OpenAITeacher)
+        assert inputs.teacher_spec is not None and inputs.teacher_spec.is_served
         self._scorer = ServedScorer(inputs.teacher_spec, self._spec)
         self._samples = samples
         self._known: dict[str, Row] = {}

@@ -11,7 +11,7 @@ from distillery.teacher import teacher_identity
 from distillery.teacher.prompt import prompt_inputs
 from schemas.objectives import RECIPES_TEACHER, PanelTeacher, Scored, SoftTargets
 from schemas.task import TaskSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import TeacherSpec
 
 logger = logging.getLogger("distillery.run")
 
@@ -96,7 +96,7 @@ def panel_obstacle(of: Sequence[Member], soft: SoftTargets) -> str | None:
                 "would count twice. Remove one of them, or change its weight."
             )
         is_averaged = len(of) > 1 and soft.combine == "average"
-        if is_averaged and isinstance(each.teacher, OpenAITeacher):
+        if is_averaged and each.teacher.is_served:
             return (
                 f"{each.name!r}, {each.teacher.model!r}, is served and shows its most likely "
                 "tokens only, of which no average of all probabilities can be made. Set "

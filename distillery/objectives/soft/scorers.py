@@ -29,7 +29,7 @@ from distillery.objectives.soft.stored import ScoredRow, Scorer, ScoringRow, Sof
 from distillery.teacher.prompt import TeacherPrompt
 from schemas.errors import DistilleryError, TeacherError
 from schemas.objectives import Scored, SoftTargets
-from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
+from schemas.teacher import TeacherSpec, TransformersTeacher
 from schemas.units import bytes_text
 
 
@@ -238,7 +238,7 @@ def check_room(teachers: Sequence[TeacherSpec]) -> None:
         TeacherError: They do not, with what they take.
     """
     needed: Counter[str] = Counter()
-    local = [each for each in teachers if isinstance(each, TransformersTeacher)]
+    local = [each for each in teachers if not each.is_served]
     for each in local:
         needed[str(resolve_device(each.device))] += _loaded_bytes(each)
     for device, num_bytes in needed.items():
@@ -260,7 +260,7 @@ def _loaded_bytes(teacher: TransformersTeacher) -> int:
 
 
 def _open(teacher: TeacherSpec, soft: Scored) -> Scorer:
-    if isinstance(teacher, OpenAITeacher):
+    if teacher.is_served:
         from distillery.objectives.soft.served import ServedScorer
 
         return ServedScorer(teacher, soft)
@@ -268,5 +268,5 @@ def _open(teacher: TeacherSpec, soft: Scored) -> Scorer:
 
 
 def _local(teacher: TeacherSpec, soft: SoftTargets) -> LocalScorer:
-    assert isinstance(teacher, TransformersTeacher)  # panel_obstacle made sure
+    assert not teacher.is_served  # panel_obstacle made sure
     return LocalScorer(teacher, soft)
