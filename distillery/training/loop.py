@@ -33,7 +33,7 @@ from distillery.training.preflight import check_memory, check_packing, longest_r
 from distillery.training.rows import TokenRows, lengths
 from distillery.training.trainer import StudentTrainer, training_arguments
 from schemas.errors import TrainingError
-from schemas.teacher import TeacherSpec, TransformersTeacher
+from schemas.teacher import TeacherSpec
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class _Training:
 
         A served one does not: the objective asks it.
         """
-        if not isinstance(spec, TransformersTeacher):
+        if spec is None or spec.is_served:
             return None
         teacher = LocalModel.of(spec, device="cpu")
         teacher.model.requires_grad_(False)
