@@ -18,8 +18,9 @@ from typing import Self
 from distillery.data.chat import load_messages
 from distillery.data.loading import load_prompts
 from distillery.data.release import release_dataset
-from distillery.data.validation import validate_prompts
-from distillery.filters.stage import filter_responses
+from distillery.data.validation import prompt_set, validate_prompts
+from distillery.filters.prompts import filter_prompts
+from distillery.filters.responses import filter_responses
 from distillery.models.hardware import cpu_threads
 from distillery.models.local import LocalModel
 from distillery.objectives.choice import choose_objective, needs_scores
@@ -110,8 +111,9 @@ class School:
         self._here = here = (store, recipe.execution)
         self._task_type = task_type(recipe.task)
         loaded = load_prompts(recipe.task, recipe.data, *here).dataset("prompts")
-        valid = validate_prompts(loaded, recipe.task, recipe.data, *here)
-        self._prompts = valid.dataset("prompts")
+        valid = prompt_set(validate_prompts(loaded, recipe.task, recipe.data, *here))
+        prompts = filter_prompts(valid, recipe.task, recipe.filters, *here)
+        self._prompts = prompts.dataset("prompts")
         filtered = filter_responses(self._responses(), recipe.task, recipe.filters, *here)
         kept = FilteredSet(
             kept=filtered.dataset("kept"),

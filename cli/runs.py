@@ -175,10 +175,12 @@ def print_plan(recipe: GenerationRecipe) -> None:
     store, execution = recipe.store, recipe.execution
     if isinstance(recipe, Recipe):
         made, judged = (recipe.student, recipe.training), (recipe.evaluation, recipe.export)
-        check_recipe(task, data, teacher, *made, store, execution, *judged, recipe.gate)
+        check_recipe(
+            task, data, teacher, *made, store, execution, *judged, recipe.gate, recipe.filters
+        )
         choose_objective(teacher, *made)
     else:
-        check_recipe(task, data, teacher, None, None, store, execution)
+        check_recipe(task, data, teacher, None, None, store, execution, filters=recipe.filters)
     out = console()
     for line in sentences(plan_recipe(recipe)):
         out.print(escape(line))

@@ -7,11 +7,12 @@ from distillery.teacher.generation import generation_stage
 from flows.generate_responses import generate_responses
 from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.filters import FilterSpec
 from schemas.generation import Generation
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from tasks.dispatch import dispatch
-from tasks.prompts import check_prompts, load_prompts, validate_prompts
+from tasks.prompts import check_prompts, filter_prompts, load_prompts, validate_prompts
 
 
 @flow(name="answer-prompts", flow_run_name="{task.name}")
@@ -19,6 +20,7 @@ def answer_prompts(
     task: TaskSpec,
     data: DataSpec,
     teacher: TeacherSpec,
+    filters: FilterSpec = FilterSpec(),
     store: StoreSpec = StoreSpec(),
     execution: ExecutionSpec = ExecutionSpec(),
 ) -> Generation:
@@ -26,9 +28,10 @@ def answer_prompts(
 
     A later run of the spine on the same sections reuses them.
     """
-    check_recipe(task, data, teacher, None, None, store, execution)
+    check_recipe(task, data, teacher, None, None, store, execution, filters=filters)
     loaded = load_prompts(task, data, store, execution)
-    rows = validate_prompts(loaded, task, data, store, execution)
+    valid = validate_prompts(loaded, task, data, store, execution)
+    rows = filter_prompts(valid, task, filters, store, execution)
     check_prompts(rows.prompts, task, data, teacher, None, None, store, execution)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     made = generate(rows.prompts, teacher, task)

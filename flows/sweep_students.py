@@ -20,7 +20,7 @@ from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.dispatch import dispatch
-from tasks.prompts import load_prompts, validate_prompts
+from tasks.prompts import filter_prompts, load_prompts, validate_prompts
 from tasks.sweep import check_sweep, report_sweep
 
 
@@ -60,7 +60,8 @@ def sweep_students(
     )
     check_sweep(recipe)
     loaded = load_prompts(task, data, store, execution)
-    rows = validate_prompts(loaded, task, data, store, execution)
+    valid = validate_prompts(loaded, task, data, store, execution)
+    rows = filter_prompts(valid, task, filters, store, execution)
     for shared in shared_recipes(recipe):
         gather_material(shared)
 

@@ -20,7 +20,7 @@ from schemas.recipe import Recipe
 from schemas.refs import DatasetRef, FilteredSet, Lineage, PromptSet
 from tasks.dataset import filter_responses, release_dataset
 from tasks.dispatch import dispatch
-from tasks.prompts import check_prompts, load_prompts, validate_prompts
+from tasks.prompts import check_prompts, filter_prompts, load_prompts, validate_prompts
 from tasks.training import choose_objective
 
 TRAIN_BASELINE, TRAIN_STUDENT = StageName.TRAIN_BASELINE, StageName.TRAIN_STUDENT
@@ -41,14 +41,15 @@ def gather_material(recipe: Recipe) -> Material:
     """Return what a student of ``recipe`` learns from: all that its teacher says is there then."""
     task, data, teacher, student = recipe.task, recipe.data, recipe.teacher, recipe.student
     training, store, execution = recipe.training, recipe.store, recipe.execution
-    judged_by = (recipe.evaluation, recipe.export, recipe.gate)
-    check_recipe(task, data, teacher, student, training, store, execution, *judged_by)
+    others = (recipe.evaluation, recipe.export, recipe.gate, recipe.filters)
+    check_recipe(task, data, teacher, student, training, store, execution, *others)
     chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
 
     loaded = load_prompts(task, data, store, execution)
-    rows = validate_prompts(loaded, task, data, store, execution)
+    valid = validate_prompts(loaded, task, data, store, execution)
+    rows = filter_prompts(valid, task, recipe.filters, store, execution)
     read_by = (teacher, student, chosen.training)
     check_prompts(rows.prompts, task, data, *read_by, store, execution, recipe.evaluation)
     responses = generate(rows.prompts, teacher, task).dataset("responses")

@@ -14,6 +14,7 @@ class StageName(StrEnum):
 
     LOAD_PROMPTS = "load_prompts"
     VALIDATE_PROMPTS = "validate_prompts"
+    FILTER_PROMPTS = "filter_prompts"
     GENERATE_RESPONSES = "generate_responses"
     FILTER_RESPONSES = "filter_responses"
     RELEASE_DATASET = "release_dataset"
@@ -35,10 +36,11 @@ class StageName(StrEnum):
 
 _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
     StageName.VALIDATE_PROMPTS: (StageName.LOAD_PROMPTS,),
-    StageName.GENERATE_RESPONSES: (StageName.VALIDATE_PROMPTS,),
+    StageName.FILTER_PROMPTS: (StageName.VALIDATE_PROMPTS,),
+    StageName.GENERATE_RESPONSES: (StageName.FILTER_PROMPTS,),
     StageName.FILTER_RESPONSES: (StageName.GENERATE_RESPONSES,),
     StageName.RELEASE_DATASET: (StageName.FILTER_RESPONSES,),
-    StageName.TRAIN_BASELINE: (StageName.VALIDATE_PROMPTS,),
+    StageName.TRAIN_BASELINE: (StageName.FILTER_PROMPTS,),
     StageName.SCORE_SOFT_TARGETS: (StageName.RELEASE_DATASET,),
     StageName.PRUNE_STUDENT: (StageName.RELEASE_DATASET,),
     StageName.TRAIN_STUDENT: (

@@ -1,4 +1,4 @@
-"""Filters over teacher responses, and the closed list of reasons for dropping a row."""
+"""Filters over prompts and teacher responses, and the closed lists of what they may do."""
 
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.base import Branch, RegularExpression, Spec
+from schemas.prompt_filters import DecontaminationFilter, PromptFilter
 
 
 class DropReason(StrEnum):
@@ -20,6 +21,8 @@ class DropReason(StrEnum):
     MALFORMED_MESSAGES = "malformed_messages"
     FOUND_IN_TEST = "found_in_test"
     FOUND_IN_SELECTION = "found_in_selection"
+    OVERLAPS_TEST = "overlaps_test"
+    OVERLAPS_SELECTION = "overlaps_selection"
     # responses
     TEACHER_FAILED = "teacher_failed"
     TEACHER_REFUSED = "teacher_refused"
@@ -46,18 +49,18 @@ class RewriteReason(StrEnum):
     BARE_ANSWER = "bare_answer"
 
 
-class _Filter(Branch):
-    """Keeps or drops a row."""
+class _ResponseFilter(Branch):
+    """Keeps, drops or rewrites a response."""
 
 
-class EmptyFilter(_Filter):
+class EmptyFilter(_ResponseFilter):
     """Drops responses that are empty or white space."""
 
     kind: Literal["empty"] = "empty"
     """Drop empty responses."""
 
 
-class TruncatedFilter(_Filter):
+class TruncatedFilter(_ResponseFilter):
     """Drops responses that were cut at max_new_tokens: the student would learn to stop midway."""
 
     kind: Literal["truncated"] = "truncated"
@@ -69,7 +72,7 @@ _I_CANNOT = r"(i|we) (can ?not|can['\u2019]?t|won['\u2019]?t)"
 _DO = r" (help|assist|answer|comply|do|provide|fulfil+|discuss|continue|write|create|generate)"
 
 
-class RefusalFilter(_Filter):
+class RefusalFilter(_ResponseFilter):
     """Drops responses in which the teacher declines."""
 
     kind: Literal["refusal"] = "refusal"
@@ -86,7 +89,7 @@ class RefusalFilter(_Filter):
     agent's that goes on otherwise ("I am sorry to hear that")."""
 
 
-class LengthFilter(_Filter):
+class LengthFilter(_ResponseFilter):
     """Drops responses outside length bounds."""
 
     kind: Literal["length"] = "length"
@@ -108,7 +111,7 @@ class LengthFilter(_Filter):
         return self
 
 
-class FormatFilter(_Filter):
+class FormatFilter(_ResponseFilter):
     """Drops responses without an answer as the task wants it; of the others the answer is kept.
 
     A label as the recipe has it, JSON without its fence, a solution that ends in a value.
@@ -118,14 +121,14 @@ class FormatFilter(_Filter):
     """Drop responses outside the task's answer format."""
 
 
-class DuplicateFilter(_Filter):
+class DuplicateFilter(_ResponseFilter):
     """Drops every row after the first with the same prompt and the same response."""
 
     kind: Literal["duplicate"] = "duplicate"
     """Drop exact duplicates."""
 
 
-class AgreementFilter(_Filter):
+class AgreementFilter(_ResponseFilter):
     """Drops responses that too few of the prompt's samples bear out; one sample alone passes."""
 
     kind: Literal["agreement"] = "agreement"
@@ -136,7 +139,7 @@ class AgreementFilter(_Filter):
     same answer, or those that pass the verifier. At a half the answer has no equal rival."""
 
 
-Filter = Annotated[
+ResponseFilter = Annotated[
     EmptyFilter
     | TruncatedFilter
     | RefusalFilter
@@ -149,11 +152,15 @@ Filter = Annotated[
 
 
 class FilterSpec(Spec):
-    """What a response has to be to enter the training set."""
+    """What a prompt has to be to be answered, and a response to enter the training set."""
 
-    rules: tuple[Filter, ...] | None = Field(None, title="Rules")
-    """Filters in order; the first that drops a row gives the reason. None: those of the task's
-    type, mostly empty, truncated, refusal, format, duplicate."""
+    prompts: tuple[PromptFilter, ...] = Field((DecontaminationFilter(),), title="Prompt filters")
+    """Filters over the prompts, in order, before the teacher is asked: what they drop costs
+    nothing. The first that drops a row gives the reason."""
+
+    responses: tuple[ResponseFilter, ...] | None = Field(None, title="Response filters")
+    """Filters over the responses, in order; the first that drops a row gives the reason. None:
+    those of the task's type, mostly empty, truncated, refusal, format, duplicate."""
 
     min_keep_fraction: float = Field(0.5, ge=0, le=1)
     """Share of responses that has to be kept, or the training set is not released. Below a half

@@ -56,6 +56,22 @@ class QuarantineFrame(_Frame):
     detail: Series[str]
 
 
+class RejectedPromptFrame(_Frame):
+    """Prompts that were dropped, each with the filter, the reason and what it saw.
+
+    `score` is what the filter compared with its bound, null where it has none.
+    """
+
+    prompt_id: Series[str]
+    split: Series[str] = pa.Field(isin=("train", "validation", "gold"))
+    messages: Series[str]
+    references: Series[str] = pa.Field(nullable=True)
+    filter: Series[str]
+    reason: Series[str] = pa.Field(isin=[reason.value for reason in DropReason])
+    detail: Series[str]
+    score: Series[float] = pa.Field(nullable=True)
+
+
 class ResponseFrame(_Frame):
     """A teacher's responses, one row per prompt: the chosen one, where several were asked for.
 

@@ -58,9 +58,10 @@ class TeacherTrainingRecipe(Spec):
 
 
 class GenerationRecipe(Spec):
-    """Parameters of the flow `answer_prompts`, which reads task, data, teacher, store, execution.
+    """Parameters of the flow `answer_prompts`.
 
-    A recipe of the whole spine is one too: its other sections are checked and not read.
+    It reads task, data, teacher, filters.prompts, store and execution. A recipe of the whole spine
+    is one too: its other sections are checked and not read.
     """
 
     task: TaskSpec

@@ -57,7 +57,7 @@ class _Bundle(BaseModel):
 
 
 class PromptSet(_Bundle):
-    """What `validate_prompts` returns."""
+    """What `validate_prompts` returns, and `filter_prompts` makes of it."""
 
     prompts: DatasetRef
     """Valid rows of all splits."""
@@ -66,7 +66,10 @@ class PromptSet(_Bundle):
     """The labelled rows, ready to learn from."""
 
     quarantined: DatasetRef
-    """Rows put aside, each with its reason."""
+    """Rows that cannot be used, each with its reason."""
+
+    rejected: DatasetRef | None = None
+    """Prompts that a filter dropped, each with its reason. None: they were not filtered."""
 
 
 class FilteredSet(_Bundle):

@@ -21,7 +21,12 @@ from prefect.artifacts import (
 )
 from rich.progress import BarColumn, Progress, TextColumn
 
+from distillery.storage.stage import StageResult
+from schemas.execution import StoreSpec
+from schemas.refs import DatasetRef
+
 logger = logging.getLogger("distillery.progress")
+_run_logger = logging.getLogger("distillery.run")
 
 _UPDATE_S = 1.0
 _LOG_S = 10.0
@@ -37,6 +42,24 @@ def publish_table(key: str, rows: Sequence[dict[str, Any]], markdown: str, note:
     """
     create_table_artifact(key=artifact_key(key), table=list(rows), description=note)
     create_markdown_artifact(key=artifact_key(f"{key}-text"), markdown=markdown, description=note)
+
+
+def publish_filtered(
+    key: str, kept: int, result: StageResult, rejected: DatasetRef, store: StoreSpec, note: str
+) -> None:
+    """Put what a filter stage kept, dropped and rewrote, by reason, in a table artifact."""
+    rewrites = cast("dict[str, int]", result.manifest.facts["rewrites"])
+    counts = {"kept": kept} | result.drop_reasons
+    counts |= {f"kept, rewritten: {reason}": count for reason, count in rewrites.items()}
+    place = f"{store.root}/{rejected.uri}"
+    publish_table(
+        key,
+        [{"reason": reason, "rows": count} for reason, count in counts.items()],
+        counts_markdown("kept, or dropped because", counts) + f"\n\nRejected rows: `{place}`",
+        note,
+    )
+    if rejected.num_rows:
+        _run_logger.info("%s: rejected rows, each with its reason (Parquet): %s", note, place)
 
 
 def publish_markdown(key: str, markdown: str, note: str) -> None:

@@ -1,18 +1,13 @@
 """Tasks: filter the responses, release the training set."""
 
-import logging
-from typing import cast
-
 from distillery.storage.links import file_link
 from distillery.storage.stage import StageResult
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, FilteredSet
 from schemas.task import TaskSpec
-from tasks.artifacts import counts_markdown, publish_markdown, publish_table
+from tasks.artifacts import publish_filtered, publish_markdown
 from tasks.stage import stage_task
-
-logger = logging.getLogger("distillery.run")
 
 
 @stage_task
@@ -24,7 +19,7 @@ def filter_responses(
     execution: ExecutionSpec,
 ) -> tuple[FilteredSet, StageResult]:
     """Return the responses that pass the filters, and the rejected ones with their reasons."""
-    from distillery.filters import stage as filtering
+    from distillery.filters import responses as filtering
 
     result = filtering.filter_responses(responses, task, filters, store, execution)
     outputs = FilteredSet(
@@ -33,19 +28,14 @@ def filter_responses(
         num_responses=result.manifest.counts["responses"],
         drop_reasons=result.drop_reasons,
     )
-    rewrites = cast("dict[str, int]", result.manifest.facts["rewrites"])
-    counts = {"kept": outputs.kept.num_rows} | outputs.drop_reasons
-    counts |= {f"kept, rewritten: {reason}": count for reason, count in rewrites.items()}
-    publish_table(
+    publish_filtered(
         f"filters-{task.name}",
-        [{"reason": reason, "rows": count} for reason, count in counts.items()],
-        counts_markdown("kept, or dropped because", counts)
-        + f"\n\nRejected rows: `{store.root}/{outputs.rejected.uri}`",
-        "Teacher responses kept and dropped, by reason",
+        outputs.kept.num_rows,
+        result,
+        outputs.rejected,
+        store,
+        "Filters over the teacher's responses",
     )
-    if outputs.rejected.num_rows:
-        place = f"{store.root}/{outputs.rejected.uri}"
-        logger.info("rejected responses, each with its reason (Parquet): %s", place)
     return outputs, result
 
 

@@ -1,4 +1,4 @@
-"""Tasks: load the prompts, validate them."""
+"""Tasks: load the prompts, validate them, filter them."""
 
 import logging
 
@@ -11,12 +11,13 @@ from distillery.teacher.generation import generation_stage
 from schemas.data import DataSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.filters import FilterSpec
 from schemas.refs import DatasetRef, PromptSet
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
-from tasks.artifacts import counts_markdown, publish_markdown
+from tasks.artifacts import counts_markdown, publish_filtered, publish_markdown
 from tasks.stage import stage_task
 
 logger = logging.getLogger("distillery.run")
@@ -41,11 +42,7 @@ def validate_prompts(
     from distillery.data import validation
 
     result = validation.validate_prompts(loaded, task, data, store, execution)
-    outputs = PromptSet(
-        prompts=result.dataset("prompts"),
-        gold=result.dataset("gold"),
-        quarantined=result.dataset("quarantined"),
-    )
+    outputs = validation.prompt_set(result)
     publish_markdown(
         f"prompts-{task.name}",
         counts_markdown("split", result.manifest.counts)
@@ -57,6 +54,32 @@ def validate_prompts(
     if outputs.quarantined.num_rows:
         place = f"{store.root}/{outputs.quarantined.uri}"
         logger.info("quarantined rows, each with its reason (Parquet): %s", place)
+    return outputs, result
+
+
+@stage_task
+def filter_prompts(
+    valid: PromptSet,
+    task: TaskSpec,
+    filters: FilterSpec,
+    store: StoreSpec,
+    execution: ExecutionSpec,
+) -> tuple[PromptSet, StageResult]:
+    """Return the prompts that pass the filters, and the rejected ones with their reasons."""
+    from distillery.filters import prompts
+
+    result = prompts.filter_prompts(valid, task, filters, store, execution)
+    rejected = result.dataset("rejected")
+    outputs = PromptSet(
+        prompts=result.dataset("prompts"),
+        gold=result.dataset("gold"),
+        quarantined=valid.quarantined,
+        rejected=rejected,
+    )
+    num_kept = sum(n for name, n in result.manifest.counts.items() if name.startswith("kept_"))
+    publish_filtered(
+        f"prompt-filters-{task.name}", num_kept, result, rejected, store, "Filters over the prompts"
+    )
     return outputs, result
 
 

@@ -1,6 +1,5 @@
 """Put aside the prompts that cannot be used, each with its reason."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from distillery.data.loading import is_set_aside
+from distillery.data.split_hashes import SplitHashes
 from distillery.storage.fingerprint import canonical_json
 from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
@@ -28,7 +28,7 @@ from schemas.frames import (
     arrow_schema,
     check_frame,
 )
-from schemas.refs import TEST_CLUSTERS, DatasetRef
+from schemas.refs import TEST_CLUSTERS, DatasetRef, PromptSet
 from schemas.task import TaskSpec
 
 _LOGIC_VERSION = 6
@@ -83,8 +83,8 @@ def validate_prompts(
     def work(attempt: Attempt) -> None:
         reasons: Counter[str] = Counter()
         kept: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
-        asked, learnt = _SplitHashes(SPLITS), _SplitHashes(("train", "validation"))
-        together = _SplitHashes(SPLITS)
+        asked, together = SplitHashes(SPLITS, "references"), SplitHashes(SPLITS, "cluster")
+        learnt = SplitHashes(("train", "validation"), "response")
         with (
             attempt.row_writer("prompts", arrow_schema(PromptFrame)) as prompts,
             attempt.row_writer("gold", arrow_schema(TrainingFrame)) as gold,
@@ -95,18 +95,17 @@ def validate_prompts(
                 kept.update(valid["split"])
                 reasons.update(invalid["reason"])
                 to_learn = _gold_rows(valid, kind, data)
-                asked.update(valid, "references")
-                together.update(valid, "cluster")
-                learnt.update(to_learn, "response")
+                for hashes, frame_of in ((asked, valid), (together, valid), (learnt, to_learn)):
+                    hashes.update(frame_of[hashes.columns].itertuples(index=False))
                 _write(prompts, valid.drop(columns="conversation"), PromptFrame)
                 _write(gold, to_learn, TrainingFrame)
                 _write(quarantined, invalid, QuarantineFrame)
         clusters = {TEST_CLUSTERS: together.hexdigests()["test"]}
-        for name, hashes in (
+        for name, digests in (
             ("prompts", asked.hexdigests() | clusters),
             ("gold", learnt.hexdigests()),
         ):
-            attempt.outputs[name] = attempt.outputs[name].model_copy(update={"hashes": hashes})
+            attempt.outputs[name] = attempt.outputs[name].model_copy(update={"hashes": digests})
         attempt.counts |= {**kept, "quarantined": reasons.total()}
         attempt.facts["reasons"] = dict(reasons.most_common())
 
@@ -115,25 +114,11 @@ def validate_prompts(
     return result
 
 
-class _SplitHashes:
-    """Hashes of the rows of each split: what is asked or learnt, in order.
-
-    So a new training prompt makes nobody answer the test rows again.
-    """
-
-    def __init__(self, splits: tuple[str, ...]) -> None:
-        self._hashes = {split: hashlib.sha256() for split in splits}
-
-    def update(self, frame: pd.DataFrame, column: str) -> None:
-        """Append rows: what is asked, and a ``column`` beside it."""
-        columns = frame[["split", "prompt_id", "messages", column]].itertuples(index=False)
-        for split, *row in columns:
-            text = canonical_json([value if isinstance(value, str) else None for value in row])
-            self._hashes[split].update(f"{text}\n".encode("utf-8", "surrogatepass"))
-
-    def hexdigests(self) -> dict[str, str]:
-        """Return them, 64 hex digits each."""
-        return {split: found.hexdigest() for split, found in self._hashes.items()}
+def prompt_set(validated: StageResult) -> PromptSet:
+    """Return the outputs of :func:`validate_prompts`."""
+    return PromptSet(
+        **{name: validated.dataset(name) for name in ("prompts", "gold", "quarantined")}
+    )
 
 
 def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterator[pd.DataFrame]:

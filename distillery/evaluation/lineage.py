@@ -34,6 +34,9 @@ class Origins:
     quarantined: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Prompts put aside, by split and reason, the most frequent first."""
 
+    rejected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Prompts that a filter dropped, likewise."""
+
     @property
     def pruned(self) -> str | None:
         """Return what the student was pruned to, in words; None where it was not."""
@@ -65,7 +68,8 @@ def read_origins(
 ) -> Origins:
     """Return what the store still knows of everything that a comparison rests on."""
     stages: dict[str, Ref] = {
-        "validate_prompts": lineage.prompts.prompts,
+        "validate_prompts": lineage.prompts.quarantined,
+        "filter_prompts": lineage.prompts.prompts,
         "generate_responses": lineage.responses,
         "filter_responses": lineage.filtered.kept,
         "train_student": lineage.student,
@@ -83,11 +87,12 @@ def read_origins(
     if validated := known.get("validate_prompts"):
         loaded = store.find("load_prompts", str(validated.inputs.get("loaded")))
         known = ({"load_prompts": loaded} if loaded else {}) | known
-    return Origins(known, _quarantined(lineage.prompts.quarantined, store))
+    aside = (lineage.prompts.quarantined, lineage.prompts.rejected)
+    return Origins(known, *(_reasons(ref, store) for ref in aside))
 
 
-def _quarantined(ref: DatasetRef, store: Store) -> dict[str, dict[str, int]]:
-    if not ref.num_rows or not store.holds(ref):
+def _reasons(ref: DatasetRef | None, store: Store) -> dict[str, dict[str, int]]:
+    if ref is None or not ref.num_rows or not store.holds(ref):
         return {}
     table = store.dataset(ref).to_table(columns=["split", "reason"])
     by_split: dict[str, Counter[str]] = {}
@@ -105,9 +110,11 @@ def funnel(lineage: Lineage, origins: Origins) -> tuple[FunnelStep, ...]:
     loaded = _sum(origins.counts("load_prompts"), *_LEARNT)
     valid = _sum(origins.counts("validate_prompts"), *_LEARNT)
     put_aside: Counter[str] = Counter()
+    training = origins.counts("train_student")
+    rejected: Counter[str] = Counter()
     for split in _LEARNT:
         put_aside.update(origins.quarantined.get(split, {}))
-    training = origins.counts("train_student")
+        rejected.update(origins.rejected.get(split, {}))
     left_out = {
         name.removeprefix("left_out_"): count
         for name, count in training.items()
@@ -115,7 +122,7 @@ def funnel(lineage: Lineage, origins: Origins) -> tuple[FunnelStep, ...]:
     }
     steps: tuple[tuple[str, int | None, dict[str, int]], ...] = (
         ("prompts loaded", loaded, dict(put_aside.most_common())),
-        ("valid prompts", valid, {}),
+        ("valid prompts", valid, dict(rejected.most_common())),
         ("responses", filtered.num_responses, filtered.drop_reasons),
         ("kept", filtered.kept.num_rows, left_out),
         ("learnt from", training.get("train_rows"), {}),

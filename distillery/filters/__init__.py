@@ -1,10 +1,11 @@
-"""One file per filter, and the stage that runs them."""
+"""One file per filter, and the stages that run them: over prompts, and over responses."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from distillery.filters.agreement import Agreement
 from distillery.filters.base import RowFilter, SetFilter
+from distillery.filters.decontamination import Decontamination
 from distillery.filters.duplicate import Duplicate
 from distillery.filters.empty import Empty
 from distillery.filters.format import Format
@@ -12,9 +13,16 @@ from distillery.filters.length import Length
 from distillery.filters.refusal import Refusal
 from distillery.filters.truncated import Truncated
 from distillery.filters.usable import Usable
-from schemas.filters import EmptyFilter, Filter
+from schemas.filters import EmptyFilter, ResponseFilter
+from schemas.prompt_filters import PromptFilter
 
-FILTERS: dict[str, type[RowFilter[Any]] | type[SetFilter[Any]]] = {
+AnyFilter = RowFilter[Any] | SetFilter[Any]
+
+PROMPT_FILTERS: dict[str, type[AnyFilter]] = {
+    "decontamination": Decontamination,
+}
+
+RESPONSE_FILTERS: dict[str, type[AnyFilter]] = {
     "empty": Empty,
     "truncated": Truncated,
     "refusal": Refusal,
@@ -25,11 +33,16 @@ FILTERS: dict[str, type[RowFilter[Any]] | type[SetFilter[Any]]] = {
 }
 
 
-def make_filters(rules: Sequence[Filter]) -> list[tuple[str, RowFilter[Any] | SetFilter[Any]]]:
-    """Return the filters of ``rules`` by name, between the two that no recipe can leave out.
+def prompt_filters(specs: Sequence[PromptFilter]) -> list[tuple[str, AnyFilter]]:
+    """Return the filters of ``specs`` by name, in order."""
+    return [(spec.kind, PROMPT_FILTERS[spec.kind](spec)) for spec in specs]
+
+
+def response_filters(specs: Sequence[ResponseFilter]) -> list[tuple[str, AnyFilter]]:
+    """Return the filters of ``specs`` by name, between the two that no recipe can leave out.
 
     First goes what the teacher has no usable response to; a response without a token to learn from
     can never enter the training set.
     """
-    named = [(rule.kind, FILTERS[rule.kind](rule)) for rule in rules]
+    named = [(spec.kind, RESPONSE_FILTERS[spec.kind](spec)) for spec in specs]
     return [("teacher", Usable(None)), *named, ("empty", Empty(EmptyFilter()))]

@@ -1,7 +1,7 @@
-"""What a filter is: it keeps a row, drops it with a reason, or rewrites its response."""
+"""What a filter is: it keeps a row, drops it with a reason, or rewrites it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -10,7 +10,7 @@ from schemas.filters import DropReason, RewriteReason
 
 SpecT = TypeVar("SpecT")
 Row = Mapping[str, Any]
-"""A row of a ResponseFrame, as the filters before have left it."""
+"""A row of a PromptFrame or a ResponseFrame, as the filters before have left it."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,25 @@ class Drop:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """The row stays, with another response."""
+    """The row stays, but changed."""
 
-    response: str
+    columns: Mapping[str, str]
+    """What is new, by column: `response` or `messages`."""
+
     reason: RewriteReason
 
 
 class RowFilter(ABC, Generic[SpecT]):
     """Decides about one row at a time."""
 
+    reads_gold: ClassVar[bool] = False
+    """Of a filter over prompts: whether it is for the gold rows too, of which a baseline learns."""
+
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
+
+    def prepare(self, held_out: Iterable[Row]) -> None:
+        """Look at the selection and test rows; of a filter over prompts, before its first row."""
 
     @abstractmethod
     def row(self, row: Row, task: TaskType) -> Drop | Rewrite | None:
@@ -47,10 +55,14 @@ class RowFilter(ABC, Generic[SpecT]):
 class SetFilter(ABC, Generic[SpecT]):
     """Decides about rows together, such as near-duplicates."""
 
+    reads_gold: ClassVar[bool] = False
     reason: ClassVar[DropReason]
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
+
+    def prepare(self, held_out: Iterable[Row]) -> None:
+        """Look at the selection and test rows; of a filter over prompts, before its first row."""
 
     @abstractmethod
     def rows(self, sql: Any) -> Any:

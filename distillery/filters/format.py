@@ -16,4 +16,4 @@ class Format(RowFilter[FormatFilter]):
         if answer.text == row["response"]:
             return None
         reason = RewriteReason.CANONICAL_LABEL if task.labels else RewriteReason.BARE_ANSWER
-        return Rewrite(answer.text, reason)
+        return Rewrite({"response": answer.text}, reason)

@@ -24,6 +24,7 @@ from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.export import ExportSpec
+from schemas.filters import FilterSpec
 from schemas.gate import GateSpec
 from schemas.judge import JudgeSpec
 from schemas.refs import DatasetRef
@@ -69,6 +70,7 @@ def check_recipe(
     evaluation: EvaluationSpec | None = None,
     export: ExportSpec | None = None,
     gate: GateSpec | None = None,
+    filters: FilterSpec | None = None,
 ) -> None:
     """Return when the sections fit together; otherwise raise one error with all that does not.
 

@@ -62,7 +62,8 @@ def _check(recipe: Recipe) -> None:
     """Raise what a run of ``recipe`` would be refused for."""
     task, data, teacher, student = recipe.task, recipe.data, recipe.teacher, recipe.student
     made = (student, recipe.training, recipe.store, recipe.execution)
-    check_recipe(task, data, teacher, *made, recipe.evaluation, recipe.export, recipe.gate)
+    others = (recipe.evaluation, recipe.export, recipe.gate, recipe.filters)
+    check_recipe(task, data, teacher, *made, *others)
     choose_objective(teacher, student, recipe.training)
 
 

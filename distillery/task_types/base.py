@@ -14,9 +14,9 @@ from schemas.errors import RecipeError
 from schemas.filters import (
     DuplicateFilter,
     EmptyFilter,
-    Filter,
     FormatFilter,
     RefusalFilter,
+    ResponseFilter,
     TruncatedFilter,
 )
 from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec
@@ -68,14 +68,14 @@ class TaskType(ABC):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     """The metrics of one answer. By the first, models are compared and students promoted."""
 
-    default_rules: ClassVar[tuple[Filter, ...]] = (
+    default_filters: ClassVar[tuple[ResponseFilter, ...]] = (
         EmptyFilter(),
         TruncatedFilter(),
         RefusalFilter(),
         FormatFilter(),
         DuplicateFilter(),
     )
-    """The filters that run when `filters.rules` names none."""
+    """The filters over responses that run when `filters.responses` names none."""
 
     answer_formats: ClassVar[tuple[AnswerFormatClass, ...]] = ()
     """What `task.answer_format` may be. Empty: nothing, as the type knows what an answer is."""

@@ -1,7 +1,7 @@
 """What a run would ask its teacher, what that would cost and how long it would take.
 
-Nothing is asked. The prompts are loaded, validated and sealed as the run would do it, so the run
-reuses them, and the ledger says what is there already.
+Nothing is asked. The prompts are loaded, validated, filtered and sealed as the run would do it, so
+the run reuses them, and the ledger says what is there already.
 """
 
 import collections
@@ -97,12 +97,14 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
         InputDataError: The prompts cannot be used.
     """
     from distillery.data.loading import load_prompts
-    from distillery.data.validation import validate_prompts
+    from distillery.data.validation import prompt_set, validate_prompts
+    from distillery.filters.prompts import filter_prompts
 
     task, data, teacher, store = recipe.task, recipe.data, recipe.teacher, recipe.store
     loaded = load_prompts(task, data, store, recipe.execution).dataset("prompts")
     valid = validate_prompts(loaded, task, data, store, recipe.execution)
-    prompts = valid.dataset("prompts")
+    made = filter_prompts(prompt_set(valid), task, recipe.filters, store, recipe.execution)
+    prompts = made.dataset("prompts")
     plan = plan_generation(prompts, teacher, task, store)
     assumptions = plan.assumptions
     if find_stage(generation_stage(prompts, teacher, task), store, recipe.execution):

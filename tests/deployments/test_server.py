@@ -151,7 +151,7 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> str:
                 "max_new_tokens": 8,
             },
             "student": {"kind": "pretrained", "model": str(student), "dtype": "float32"},
-            "filters": {"rules": [], "min_keep_fraction": 0},
+            "filters": {"responses": [], "min_keep_fraction": 0},
             "training": {
                 "min_steps": TRAINING_STEPS,
                 "batch_size": 8,

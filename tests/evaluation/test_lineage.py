@@ -142,10 +142,11 @@ def test_funnel_leads_from_the_files_to_the_training_with_every_reason() -> None
             ),
         },
         ORIGINS.quarantined,
+        {"train": {"overlaps_test": 30}, "validation": {"overlaps_test": 20}, "gold": {"pii": 1}},
     )
     assert [(s.name, s.num_rows, s.dropped) for s in funnel(lineage, origins)] == [
         ("prompts loaded", 4000, {"duplicate": 50}),
-        ("valid prompts", 3950, {}),
+        ("valid prompts", 3950, {"overlaps_test": 50}),
         ("responses", 3900, {"refusal": 100}),
         ("kept", 3800, {"too_long": 3}),
         ("learnt from", 3700, {}),

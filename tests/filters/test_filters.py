@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from distillery.filters import FILTERS, make_filters
+from distillery.filters import RESPONSE_FILTERS, response_filters
 from distillery.filters.base import Drop, Rewrite, RowFilter
 from distillery.filters.format import Format
 from distillery.filters.refusal import Refusal
@@ -13,10 +13,10 @@ from distillery.task_types import task_type
 from schemas.filters import (
     AgreementFilter,
     EmptyFilter,
-    Filter,
     FormatFilter,
     LengthFilter,
     RefusalFilter,
+    ResponseFilter,
     RewriteReason,
     TruncatedFilter,
 )
@@ -28,9 +28,9 @@ INTEGER = JsonFormat(json_schema={"properties": {"a": {"type": "integer"}}})
 
 
 def _judge(
-    rule: Filter, row: Row, answer_format: AnswerFormat | None = None
+    rule: ResponseFilter, row: Row, answer_format: AnswerFormat | None = None
 ) -> Drop | Rewrite | None:
-    chosen = FILTERS[rule.kind](rule)
+    chosen = RESPONSE_FILTERS[rule.kind](rule)
     assert isinstance(chosen, RowFilter)
     return chosen.row(row, task_type(task_with(answer_format)))
 
@@ -79,7 +79,7 @@ def _judge(
     ],
 )
 def test_a_filter_drops_with_its_reason_what_it_saw_and_its_score(
-    row: Row, rule: Filter, reason: str, detail: str, score: float | None
+    row: Row, rule: ResponseFilter, reason: str, detail: str, score: float | None
 ) -> None:
     found = _judge(rule, row)
     assert isinstance(found, Drop)
@@ -122,13 +122,13 @@ def test_of_an_answer_in_dress_the_answer_alone_is_kept(
 ) -> None:
     found = _judge(FormatFilter(), response_row(response), answer_format)
     assert isinstance(found, Rewrite)
-    assert (found.response, found.reason) == (kept, reason)
+    assert (found.columns, found.reason) == ({"response": kept}, reason)
 
 
 def test_the_labels_of_nli_need_no_answer_format() -> None:
     kind = task_type(TaskSpec(name="t", type=TaskKind.NLI))
     spelled, other = response_row("Contradicts."), response_row("maybe")
-    rewrite = Rewrite("contradiction", RewriteReason.CANONICAL_LABEL)
+    rewrite = Rewrite({"response": "contradiction"}, RewriteReason.CANONICAL_LABEL)
     assert Format(FormatFilter()).row(spelled, kind) == rewrite
     dropped = Format(FormatFilter()).row(other, kind)
     assert isinstance(dropped, Drop)
@@ -151,7 +151,7 @@ def test_the_labels_of_nli_need_no_answer_format() -> None:
     ],
 )
 def test_what_is_in_order_is_kept_as_it_is(
-    response: str, rule: Filter, answer_format: AnswerFormat | None
+    response: str, rule: ResponseFilter, answer_format: AnswerFormat | None
 ) -> None:
     assert _judge(rule, response_row(response), answer_format) is None
 
@@ -220,10 +220,10 @@ def test_what_other_filters_judge_is_usable(state: str, agreement: float | None)
 
 
 def test_every_filter_of_a_recipe_has_its_class() -> None:
-    kinds = [spec.model_fields["kind"].default for spec in get_args(get_args(Filter)[0])]
-    assert sorted(FILTERS) == sorted(kinds)
+    kinds = [spec.model_fields["kind"].default for spec in get_args(get_args(ResponseFilter)[0])]
+    assert sorted(RESPONSE_FILTERS) == sorted(kinds)
 
 
 def test_no_recipe_can_leave_out_what_makes_a_row_usable() -> None:
-    names = [name for name, _ in make_filters([LengthFilter()])]
+    names = [name for name, _ in response_filters([LengthFilter()])]
     assert names == ["teacher", "length", "empty"]

@@ -61,16 +61,20 @@ def test_a_good_recipe_is_taken_with_the_defaults() -> None:
             "teacher.modle: there is no key 'modle' here. Did you mean 'model'? Known keys: ",
         ),
         (
-            "filters.rules",
+            "filters.responses",
             [{"kind": "empty"}, {"kind": "refusl"}],
-            "filters.rules.1: there is no kind 'refusl'. Did you mean 'refusal'? Known: empty, ",
+            "filters.responses.1: there is no kind 'refusl'. Did you mean 'refusal'? Known: emp",
         ),
         (
-            "filters.rules",
+            "filters.responses",
             [{"min_chars": 3}],
-            "filters.rules.0: has no kind. Add 'kind:' with one of empty, truncated, ",
+            "filters.responses.0: has no kind. Add 'kind:' with one of empty, truncated, ",
         ),
-        ("filters.rules", ["empty"], "filters.rules.0: is 'empty', but has to be a section. "),
+        (
+            "filters.responses",
+            ["empty"],
+            "filters.responses.0: is 'empty', but has to be a section. ",
+        ),
         ("training.method", "lora", "training.method: is 'lora', but has to be a section. Write "),
         ("training.method", {"kind": "lora", "r": 0}, "training.method.r: is 0, but has to be gr"),
         ("training.epochs", "three", "training.epochs: is 'three', but has to be a number."),
@@ -99,14 +103,14 @@ def test_a_good_recipe_is_taken_with_the_defaults() -> None:
         ("data.prompt_template", "hello", "data.prompt_template: 'hello' names no column, so all "),
         ("data.prompt_template", "{text", "data.prompt_template: '{text' cannot be read: "),
         (
-            "filters.rules",
+            "filters.responses",
             [{"kind": "refusal", "patterns": ["("]}],
-            "filters.rules.0.patterns.0: '(' is not a regular expression: missing )",
+            "filters.responses.0.patterns.0: '(' is not a regular expression: missing )",
         ),
         (
-            "filters.rules",
+            "filters.responses",
             [{"kind": "length", "min_chars": 9, "max_chars": 3}],
-            "filters.rules.0: min_chars=9 is above max_chars=3, so every response would be dropped",
+            "filters.responses.0: min_chars=9 is above max_chars=3, so every response would be",
         ),
         (
             "task.name",
@@ -146,12 +150,12 @@ def test_labels_that_cannot_be_used_are_named_in_one_line(labels: str, sentence:
 def test_all_errors_come_at_once_each_with_its_place() -> None:
     raw = changed("training.epochs", "three")
     raw["teacher"] |= {"concurrency": 0, "tempature": 1}
-    raw["filters"] = {"rules": [{"kind": "refusl"}, {"kind": "length", "min_chars": -1}]}
+    raw["filters"] = {"responses": [{"kind": "refusl"}, {"kind": "length", "min_chars": -1}]}
     del raw["task"]
     places = [line.split(":")[0].strip() for line in _refusal(raw).split("\n")[1:-1]]
     assert sorted(places) == [
-        "filters.rules.0",
-        "filters.rules.1.min_chars",
+        "filters.responses.0",
+        "filters.responses.1.min_chars",
         "task",
         "teacher.concurrency",
         "teacher.tempature",
@@ -295,9 +299,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_yaml_anchors_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    text = yaml.safe_dump(SHORTEST) + "filters: {rules: [&e {kind: empty}, *e]}\n"
+    text = yaml.safe_dump(SHORTEST) + "filters: {responses: [&e {kind: empty}, *e]}\n"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    rules = load_recipe(path, [], Recipe).filters.rules
+    rules = load_recipe(path, [], Recipe).filters.responses
     assert rules is not None
     assert len(rules) == 2
 

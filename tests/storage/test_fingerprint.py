@@ -107,7 +107,7 @@ OTHER_VALUES: dict[str, Any] = {
     "TransformersTeacher.chat_template_kwargs": {"enable_thinking": False},
     "PretrainedStudent.chat_template_kwargs": {"enable_thinking": False},
     "FromScratchStudent.chat_template_kwargs": {"enable_thinking": False},
-    "FilterSpec.rules": (LengthFilter(),),
+    "FilterSpec.responses": (LengthFilter(),),
     "FromScratchStudent.num_heads": 4,
     "FromScratchStudent.hidden_size": 32,
     "TrainingSpec.method": LoraMethod(),

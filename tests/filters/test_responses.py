@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillery.filters.stage import filter_responses
+from distillery.filters.responses import filter_responses
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from distillery.task_types import TaskType
@@ -19,11 +19,11 @@ from schemas.filters import (
     AgreementFilter,
     DuplicateFilter,
     EmptyFilter,
-    Filter,
     FilterSpec,
     FormatFilter,
     LengthFilter,
     RefusalFilter,
+    ResponseFilter,
     TruncatedFilter,
 )
 from schemas.frames import (
@@ -43,7 +43,7 @@ INLINE = ExecutionSpec()
 
 
 def _filtered(
-    folder: Path, *rows: Row, rules: tuple[Filter, ...] | None = None, task: TaskSpec = FREE
+    folder: Path, *rows: Row, rules: tuple[ResponseFilter, ...] | None = None, task: TaskSpec = FREE
 ) -> tuple[list[Row], list[Row]]:
     result = _stage(folder, list(rows), rules, task)
     return _rows(folder, result.dataset("kept")), _rows(folder, result.dataset("rejected"))
@@ -52,7 +52,7 @@ def _filtered(
 def test_the_first_rule_that_drops_a_row_names_the_reason(tmp_path: Path) -> None:
     first = response_row("I am sorry", prompt_id="1")
     row = response_row("I am sorry", state="truncated")
-    rules: list[Filter] = [RefusalFilter(), TruncatedFilter(), LengthFilter(max_chars=3)]
+    rules: list[ResponseFilter] = [RefusalFilter(), TruncatedFilter(), LengthFilter(max_chars=3)]
     for _ in rules:
         rules.append(rules.pop(0))
         _, rejected = _filtered(tmp_path, row, rules=tuple(rules))
@@ -114,21 +114,23 @@ _RESPONSES = st.fixed_dictionaries(
     }
 )
 _MORE_RULES = (LengthFilter(max_chars=8), LengthFilter(min_chars=3), AgreementFilter())
-_RULES = st.permutations([*TaskType.default_rules, *_MORE_RULES]).flatmap(
+_RULES = st.permutations([*TaskType.default_filters, *_MORE_RULES]).flatmap(
     lambda rules: st.integers(0, len(rules)).map(lambda n: tuple(rules[:n]))
 )
 _FORMATS = st.sampled_from([None, LabelSet(labels=("yes", "no")), RegexFormat(pattern="[a-z ]+")])
 
 
 def _stage(
-    folder: Path, rows: list[Row], rules: tuple[Filter, ...] | None, task: TaskSpec
+    folder: Path, rows: list[Row], rules: tuple[ResponseFilter, ...] | None, task: TaskSpec
 ) -> StageResult:
     store = Store(str(folder))
     uri = f"responses/{len(store.list_folders('responses'))}"
     with store.row_writer(uri, arrow_schema(ResponseFrame)) as writer:
         writer.write(pa.RecordBatch.from_pylist(rows, arrow_schema(ResponseFrame)))
     ref = writer.ref(uri)
-    return filter_responses(ref, task, FilterSpec(rules=rules), StoreSpec(root=str(folder)), INLINE)
+    return filter_responses(
+        ref, task, FilterSpec(responses=rules), StoreSpec(root=str(folder)), INLINE
+    )
 
 
 def _rows(folder: Path, ref: DatasetRef) -> list[Row]:
@@ -218,7 +220,7 @@ def test_only_what_the_filters_read_makes_them_run_again(tmp_path: Path) -> None
     assert not reused()
     assert reused(min_keep_fraction=0.1, min_train_rows=1)
     assert reused(FREE.model_copy(update={"name": "other"}))
-    assert not reused(rules=TaskType.default_rules[::-1])
+    assert not reused(responses=TaskType.default_filters[::-1])
     assert not reused(task_with(RegexFormat(pattern="a")))
 
 
