@@ -36,8 +36,8 @@ from schemas.objectives import (
     HiddenStates,
     Objective,
     OnPolicy,
-    PanelTeacher,
     SoftTargets,
+    SoftTeacher,
 )
 from schemas.recipe import Recipe, TeacherTrainingRecipe, load_recipe
 from schemas.student import PretrainedStudent
@@ -279,7 +279,7 @@ class Comparison:
             teacher = self.school.recipe.teacher
             assert not teacher.is_served
             other = {"model": self.setting.trained_teacher(1, self._store)}
-            panel = (PanelTeacher(name="other", teacher=teacher.model_copy(update=other)),)
+            panel = (SoftTeacher(name="other", teacher=teacher.model_copy(update=other)),)
             objective = objective.model_copy(update={"panel": panel})
         longer = {name: way.epochs * getattr(training, name) for name in ("epochs", "min_steps")}
         return training.model_copy(update=longer | {"seed": seed, "objective": objective})

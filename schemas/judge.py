@@ -31,14 +31,11 @@ class PreferencesSpec(Spec):
     response."""
 
 
-class JudgeSpec(Spec):
-    """Pairwise verdicts on the test rows: the student's response beside another's.
-
-    Each pair is shown in both orders; where the two verdicts disagree, it is a tie.
-    """
+class PairJudge(Spec):
+    """A model that says which of two responses is better; each pair is shown in both orders."""
 
     model: TeacherSpec = Field(title="Judge")
-    """Who judges: any kind of teacher. Verdicts are kept in the ledger, so none is paid for twice,
+    """Who judges: any single teacher. Verdicts are kept in the ledger, so none is paid for twice,
     and its `budget` caps them. It reads `rubric` in place of a system prompt and examples."""
 
     rubric: str = Field(
@@ -47,6 +44,13 @@ class JudgeSpec(Spec):
         min_length=1,
     )
     """What makes a response better."""
+
+
+class JudgeSpec(PairJudge):
+    """Pairwise verdicts on the test rows: the student's response beside another's.
+
+    Each pair is shown in both orders; where the two verdicts disagree, it is a tie.
+    """
 
     against: tuple[str, ...] = ("teacher", "baseline", "champion")
     """Contestants whose responses stand beside the student's; of teacher, baseline, champion and

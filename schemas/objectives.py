@@ -26,7 +26,7 @@ class _Objective(Branch):
         return self
 
     @property
-    def panel_teachers(self) -> "tuple[PanelTeacher, ...]":
+    def soft_teachers(self) -> "tuple[SoftTeacher, ...]":
         """Return the teachers whose probabilities count beside those of the recipe's."""
         return ()
 
@@ -79,7 +79,7 @@ RECIPES_TEACHER = "teacher"
 """What reports call the recipe's teacher among those of a panel."""
 
 
-class PanelTeacher(Spec):
+class SoftTeacher(Spec):
     """A teacher whose probabilities count beside those of the recipe's teacher."""
 
     name: str = Field(min_length=1)
@@ -115,7 +115,7 @@ class _SoftTargetSettings(_Divergence):
     nearly all of the mass at T = 1. A vLLM server allows 20 unless it is started with
     `--max-logprobs 64`."""
 
-    panel: tuple[PanelTeacher, ...] = ()
+    panel: tuple[SoftTeacher, ...] = ()
     """More teachers, whose probabilities count beside those of the recipe's teacher. All answer
     none of the prompts: they score the recipe's teacher's responses."""
 
@@ -130,7 +130,7 @@ class _SoftTargetSettings(_Divergence):
         return unread if self.panel else unread | {"combine"}
 
     @property
-    def panel_teachers(self) -> tuple[PanelTeacher, ...]:
+    def soft_teachers(self) -> tuple[SoftTeacher, ...]:
         """Return the panel."""
         return self.panel
 

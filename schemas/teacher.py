@@ -25,8 +25,12 @@ class DeclaredModel(Spec):
     """Where the figures are from, such as a model card's address."""
 
 
-class _Teacher(Branch):
-    """Who answers the prompts, and how it samples.
+class AnswersPrompts(Branch):
+    """Who answers the prompts: a model, or several (`schemas/panel.py`)."""
+
+
+class _Teacher(AnswersPrompts):
+    """A model that answers the prompts, and how it samples.
 
     What a teacher can do is asked of its spec, never of its class:
 
@@ -34,7 +38,10 @@ class _Teacher(Branch):
         is_hosted   others run it: its files cannot be read and its size is only declared, its
                     tokens have a price, and what answers under its name may change
         price, budget, declared   as the fields of a hosted teacher
+        is_panel    it is several teachers as one
     """
+
+    is_panel: ClassVar[Literal[False]] = False
 
     model: str
     """Folder of a local model, hub id, or the name under which the endpoint serves it."""

@@ -15,14 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from distillery.data.chat import Message
 from distillery.data.sources import source_identity
 from distillery.evaluation.answers import questions
-from distillery.evaluation.pair import (
-    IN_A_WORD,
-    IN_JSON,
-    TEMPLATE,
-    VERDICT,
-    Pair,
-    read_verdict,
-)
 from distillery.ledger import LedgerRow
 from distillery.models.hardware import cpu_threads
 from distillery.storage.fingerprint import sha256
@@ -31,6 +23,14 @@ from distillery.storage.store import Store
 from distillery.task_types import TaskType, task_type
 from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
 from distillery.teacher.local import release_models
+from distillery.teacher.pair import (
+    IN_A_WORD,
+    IN_JSON,
+    TEMPLATE,
+    VERDICT,
+    Pair,
+    read_verdict,
+)
 from distillery.teacher.session import AskedFor, TeacherSession
 from schemas.base import versioned
 from schemas.contestants import STUDENT

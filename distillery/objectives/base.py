@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from distillery.models.chat_format import ChatFormat, TokenizedRow
 from distillery.teacher.prompt import TeacherPrompt
-from schemas.objectives import PanelTeacher
+from schemas.objectives import SoftTeacher
 from schemas.refs import DatasetRef
 from schemas.student import StudentSpec
 from schemas.teacher import TeacherSpec
@@ -109,7 +109,7 @@ class Objective(ABC):
         return None
 
     @classmethod
-    def panel(cls, spec: Any) -> tuple[PanelTeacher, ...]:
+    def panel(cls, spec: Any) -> tuple[SoftTeacher, ...]:
         """Return the teachers that run beside the student besides the recipe's."""
         return ()
 

@@ -25,7 +25,7 @@ from distillery.objectives.soft.stored import (
     within_vocabulary,
 )
 from schemas.errors import RecipeError, TrainingError
-from schemas.objectives import PanelTeacher, SoftTargets
+from schemas.objectives import SoftTargets, SoftTeacher
 from schemas.student import StudentSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
@@ -68,7 +68,7 @@ class SoftTargetObjective(Objective):
         return spec.source == "online"
 
     @classmethod
-    def panel(cls, spec: SoftTargets) -> tuple[PanelTeacher, ...]:
+    def panel(cls, spec: SoftTargets) -> tuple[SoftTeacher, ...]:
         """Return the panel where its teachers run beside the student."""
         return spec.panel if spec.source == "online" else ()
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from distillery.evaluation.judge import as_the_judges, naming_the_judge
-from distillery.evaluation.pair import VERDICT
 from distillery.storage.fingerprint import model_identity
 from distillery.task_types import TaskType
 from distillery.teacher.http.keys import read_key
+from distillery.teacher.pair import VERDICT
 from schemas.base import nearest
 from schemas.contestants import BASELINE, CHAMPION, IN_CONTEXT, TEACHER
 from schemas.data import HubSource

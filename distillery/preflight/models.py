@@ -18,7 +18,7 @@ from schemas.data import DataSpec
 from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
-from schemas.objectives import PanelTeacher
+from schemas.objectives import SoftTeacher
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -69,9 +69,9 @@ def _readers(
         yield _Reader(IN_CONTEXT, untold, renders_responses=False, prompt_of=teacher)
 
 
-def panel_of(training: TrainingSpec | None) -> tuple[PanelTeacher, ...]:
+def panel_of(training: TrainingSpec | None) -> tuple[SoftTeacher, ...]:
     """Return the teachers whose probabilities count beside those of the recipe's."""
-    return () if training is None else training.objective.panel_teachers
+    return () if training is None else training.objective.soft_teachers
 
 
 def check_models(

@@ -86,7 +86,7 @@ def check_recipe(
     problems.collect(check_samples, teacher, task)
     is_instructed = problems.collect(instructions, teacher, task)
     teacher_is_there = _check_teacher(problems, teacher)
-    panel = training.objective.panel_teachers if training else ()
+    panel = training.objective.soft_teachers if training else ()
     for number, each in enumerate(panel):
         problems.collect(instructions, each.teacher, task)
         _check_teacher(problems, each.teacher, f"training.objective.panel[{number}].teacher")
@@ -190,7 +190,7 @@ def _open_and_ask(
     problems.lines += check_models(student, teacher, task, data, execution, training, evaluation)
     teachers: list[TeacherSpec] = [teacher] if teacher else []
     if training is not None:
-        teachers += [each.teacher for each in training.objective.panel_teachers]
+        teachers += [each.teacher for each in training.objective.soft_teachers]
     for each in teachers:
         if each.is_hosted:
             problems.collect(_ask_endpoint, each, task)

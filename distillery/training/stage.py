@@ -54,7 +54,7 @@ def training_stage(
     """
     inputs: dict[str, Any] = {"rows": rows.hashes or rows.fingerprint}
     objective = training.objective.as_read()
-    panel = objective.panel_teachers  # empty where its scores are stored
+    panel = objective.soft_teachers  # empty where its scores are stored
     if panel:
         objective = objective.model_copy(update={"panel": ()})
     read = training.model_copy(update={"objective": objective})

@@ -8,7 +8,7 @@ import pytest
 from distillery.storage.stage import StageResult
 from distillery.training import training_stage
 from schemas.execution import StageName
-from schemas.objectives import PanelTeacher
+from schemas.objectives import SoftTeacher
 from schemas.teacher import TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
@@ -39,7 +39,7 @@ def taught(
 ) -> TrainingSpec:
     settings = {"distillation_temperature": 2.0} | changes.pop("soft", {})
     teacher = TransformersTeacher(model=folders[1], dtype="float32", device="cpu")
-    panel = (PanelTeacher(name="second", teacher=teacher, **COMBINED[combine]),)
+    panel = (SoftTeacher(name="second", teacher=teacher, **COMBINED[combine]),)
     objective = soft_targets(source=source, combine=combine, panel=panel, **settings)
     return soft_training(objective=objective, **changes)
 

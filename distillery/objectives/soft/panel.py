@@ -9,7 +9,7 @@ from distillery.data.chat import Message
 from distillery.storage.fingerprint import sha256
 from distillery.teacher import teacher_identity
 from distillery.teacher.prompt import prompt_inputs
-from schemas.objectives import RECIPES_TEACHER, PanelTeacher, Scored, SoftTargets
+from schemas.objectives import RECIPES_TEACHER, Scored, SoftTargets, SoftTeacher
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 
@@ -65,7 +65,7 @@ def route(of: Sequence[Member], messages: Sequence[Message]) -> int:
     return next(found, 0)
 
 
-def panel_inputs(panel: Sequence[PanelTeacher], task: TaskSpec) -> list[dict[str, Any]]:
+def panel_inputs(panel: Sequence[SoftTeacher], task: TaskSpec) -> list[dict[str, Any]]:
     """Return what decides the panel's part in a result, as plain JSON; loads no model.
 
     Names are for reports.

@@ -17,7 +17,7 @@ from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.errors import RecipeError, TeacherError
 from schemas.execution import StoreSpec
-from schemas.objectives import PanelTeacher, SoftTargets
+from schemas.objectives import SoftTargets, SoftTeacher
 from schemas.refs import DatasetRef
 from schemas.student import PretrainedStudent
 from schemas.teacher import OpenAITeacher, TransformersTeacher
@@ -47,8 +47,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def panel(teacher: TransformersTeacher | OpenAITeacher, **named: Any) -> tuple[PanelTeacher, ...]:
-    return (PanelTeacher(**({"name": "second", "teacher": teacher} | named)),)
+def panel(teacher: TransformersTeacher | OpenAITeacher, **named: Any) -> tuple[SoftTeacher, ...]:
+    return (SoftTeacher(**({"name": "second", "teacher": teacher} | named)),)
 
 
 def average(other: Path, *, weight: float = 3.0, **soft: Any) -> TrainingSpec:
