@@ -8,7 +8,8 @@ from schemas.base import Branch, RegularExpression, Spec
 from schemas.judge import PairJudge
 from schemas.samples import JsonChoice, LabelChoice, RegexChoice
 from schemas.task import TaskKind
-from schemas.teacher import AnswersPrompts, TeacherSpec
+from schemas.teacher import TeacherSpec
+from schemas.teacher_base import AnswersPrompts
 
 Verifier = Annotated[LabelChoice | RegexChoice | JsonChoice, Field(discriminator="kind")]
 """What a response has to be, whoever wrote it."""
