@@ -154,6 +154,24 @@ def stats(
 
 
 @ledger.command()
+def batches(
+    forget: Annotated[
+        str | None,
+        typer.Option(help="have the requests of this batch asked again", metavar="ID"),
+    ] = None,
+    root: Root = ".distillery",
+    ledger_url: LedgerUrl = None,
+    recipe: StoreRecipe = None,
+) -> None:
+    """Print the batches at providers whose responses are not read yet."""
+    from cli.ledger import print_batches
+    from cli.places import store_spec
+
+    with clear_errors():
+        print_batches(store_spec(root, ledger_url, recipe), forget=forget)
+
+
+@ledger.command()
 def purge(
     teacher: Annotated[
         str | None, typer.Option(help="of this model name, or start of a teacher id")

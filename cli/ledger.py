@@ -35,6 +35,33 @@ def print_stats(spec: StoreSpec) -> None:
     out.print(table)
 
 
+def print_batches(spec: StoreSpec, *, forget: str | None) -> None:
+    """Print one row per batch that is not read, oldest first; or forget one."""
+    out = console(_TABLE_COLUMNS)
+    with _open(spec) as ledger:
+        if forget is not None:
+            num_requests = ledger.batches.forget(forget)
+            if not num_requests:
+                raise RecipeError(
+                    f"no batch {forget!r} is noted. `distillery ledger batches` lists those that "
+                    "are."
+                )
+            out.print(f"{num_requests:,} requests are asked again by whoever wants them")
+            return
+        noted = ledger.batches.all()
+    if not noted:
+        out.print("no batch is waited for")
+        return
+    table = Table("batch", "endpoint", "submitted")
+    for name in ("requests", "not read"):
+        table.add_column(name, justify="right")
+    for batch, num_left in noted:
+        sent = f"{datetime.fromtimestamp(batch.sent_at, UTC):%Y-%m-%d %H:%M}"
+        counts = (f"{batch.num_requests:,}", f"{num_left:,}")
+        table.add_row(batch.batch_id or batch.key, escape(batch.endpoint), sent, *counts)
+    out.print(table)
+
+
 def purge_rows(
     spec: StoreSpec,
     *,

@@ -7,7 +7,12 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
-from distillery.teacher.generation import generation_stage, plan_chunks
+from distillery.teacher.generation import (
+    CHUNKS_AT_A_TIME,
+    generation_stage,
+    plan_chunks,
+    rows_per_chunk,
+)
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
@@ -15,9 +20,7 @@ from schemas.teacher import TeacherSpec
 from tasks.generation import answering, collect_responses, generate_chunk
 from tasks.stage import look_up_stage
 
-# A few chunks at a time share one channel to the endpoint, so that its queue does not run dry
-# where one ends and the next begins. How much is in flight is the channel's business.
-_FEW_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=3)
+_FEW_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=CHUNKS_AT_A_TIME)
 
 
 @flow(name="generate-responses", task_runner=_FEW_AT_A_TIME)
@@ -35,7 +38,7 @@ def generate_responses(
     stage = generation_stage(prompts, teacher, task)
     if found := look_up_stage(stage, store, execution):
         return found.dataset("responses")
-    chunks = plan_chunks(prompts, execution.chunk_rows, store)
+    chunks = plan_chunks(prompts, rows_per_chunk(teacher, execution), store)
     num_rows = sum(chunk.num_rows for chunk in chunks)
     with answering(prompts, teacher, task, store, num_rows) as shared:
         futures = generate_chunk.map(

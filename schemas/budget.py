@@ -20,6 +20,24 @@ class PriceSpec(Spec):
     source: str | None = None
     """Where the prices are from, such as a price list and its date; the report names it."""
 
+    batch_discount: float = Field(0.5, ge=0, lt=1)
+    """What the provider takes off for requests in batches, as a fraction: half at OpenAI and at
+    Anthropic. Matters with `teacher.batch` only."""
+
+    def in_batches(self) -> "PriceSpec":
+        """Return the price of tokens that are asked for in batches.
+
+        >>> PriceSpec(prompt_per_million=1, completion_per_million=3).in_batches().cost(1e6, 1e6)
+        2.0
+        """
+        rest = 1 - self.batch_discount
+        return self.model_copy(
+            update={
+                "prompt_per_million": rest * self.prompt_per_million,
+                "completion_per_million": rest * self.completion_per_million,
+            }
+        )
+
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return the price of so many tokens, in `currency`.
 

@@ -60,11 +60,40 @@ class OpenAITeacher(ServedTeacher):
     """How long the run waits for an endpoint that has gone away, seconds. One that was never
     there ends the run at once."""
 
+    batch: bool = runtime_field(False)
+    """Ask through the provider's batches: cheaper (`price.batch_discount`), answered within 24
+    hours. Anthropic's where `provider` is anthropic, otherwise those that OpenAI has. What is
+    timed is asked without."""
+
     price: PriceSpec | None = runtime_field(None, title="Price")
     """What the tokens cost. None: cost is shown as unknown."""
 
     budget: BudgetSpec = runtime_field(BudgetSpec(), title="Budget")
     """Hard caps on the spending, for generation and evaluation each."""
+
+    @property
+    def is_anthropic(self) -> bool:
+        """Return whether the provider's own interface, such as that to batches, is Anthropic's."""
+        return self.provider.lower() == "anthropic"
+
+    @property
+    def in_batches(self) -> bool:
+        """Return whether the provider is asked by the batch."""
+        return self.batch
+
+    @property
+    def charges(self) -> PriceSpec | None:
+        """Return what the tokens that are asked for cost: less by the batch."""
+        return self.price.in_batches() if self.price and self.batch else self.price
+
+    @model_validator(mode="after")
+    def _batches_know_the_schema(self) -> "OpenAITeacher":
+        if self.batch and self.is_anthropic and self.structured_output == "json_object":
+            raise ValueError(
+                "structured_output is json_object, which Anthropic's batches do not know. Set it "
+                "to json_schema or validate."
+            )
+        return self
 
     @model_validator(mode="after")
     def _key_has_one_place(self) -> "OpenAITeacher":

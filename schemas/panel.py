@@ -198,6 +198,11 @@ class PanelTeacher(AnswersPrompts):
     teachers: tuple[PanelMember, ...] = Field(min_length=2)
     """The members. Their order counts: for rules, ties and cascades the first come first."""
 
+    @property
+    def in_batches(self) -> bool:
+        """Return whether one of them is asked by the batch."""
+        return any(each.teacher.in_batches for each in self.teachers)
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [each.name for each in self.teachers]

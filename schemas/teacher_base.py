@@ -1,11 +1,11 @@
 """What all teachers have in common, and what all of them that are asked over HTTP have."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
 from schemas.base import Branch, runtime_field
-from schemas.budget import BudgetSpec
+from schemas.budget import BudgetSpec, PriceSpec
 from schemas.examples import ExamplesSpec
 from schemas.samples import SamplesSpec
 
@@ -24,7 +24,9 @@ class TeacherBase(AnswersPrompts):
         is_served   it is asked over HTTP, and only what the API shows is known of its answers
         is_hosted   others run it: its files cannot be read and its size is only declared, its
                     tokens have a price, and what answers under its name may change
+        in_batches  its provider is asked by the batch
         price, budget, declared   as the fields of a hosted teacher
+        charges     the price of what is asked, by the batch or not
         is_panel    it is several teachers as one
     """
 
@@ -56,6 +58,26 @@ class TeacherBase(AnswersPrompts):
 
     samples: SamplesSpec = Field(SamplesSpec(), title="Samples")
     """Several responses per prompt, of which one is chosen."""
+
+    @property
+    def in_batches(self) -> bool:
+        """Return whether a provider is asked by the batch."""
+        return False
+
+    @property
+    def charges(self) -> PriceSpec | None:
+        """Return what the tokens that are asked for cost; None where nobody charges for them."""
+        return None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_batches(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("batch") and "batch" not in cls.model_fields:
+            raise ValueError(
+                f"batch is set, but a teacher of kind {cls.model_fields['kind'].default!r} has no "
+                "provider that takes batches. Remove it, or set kind to openai."
+            )
+        return value
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "TeacherBase":

@@ -88,6 +88,10 @@ def progress_note(session: TeacherSession) -> str:
     """Return what is going on beside the count: requests in flight, trouble, the cost."""
     activity, totals = session.activity(), session.totals
     said = f"{activity.in_flight}/{activity.limit} in flight"
+    if (batches := activity.batches) is not None:
+        noun = "batch" if batches.num_batches == 1 else f"{batches.num_batches} batches"
+        done = f"{batches.completed:,}/{batches.num_requests:,} done there"
+        said = f"{noun} {batches.status}, {done}, {batches.failed:,} failed"
     if activity.requests_per_minute is not None:
         said += f", {activity.requests_per_minute:,.0f}/min"
     if totals.cost is not None and totals.currency is not None:

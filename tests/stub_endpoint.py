@@ -111,6 +111,7 @@ class StubEndpoint:
         for path in self.paths:
             app.router.add_post(path, self._handle)
         app.router.add_get("/v1/{path:models.*}", self._get)
+        self.add_routes(app.router)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         listener = socket.create_server(("127.0.0.1", self.port))
@@ -124,6 +125,9 @@ class StubEndpoint:
         await asyncio.sleep(0.02)
         await runner.cleanup()
         await asyncio.sleep(0)
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Serve more than completions and the list of models."""
 
     async def _get(self, request: web.Request) -> web.Response:
         path = request.match_info["path"]

@@ -13,6 +13,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from distillery.ledger import reports
+from distillery.ledger.batches import Batches
 from distillery.ledger.claims import Claims
 from distillery.ledger.commits import GroupCommit, Writer
 from distillery.ledger.database import Database, portions
@@ -40,6 +41,8 @@ class Ledger:
             raise
         self._group = GroupCommit(self._database, writer)
         self._claims = Claims(self._database, writer)
+        self.batches = Batches(self._database)
+        """What is in batches at a provider."""
 
     @classmethod
     def open(cls, spec: StoreSpec) -> Self:

@@ -47,7 +47,8 @@ def averages(connection: sa.Connection, teacher_id: str) -> Averages:
     if not rows:
         return Averages()
     known = [r for r in rows if r.prompt_tokens is not None and r.completion_tokens is not None]
-    latency_s = sum(row.latency_s for row in rows) / len(rows)
+    waits_s = [row.latency_s for row in rows if row.latency_s]  # a batch tells none
+    latency_s = sum(waits_s) / len(waits_s) if waits_s else None
     if not known:
         return Averages(num_rows=len(rows), latency_s=latency_s)
     chars = sum(len(m["content"]) for r in known for m in json.loads(r.request)["messages"])

@@ -63,7 +63,7 @@ class LedgerRow:
     """The model's name according to the endpoint."""
 
     latency_s: float
-    """Seconds from the last sending to the response."""
+    """Seconds from the last sending to the response; 0 for one that came in a batch."""
 
     attempts: int
     """Attempts over all runs."""

@@ -9,7 +9,7 @@ from distillery.ledger.database import Database
 from distillery.ledger.rows import LedgerRow
 from schemas.errors import StoreError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _CREATE_LOCK = 0x64697374  # "dist": one creator of the tables at a time
 
@@ -55,6 +55,26 @@ charges = sa.Table(
     sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("cost", sa.Double, nullable=False),
+)
+
+# Batches at a provider, and which requests are in them, until their responses are committed.
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("key", sa.String(32), primary_key=True),
+    sa.Column("batch_id", sa.Text),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("num_requests", sa.BigInteger, nullable=False),
+    sa.Column("sent_at", sa.Double, nullable=False),
+)
+
+batch_requests = sa.Table(
+    "batch_requests",
+    metadata,
+    sa.Column("request_hash", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(32), nullable=False, index=True),
+    sa.Column("attempts", sa.Text, nullable=False),
+    sa.Column("max_new_tokens", sa.BigInteger, nullable=False),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yarl
 
+from distillery.teacher.http.batch.formats import batch_endpoint, batch_format
 from distillery.teacher.http.connection import Connection
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import (
@@ -33,6 +34,8 @@ _MOST_NAMED = 5
 def check_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> list[str]:
     """Return warnings about an endpoint that can be asked; GETs its list of models, no more.
 
+    With `teacher.batch` the list of its batches, too.
+
     An endpoint without such a list is asked nothing else. Its warnings: the model's end is
     announced, the list cannot be read now, or the response schema is looser than OpenAI's strict
     mode allows, where the provider may not mind.
@@ -44,7 +47,8 @@ def check_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> list[str]:
         TeacherError: Nobody answers, or the endpoint refuses the key.
     """
     endpoint = Endpoint(teacher)
-    return [*_check_strictness(teacher, task), *_check_model(endpoint)]
+    warnings = [*_check_strictness(teacher, task), *_check_model(endpoint)]
+    return [*warnings, *_check_batches(teacher)] if teacher.batch else warnings
 
 
 def shutdown_date(teacher: OpenAITeacher) -> datetime.date | None:
@@ -93,6 +97,27 @@ def _check_model(endpoint: Endpoint) -> list[str]:
         f"endpoint '{endpoint}' does not know teacher.model {teacher.model!r}; it lists "
         f"{shown}{more}. Correct teacher.model."
     )
+
+
+def _check_batches(teacher: OpenAITeacher) -> list[str]:
+    """Return warnings about the provider's batches, by what it says of the newest one."""
+    endpoint = batch_endpoint(teacher)
+    with Connection(endpoint, name="teacher-check") as connection:
+        listing = batch_format(endpoint, connection).listing
+        reply = _get(connection, endpoint.route(listing).update_query(limit=1))
+    if reply.status in _NO_SUCH_ROUTE:
+        raise RecipeError(
+            f"endpoint '{endpoint}' takes no batches (status {reply.status} for {listing!r}). Set "
+            "teacher.batch to false, or correct teacher.base_url."
+        )
+    try:
+        check_status(reply)
+    except FatalReply as error:
+        raise endpoint.fatal(error) from None
+    except (PassingFault, RateLimited, RefusedRequest) as error:
+        said = endpoint.redact(str(error))
+        return [f"endpoint '{endpoint}' does not list its batches now ({said!r})."]
+    return []
 
 
 def _get(connection: Connection, url: yarl.URL) -> Reply:

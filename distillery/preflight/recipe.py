@@ -35,6 +35,8 @@ from schemas.training import TrainingSpec
 
 logger = logging.getLogger("distillery.run")
 
+_TWO_BATCHES_S = 2 * 86_400.0
+
 _ALWAYS_READ = ("id", "messages", "reference", "cluster", "slices")
 
 
@@ -121,6 +123,8 @@ def check_recipe(
     if gate is not None and evaluation is not None:
         problems.lines += unanswerable_conditions(gate, kind, teacher, evaluation)
     problems.lines += _unasked_canaries(teacher, evaluation)
+    if teacher.in_batches:
+        problems.lines += _impatient_batches(execution, evaluation)
     unusable = _unusable_ledger(store)
     problems.lines += unusable
     if gate is not None and not unusable:
@@ -295,6 +299,24 @@ def _unasked_canaries(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -
         f"evaluation.canaries is {evaluation.canaries}, but a local teacher cannot change behind "
         "its name: its weights are part of its identity. Remove it."
     ]
+
+
+def _impatient_batches(execution: ExecutionSpec, evaluation: EvaluationSpec | None) -> list[str]:
+    """Return what cannot wait for batches: one takes up to a day, and what it leaves another."""
+    problems = []
+    if execution.mode == "deployment" and execution.child_timeout_s < _TWO_BATCHES_S:
+        problems.append(
+            f"execution.child_timeout_s is {execution.child_timeout_s:,.0f}, but teacher.batch may "
+            "take 24 hours, and as long again for requests that a batch leaves. Set it to "
+            f"{_TWO_BATCHES_S:.0f} or more."
+        )
+    if evaluation is not None and evaluation.stop_at_width is not None:
+        problems.append(
+            f"evaluation.stop_at_width is {evaluation.stop_at_width:g}, so the teacher would be "
+            "asked for a few test rows at a time, each time in a batch that may take 24 hours. "
+            "Remove it, or set teacher.batch to false."
+        )
+    return problems
 
 
 def _unpaid_teacher(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -> list[str]:

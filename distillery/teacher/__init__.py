@@ -14,6 +14,7 @@ from distillery.teacher.protocol import (
 from schemas.teacher import TeacherSpec
 
 if TYPE_CHECKING:
+    from distillery.ledger import Batches
     from distillery.teacher.budget import Budget
 
 __all__ = [
@@ -28,14 +29,22 @@ __all__ = [
 ]
 
 
-def open_teacher(spec: TeacherSpec, *, budget: "Budget | None" = None) -> Teacher:
+def open_teacher(
+    spec: TeacherSpec, *, budget: "Budget | None" = None, batches: "Batches | None" = None
+) -> Teacher:
     """Return the teacher that ``spec`` describes; its weights are loaded when it is first asked.
 
     Args:
         spec: Who answers.
         budget: What an endpoint's responses may cost. None: no cap.
+        batches: Where it is noted what is in which batch. None: requests go by themselves, such
+            as those that are timed.
     """
     if spec.is_served:
+        if spec.in_batches and batches is not None:
+            from distillery.teacher.http.batch.teacher import BatchTeacher
+
+            return BatchTeacher(spec, batches, budget=budget)
         from distillery.teacher.http.openai import EndpointTeacher
 
         return EndpointTeacher(spec, budget=budget)

@@ -1,12 +1,15 @@
 """The attempts at one request: which response is final, and what is asked where none is."""
 
 import dataclasses
+import json
+from typing import Any, Self
 
 from distillery.data.chat import Message
 from distillery.task_types.answer_formats import Answer, read_json
 from distillery.teacher.protocol import Request, Response
 
 _MOST_ASKED_EMPTY = 3
+_CHARS_PER_TOKEN = 4.0
 _LONGEST_ECHO = 16_000  # characters of the broken response; its repair has to fit beside it
 
 
@@ -30,6 +33,23 @@ class Attempts:
 
     broken: Response | None = None
     """The response that is being repaired."""
+
+    @classmethod
+    def restored(cls, request: Request, dumped: str) -> Self:
+        """Return the attempts at ``request`` as :meth:`dump` wrote them in an earlier run."""
+        found: dict[str, Any] = json.loads(dumped)
+        broken = found.pop("broken")
+        return cls(request, **found, broken=Response(request, **broken) if broken else None)
+
+    def dump(self) -> str:
+        """Return what the attempts so far took and brought, as JSON; the request is not in it."""
+        taken = {name.name: getattr(self, name.name) for name in dataclasses.fields(self)}
+        del taken["request"]
+        if self.broken is not None:
+            kept = {f.name: getattr(self.broken, f.name) for f in dataclasses.fields(self.broken)}
+            del kept["request"]
+            taken["broken"] = kept
+        return json.dumps(taken)
 
     @property
     def messages(self) -> list[Message]:
@@ -111,3 +131,15 @@ def repair_messages(request: Request, text: str, violation: str) -> list[Message
             ),
         },
     ]
+
+
+def billed_tokens(response: Response) -> tuple[int, int]:
+    """Return the tokens read and written; estimated where the endpoint does not count them."""
+    read, written = response.prompt_tokens, response.completion_tokens
+    if response.state == "refused" and read is None:
+        return 0, 0
+    num_written = len(response.text) + len(response.reasoning or "")
+    return (
+        round(response.request.num_chars / _CHARS_PER_TOKEN) if read is None else read,
+        round(num_written / _CHARS_PER_TOKEN) if written is None else written,
+    )

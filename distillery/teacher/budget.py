@@ -75,6 +75,11 @@ class Budget:
             self._in_flight += 1
             return True
 
+    def readmit(self) -> None:
+        """Note a request in flight that an earlier run has sent."""
+        with self._lock:
+            self._in_flight += 1
+
     def leave(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Note that a request is in flight no more, and what it was billed for."""
         with self._lock:

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 LOGIC_VERSION = 4
 ANSWERED_SPLITS = ("train", "validation")
 
+CHUNKS_AT_A_TIME = 3
+"""A few share one channel to the endpoint, so that its queue does not run dry where one ends and
+the next begins. How much is in flight is the channel's business."""
+
+ROWS_PER_BATCH = 50_000
+"""Prompts that are asked in one batch: as OpenAI allows."""
+
 _NAMED_PROMPTS = 5
 _COLLECT_ROWS = 2048
 _COLUMNS = ["prompt_id", "split", "messages"]
@@ -82,6 +89,17 @@ def generation_stage(prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec) 
             **(choice if samples.num_samples > 1 else {}),
         },
     )
+
+
+def rows_per_chunk(teacher: TeacherSpec, execution: ExecutionSpec) -> int:
+    """Return how many prompts one chunk has: as many as fill a batch where that takes a day.
+
+    >>> from schemas.teacher import TransformersTeacher
+    >>> rows_per_chunk(TransformersTeacher(model="here"), ExecutionSpec(chunk_rows=10))
+    10
+    """
+    rows = execution.chunk_rows
+    return max(rows, ROWS_PER_BATCH) if teacher.in_batches else rows
 
 
 def plan_chunks(prompts: DatasetRef, chunk_rows: int, store: StoreSpec) -> list[Chunk]:

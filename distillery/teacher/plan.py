@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import find_stage
 from distillery.teacher import Request, teacher_identity
-from distillery.teacher.generation import generation_stage, prompt_requests
+from distillery.teacher.generation import (
+    CHUNKS_AT_A_TIME,
+    ROWS_PER_BATCH,
+    generation_stage,
+    prompt_requests,
+)
 from schemas.execution import StoreSpec
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
@@ -32,6 +37,7 @@ _CHARS_PER_TOKEN = 4
 _UNKNOWN = "the ledger has no count of this teacher's tokens"
 
 _REQUESTS_PER_LOOKUP = 2048
+_BATCH_S = 86_400.0
 
 _NOTES = ("store", "evaluation", "student")
 """What is said of the run, beside what its estimates rest on."""
@@ -79,6 +85,8 @@ class GenerationPlan:
     """Whether the teacher runs here, so that nobody charges for its tokens."""
     seconds: float | None
     """Time that the requests take. None: too little is known to estimate it."""
+    num_batches: int = 0
+    """Batches in which a provider would be asked. 0: each request goes by itself."""
     caps: tuple[Cap, ...] = ()
     assumptions: tuple[tuple[str, str], ...] = ()
     """What the estimates rest on: its name, and why it was taken."""
@@ -156,13 +164,16 @@ def plan_generation(
     if averages.completion_tokens is not None and tally["cut_before"]:
         why = "of those to ask: taken as long as the average, but they will be longer"
         assumptions.append(("truncated before", f"{tally['cut_before']:,} {why}"))
-    if averages.latency_s is not None:
+    num_batches = math.ceil(to_ask / ROWS_PER_BATCH) if teacher.in_batches else 0
+    if num_batches:
+        assumptions.append(("batches", _batches(teacher, num_batches)))
+    elif averages.latency_s is not None:
         side = "teacher.batch_size" if is_local else "teacher.concurrency"
         why = f"{_at_once(teacher):,} from the first request on ({side})"
         assumptions += [("latency", f"{averages.latency_s:.2g} s: {source}"), ("concurrency", why)]
     if not is_local:
         assumptions.append(("attempts", "one per request: no retry and no repair"))
-    price = teacher.price
+    price = teacher.charges
     plan = GenerationPlan(
         num_rows=tally["num_rows"],
         num_samples=teacher.samples.num_samples,
@@ -175,6 +186,7 @@ def plan_generation(
         saved_cost=price.cost(tally["saved_read"], tally["saved_written"]) if price else None,
         currency=price.currency if price else None,
         is_local=is_local,
+        num_batches=num_batches,
         seconds=_seconds(to_ask, prompt_tokens + completion_tokens, teacher, averages),
         assumptions=tuple(assumptions) if to_ask else (),
     )
@@ -220,6 +232,15 @@ def _per_response(averages: "Averages", most: int, source: str) -> tuple[float, 
     return tokens, f"{tokens:.1f}: {source}"
 
 
+def _batches(teacher: TeacherSpec, num_batches: int) -> str:
+    """Return how a provider is asked by the batch, and what it takes off."""
+    noun = "batch" if num_batches == 1 else "batches"
+    text = f"{num_batches:,} {noun} at the provider, each answered within 24 h"
+    if teacher.price is None:
+        return text
+    return f"{text}, for {1 - teacher.price.batch_discount:.0%} of the price"
+
+
 def _at_once(teacher: TeacherSpec) -> int:
     return teacher.concurrency if teacher.is_served else teacher.batch_size
 
@@ -230,6 +251,9 @@ def _seconds(
     """Return the time that latency and limits allow, the slowest of them; None: unknown."""
     if not to_ask:
         return 0.0
+    if teacher.in_batches:
+        num_rounds = math.ceil(to_ask / (ROWS_PER_BATCH * CHUNKS_AT_A_TIME))
+        return _BATCH_S * num_rounds
     bounds = []
     if averages.latency_s is not None:
         bounds.append(math.ceil(to_ask / _at_once(teacher)) * averages.latency_s)
@@ -290,6 +314,8 @@ def _time(plan: GenerationPlan) -> str:
         return f"unknown: the ledger has no response of this teacher{told}"
     if not plan.to_ask:
         return "none"
+    if plan.num_batches:
+        return f"up to {_duration(plan.seconds)}, and most batches take much less"
     return "less than a second" if plan.seconds < 1 else f"about {_duration(plan.seconds)}"
 
 

@@ -166,6 +166,26 @@ def kept() -> "Future[None]":
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchActivity:
+    """What the batches of this process have come to, as their provider counts."""
+
+    num_batches: int
+    """Batches that are submitted and not read."""
+
+    num_requests: int
+    """Requests in them."""
+
+    completed: int
+    """Those of them that are answered."""
+
+    failed: int
+    """Those that brought an error."""
+
+    status: str
+    """In the provider's words, such as `in_progress`; of several batches the oldest one's."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Activity:
     """What a teacher is doing at this moment, for people who watch."""
 
@@ -183,6 +203,9 @@ class Activity:
 
     retries: int = 0
     """Attempts after the first so far."""
+
+    batches: BatchActivity | None = None
+    """Where requests go in batches: how far those are. None: each goes by itself."""
 
 
 class Teacher(Protocol):

@@ -119,7 +119,7 @@ class TeacherSession:
             StoreError: The ledger cannot be opened.
         """
         self.teacher, self.store, self._purpose = teacher, store, purpose
-        self._price = teacher.price
+        self._price = teacher.charges
         identity = teacher_identity(teacher)
         self._teacher_id = sha256(identity)
         self._identity = json.dumps(identity, sort_keys=True)
@@ -152,7 +152,7 @@ class TeacherSession:
                 if _num_tokens(spent)
                 else None,
             )
-            self._backend = open_teacher(teacher, budget=self._budget)
+            self._backend = open_teacher(teacher, budget=self._budget, batches=self.ledger.batches)
         except BaseException:
             self.ledger.close()
             raise

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli.app import app
-from distillery.ledger import Ledger
+from distillery.ledger import Ledger, SentBatch, SentRequest
 from schemas.execution import StoreSpec
 from tests.fixtures_ledger import commit, row
 
@@ -98,3 +98,17 @@ def test_errors_are_one_line_without_the_password(url: str) -> None:
     assert done.exit_code == 1
     assert done.stderr.count("\n") == 1 and "Error: " in done.stderr
     assert "hunter2" not in done.output
+
+
+def test_batches_are_listed_and_can_be_forgotten(ledger: Ledger, ledger_spec: StoreSpec) -> None:
+    assert "no batch is waited for" in printed("batches", *place(ledger_spec))
+    batch = SentBatch("key", None, "http://here/v1", 2, 1_700_000_000.0)
+    ledger.batches.begin(batch, {"a": SentRequest("{}", 1), "b": SentRequest("{}", 1)})
+    ledger.batches.submitted("key", "batch_7")
+    ledger.batches.settle(["a"])
+    shown = printed("batches", *place(ledger_spec))
+    assert "batch_7" in shown and "2023-11-14 22:13" in shown
+    wrong = run("batches", "--forget", "batch_8", *place(ledger_spec))
+    assert wrong.exit_code == 1 and "no batch 'batch_8' is noted" in wrong.stderr
+    assert "1 requests are asked" in printed("batches", "--forget", "batch_7", *place(ledger_spec))
+    assert ledger.batches.all() == []

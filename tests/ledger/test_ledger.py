@@ -171,7 +171,7 @@ def test_row_that_the_database_refuses_fails_alone(ledger: Ledger) -> None:
         # While another writer holds up the first, all three come into one group.
         if not ledger._database.is_sqlite:
             blocker.execute(sa.text("LOCK TABLE responses IN EXCLUSIVE MODE"))
-        blocker.execute(sa.update(meta).values(schema_version=3))
+        blocker.execute(sa.update(meta).values(schema_version=4))
         first = ledger.commit_soon(row("first"))
         time.sleep(0.1)
         futures = [ledger.commit_soon(r) for r in rows]

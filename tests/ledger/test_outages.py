@@ -89,7 +89,7 @@ def test_page_damaged_while_the_ledger_is_open_fails_the_read(sqlite_spec: Store
 def test_tables_of_another_version_are_refused(ledger_spec: StoreSpec, version: int) -> None:
     with Ledger.open(ledger_spec) as opened, opened._database.engine.begin() as connection:
         connection.execute(sa.update(meta).values(schema_version=version))
-    with pytest.raises(StoreError, match=f"has schema_version {version}, and .* reads 3 only"):
+    with pytest.raises(StoreError, match=f"has schema_version {version}, and .* reads 4 only"):
         Ledger.open(ledger_spec)
 
 

@@ -10,6 +10,7 @@ from schemas.errors import RecipeError, TeacherError
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher
 from tests.ports import free_port
+from tests.stub_batches import StubAnthropic, StubOpenAI
 from tests.stub_endpoint import Reply, StubEndpoint, listing
 
 TASK = TaskSpec(name="questions", type="classification")
@@ -141,3 +142,17 @@ def test_a_schema_that_openai_would_refuse_is_told(schema: dict[str, Any], told:
 def test_a_strict_schema_passes() -> None:
     with StubEndpoint(models=listing("big")) as stub:
         assert check_endpoint(teacher(stub, provider="openai"), with_schema(STRICT)) == []
+
+
+@pytest.mark.parametrize(
+    ("stub_class", "provider", "listed"),
+    [(StubOpenAI, "openai", "batches"), (StubAnthropic, "anthropic", "messages/batches")],
+)
+def test_a_provider_without_batches_is_refused(stub_class: Any, provider: str, listed: str) -> None:
+    with stub_class() as stub:
+        assert check_endpoint(teacher(stub, provider=provider, batch=True), TASK) == []
+        assert stub.made == []
+    with stub_class(has_batches=False) as stub, pytest.raises(RecipeError) as caught:
+        check_endpoint(teacher(stub, provider=provider, batch=True), TASK)
+    assert f"takes no batches (status 404 for '{listed}')" in str(caught.value)
+    assert "Set teacher.batch to false" in str(caught.value)

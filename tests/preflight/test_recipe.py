@@ -337,3 +337,17 @@ def test_the_teachers_of_a_panel_are_checked_as_the_recipes_is() -> None:
     assert "NO_SUCH_KEY" in told
     assert "data.gold is missing, so teacher.examples has no rows to show" in told
     assert "does not answer" in told and "127.0.0.1:1" in told
+
+
+def test_what_cannot_wait_for_a_batch_is_refused(tmp_path: Path) -> None:
+    raw = make_recipe(
+        tmp_path,
+        "http://host/v1",
+        teacher={"batch": True},
+        execution={"mode": "deployment"},
+        evaluation={"stop_at_width": 0.1},
+    )
+    with pytest.raises(RecipeError) as caught:
+        check(validate_recipe(raw, Recipe, source="r.yaml"))
+    assert "execution.child_timeout_s is 86,400, but teacher.batch" in str(caught.value)
+    assert "evaluation.stop_at_width is 0.1, so the teacher would be asked" in str(caught.value)

@@ -12,12 +12,14 @@ from distillery.data.validation import validate_prompts
 from distillery.ledger import Ledger, LedgerRow
 from distillery.storage.fingerprint import sha256
 from distillery.teacher import Request
-from distillery.teacher.generation import generation_stage, prompt_requests
+from distillery.teacher.generation import generation_stage, prompt_requests, rows_per_chunk
 from distillery.teacher.plan import GenerationPlan, plan_generation, plan_recipe, sentences
 from distillery.teacher.protocol import teacher_identity
 from schemas.errors import InputDataError, RecipeError
+from schemas.execution import ExecutionSpec
 from schemas.recipe import GenerationRecipe, Recipe, validate_recipe
 from schemas.refs import DatasetRef
+from schemas.teacher import OpenAITeacher
 from tests.fixtures_ledger import commit
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_recipe import make_recipe, write_rows
@@ -308,3 +310,27 @@ def test_a_plan_holds_no_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     case.keep(case.requests[1])
     plan = case.plan()
     assert (plan.num_rows, plan.num_requests, plan.in_ledger, plan.to_ask) == (9, 8, 1, 7)
+
+
+def test_batches_are_planned_at_what_their_discount_leaves_and_with_a_day_each(
+    folder: Path,
+) -> None:
+    case = Case(folder, _texts(9), price=PRICE, max_new_tokens=8, batch=True)
+    case.keep(case.requests[0])
+    plan = case.plan()
+    assert (plan.num_batches, plan.to_ask, plan.seconds) == (1, 9, 86_400.0)
+    full = Case(folder, _texts(9), price=PRICE, max_new_tokens=8).plan().cost
+    assert full is not None and plan.cost == pytest.approx(full / 2)
+    said = sentences(plan)
+    assert "time               up to 24.0 h, and most batches take much less" in said
+    assert (
+        "1 batch at the provider, each answered within 24 h, for 50% of the price"
+        in (dict(plan.assumptions)["batches"])
+    )
+
+
+def test_chunks_of_a_teacher_in_batches_fill_a_batch() -> None:
+    served = OpenAITeacher(model="m", base_url="http://host/v1", batch=True)
+    assert rows_per_chunk(served, ExecutionSpec(chunk_rows=1000)) == 50_000
+    by_itself = served.model_copy(update={"batch": False})
+    assert rows_per_chunk(by_itself, ExecutionSpec(chunk_rows=1000)) == 1000

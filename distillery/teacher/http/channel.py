@@ -16,6 +16,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from distillery.teacher.attempts import billed_tokens
 from distillery.teacher.budget import Budget
 from distillery.teacher.http.chat_api import read_reply, request_json
 from distillery.teacher.http.connection import Connection, backoff_s
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 _REFUSED_AT_FIRST = 8
 # Room for what a body holds beside the text; one that goes on beyond it never ends.
 _BODY_BYTES, _BYTES_PER_TOKEN = 4 * 2**20, 256
-_CHARS_PER_TOKEN = 4.0
 _ASK_THE_REST = "Run again: only the missing ones are asked."
 
 
@@ -221,7 +221,7 @@ class Channel:
         )
         latency_s = time.perf_counter() - start
         response = self._endpoint.without_key(read_reply(whole(reply), request))
-        item.attempts.spend(*_tokens(response, request.num_chars))
+        item.attempts.spend(*billed_tokens(response))
         self._oddities.check(response)
         self._gate.note_answer(used_up_s(reply.headers))
         if was_full and response.state != "refused":
@@ -369,15 +369,3 @@ class Channel:
         self._ended_by = error
         for batch in list(self._queue.batches):
             self._fail(batch, error)
-
-
-def _tokens(response: Response, num_chars: int) -> tuple[int, int]:
-    """Return the tokens of a response; estimated where the endpoint does not count them."""
-    read, written = response.prompt_tokens, response.completion_tokens
-    if response.state == "refused" and read is None:
-        return 0, 0
-    num_written = len(response.text) + len(response.reasoning or "")
-    return (
-        round(num_chars / _CHARS_PER_TOKEN) if read is None else read,
-        round(num_written / _CHARS_PER_TOKEN) if written is None else written,
-    )

@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import aiohttp
 import yarl
@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_BACKOFF_S = 30.0
+# What an upload is answered with, or a download in place of the file, is short.
+_UPLOADED_BYTES, _DOWNLOADED_AT_ONCE = 4 * 2**20, 2**20
 
 
 class Connection:
@@ -75,15 +77,63 @@ class Connection:
         timeout = aiohttp.ClientTimeout(
             total=timeout_s, sock_connect=min(_CONNECT_TIMEOUT_S, timeout_s)
         )
-        method, data = "GET", None
+        data = None
         if body is not None:  # one of megabytes has to be sent in pieces
             sent = io.BytesIO(json.dumps(body).encode())
-            method, data = "POST", aiohttp.BytesIOPayload(sent, content_type="application/json")
+            data = aiohttp.BytesIOPayload(sent, content_type="application/json")
+
+        async def read(reply: aiohttp.ClientResponse) -> bytes:
+            return await _read(reply, most_bytes, on_part)
+
+        return await self._reply(url, data, read, timeout, timeout_s)
+
+    async def upload(
+        self, url: yarl.URL, data: aiohttp.FormData | aiohttp.Payload, *, stall_s: float
+    ) -> Reply:
+        """Return the reply to posted ``data``, which may take long to send.
+
+        Raises:
+            Unreachable: No connection could be made.
+            PassingFault: It ended without a whole reply, or none came within ``stall_s``.
+        """
+
+        async def read(reply: aiohttp.ClientResponse) -> bytes:
+            return await _read(reply, _UPLOADED_BYTES, None)
+
+        return await self._reply(url, data, read, _getting_on(stall_s), stall_s)
+
+    async def download(self, url: yarl.URL, file: IO[bytes], *, stall_s: float) -> Reply:
+        """Return the reply to a GET, its content written to ``file`` where the status is 200.
+
+        Raises:
+            Unreachable: No connection could be made.
+            PassingFault: It ended without a whole reply, or nothing came for ``stall_s``.
+        """
+
+        async def read(reply: aiohttp.ClientResponse) -> bytes:
+            if reply.status != 200:
+                return await _read(reply, _UPLOADED_BYTES, None)
+            async for part in reply.content.iter_chunked(_DOWNLOADED_AT_ONCE):
+                file.write(part)
+            return b""
+
+        return await self._reply(url, None, read, _getting_on(stall_s), stall_s)
+
+    async def _reply(
+        self,
+        url: yarl.URL,
+        data: aiohttp.FormData | aiohttp.Payload | None,
+        read: Callable[[aiohttp.ClientResponse], Coroutine[Any, Any, bytes]],
+        timeout: aiohttp.ClientTimeout,
+        timeout_s: float,
+    ) -> Reply:
+        """Return the reply to posted ``data``, or to a GET; what went wrong is a PassingFault."""
+        method = "GET" if data is None else "POST"
         try:
             async with self._session.request(
                 method, url, data=data, allow_redirects=False, timeout=timeout
             ) as reply:
-                content = self.endpoint.clean(await _read(reply, most_bytes, on_part))
+                content = self.endpoint.clean(await read(reply))
                 return Reply(reply.status, reply.headers, content)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(self.endpoint.redact(str(error))) from None
@@ -115,6 +165,13 @@ def backoff_s(first_s: float, failures: int) -> float:
     Source: Brooker 2015, Exponential Backoff And Jitter ("full jitter").
     """
     return random.uniform(0, min(_MAX_BACKOFF_S, first_s * 2 ** min(max(0, failures - 1), 16)))
+
+
+def _getting_on(stall_s: float) -> aiohttp.ClientTimeout:
+    """Return the patience with what takes long, but never so long without anything new."""
+    return aiohttp.ClientTimeout(
+        total=None, sock_connect=min(_CONNECT_TIMEOUT_S, stall_s), sock_read=stall_s
+    )
 
 
 async def _read(

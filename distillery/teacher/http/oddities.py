@@ -36,7 +36,7 @@ class Oddities:
         Raises:
             TeacherError: The endpoint thinks, and never comes to a response.
         """
-        self._check_model(response.model_reported)
+        self.check_model(response.model_reported)
         self._thoughts.check(response)
 
     def may_be_cut(self, response: Response, num_unexplained: int) -> bool:
@@ -64,7 +64,8 @@ class Oddities:
         self._never_explains = not self._explains
         return False
 
-    def _check_model(self, model: str | None) -> None:
+    def check_model(self, model: str | None) -> None:
+        """Warn of a model that answers under another name than it was asked by."""
         asked = self._endpoint.spec.model
         if model is None or model in self._models:
             return

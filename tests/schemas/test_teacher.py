@@ -1,0 +1,42 @@
+"""What a teacher's section refuses, and what it says that its requests cost."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.budget import PriceSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec
+
+PRICE = PriceSpec(prompt_per_million=2, completion_per_million=8, batch_discount=0.25)
+
+
+def test_a_local_teacher_takes_no_batches() -> None:
+    with pytest.raises(ValidationError, match=r"batch is set, but a teacher of kind 'transfor"):
+        TypeAdapter(TeacherSpec).validate_python(
+            {"kind": "transformers", "model": "here", "batch": True}
+        )
+
+
+def test_the_form_may_leave_a_batch_that_is_not_wanted() -> None:
+    found = TypeAdapter(TeacherSpec).validate_python(
+        {"kind": "transformers", "model": "here", "batch": False}
+    )
+    assert (found.in_batches, found.charges) == (False, None)
+
+
+def test_anthropics_batches_know_no_json_without_a_schema() -> None:
+    with pytest.raises(ValidationError, match="Anthropic's batches do not know"):
+        OpenAITeacher(
+            model="m",
+            base_url="https://host/v1",
+            provider="anthropic",
+            batch=True,
+            structured_output="json_object",
+        )
+
+
+def test_requests_in_batches_cost_what_the_discount_leaves() -> None:
+    alone = OpenAITeacher(model="m", base_url="https://host/v1", price=PRICE)
+    batched = alone.model_copy(update={"batch": True})
+    assert alone.charges is not None and alone.charges.cost(1e6, 1e6) == 10
+    assert batched.charges is not None and batched.charges.cost(1e6, 1e6) == 7.5
+    assert batched.price == PRICE
