@@ -86,7 +86,9 @@ class Setting:
     overrides: tuple[str, ...] = ()
     teacher: tuple[str, ...] | None = None
     """How Gemma 3 270M becomes the teacher, where the setting has no other: settings of the recipe
-    in place of its own. It learns all training rows, as they are labelled."""
+    in place of its own. It learns the training rows as they are labelled."""
+    template: str | None = None
+    """The chat template of teacher and students. None: Gemma's own."""
 
     def obstacle(self) -> str | None:
         """Return why it cannot be run here; None when it can."""
@@ -118,45 +120,41 @@ class Setting:
         recipe = load_recipe(REPO / self.recipe, self.teacher, Recipe)
         data = recipe.data.model_copy(update={"gold": recipe.data.train, "train": None})
         training = recipe.training.model_copy(update={"seed": seed})
-        student = PretrainedStudent(model=str(model_folder()), chat_template="plain")
+        student = PretrainedStudent(model=str(model_folder()), chat_template=self.template)
         sections = {"task": recipe.task, "data": data, "student": student, "training": training}
         told = TeacherTrainingRecipe(**sections, execution=recipe.execution, output="unread")
         with lock(Path(store.root, "teachers", f"{recipe.task.name}-{seed}.lock")):
             return train_teacher(told, store)
 
 
-_GEMMA_TEACHER = (
-    "training.batch_size=64",
-    "training.micro_batch_size=64",
-    "training.evaluations=1",
-    "training.patience=null",
-)
 _GEMMA = (
     "student={kind: pruned, model: unread}",
     "training.method={kind: full}",
-    "training.learning_rate=2e-4",
+    "training.epochs=4",
     "training.evaluations=1",
     "training.patience=null",
 )
 _BANKING77 = (
     *_GEMMA,
-    "teacher={kind: transformers, model: unread, batch_size: 512, max_new_tokens: 24}",
-    "data.train.max_rows=3000",
-    "training.epochs=4",
+    "teacher={kind: transformers, model: unread, batch_size: 256, max_new_tokens: 24}",
+    "data.train.max_rows=2000",
+    "data.test.max_rows=1540",
+    "training.learning_rate=4e-4",
     "training.batch_size=64",
     "training.micro_batch_size=64",
-    "evaluation.batch_size=1024",
+    "evaluation.batch_size=512",
 )
 _SCITLDR = (
     *_GEMMA,
-    "teacher={kind: transformers, model: unread, batch_size: 512, max_new_tokens: 80}",
-    "data.train.max_rows=1400",
-    "data.test.max_rows=400",
-    "training.epochs=3",
+    "teacher={kind: transformers, model: unread, batch_size: 64, max_new_tokens: 64}",
+    "data.train.max_rows=900",
+    "data.test.max_rows=null",
+    "training.learning_rate=2e-4",
     "training.batch_size=32",
-    "training.micro_batch_size=32",
+    "training.micro_batch_size=16",
     "training.max_length=448",
-    "evaluation.batch_size=400",
+    "evaluation.batch_size=200",
+    "evaluation.max_new_tokens=64",
 )
 
 SETTINGS = (
@@ -173,7 +171,7 @@ SETTINGS = (
             f"Banking77: Gemma 3 270M to {layers} of its 18 layers",
             "recipes/gemma/banking77.yaml",
             (*_BANKING77, f"student.num_layers={layers}"),
-            teacher=_GEMMA_TEACHER,
+            teacher=(),
         )
         for layers in (9, 6)
     ),
@@ -184,12 +182,14 @@ SETTINGS = (
             "recipes/gemma/summarization.yaml",
             (*_SCITLDR, f"student.num_layers={layers}"),
             teacher=(
-                *_GEMMA_TEACHER,
-                "data.train.max_rows=1400",
-                "training.epochs=4",
-                "training.batch_size=16",
-                "training.micro_batch_size=16",
+                "data.train.max_rows=null",
+                "training.learning_rate=5e-4",
+                "training.epochs=2",
+                "training.max_length=448",
+                "training.evaluations=1",
+                "training.patience=null",
             ),
+            template="plain",  # its end is one that a base model knows
         )
         for layers in (9, 6)
     ),
