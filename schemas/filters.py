@@ -23,6 +23,11 @@ class DropReason(StrEnum):
     FOUND_IN_SELECTION = "found_in_selection"
     OVERLAPS_TEST = "overlaps_test"
     OVERLAPS_SELECTION = "overlaps_selection"
+    NEAR_DUPLICATE = "near_duplicate"
+    SEMANTIC_DUPLICATE = "semantic_duplicate"
+    LESS_DIVERSE = "less_diverse"
+    PERSONAL_DATA = "personal_data"
+    OTHER_LANGUAGE = "other_language"
     # responses
     TEACHER_FAILED = "teacher_failed"
     TEACHER_REFUSED = "teacher_refused"
@@ -43,10 +48,11 @@ class DropReason(StrEnum):
 
 
 class RewriteReason(StrEnum):
-    """Why a response was rewritten. Closed, and counted like a drop."""
+    """Why a row was rewritten. Closed, and counted like a drop."""
 
     CANONICAL_LABEL = "canonical_label"
     BARE_ANSWER = "bare_answer"
+    REDACTED = "redacted"
 
 
 class _ResponseFilter(Branch):

@@ -6,11 +6,16 @@ from typing import Any
 from distillery.filters.agreement import Agreement
 from distillery.filters.base import RowFilter, SetFilter
 from distillery.filters.decontamination import Decontamination
+from distillery.filters.diversity import Diversity
 from distillery.filters.duplicate import Duplicate
 from distillery.filters.empty import Empty
 from distillery.filters.format import Format
+from distillery.filters.language import Language
 from distillery.filters.length import Length
+from distillery.filters.near_duplicate import NearDuplicate
+from distillery.filters.pii import Pii
 from distillery.filters.refusal import Refusal
+from distillery.filters.semantic_duplicate import SemanticDuplicate
 from distillery.filters.truncated import Truncated
 from distillery.filters.usable import Usable
 from schemas.filters import EmptyFilter, ResponseFilter
@@ -20,6 +25,11 @@ AnyFilter = RowFilter[Any] | SetFilter[Any]
 
 PROMPT_FILTERS: dict[str, type[AnyFilter]] = {
     "decontamination": Decontamination,
+    "near_duplicate": NearDuplicate,
+    "semantic_duplicate": SemanticDuplicate,
+    "diversity": Diversity,
+    "pii": Pii,
+    "language": Language,
 }
 
 RESPONSE_FILTERS: dict[str, type[AnyFilter]] = {

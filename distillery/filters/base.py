@@ -35,8 +35,8 @@ class Rewrite:
     reason: RewriteReason
 
 
-class RowFilter(ABC, Generic[SpecT]):
-    """Decides about one row at a time."""
+class _Filter(ABC, Generic[SpecT]):
+    """What the two kinds of filters have in common."""
 
     reads_gold: ClassVar[bool] = False
     """Of a filter over prompts: whether it is for the gold rows too, of which a baseline learns."""
@@ -44,25 +44,33 @@ class RowFilter(ABC, Generic[SpecT]):
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
 
+    def check(self) -> None:
+        """Return when the filter can run here; before anything is read or asked.
+
+        Raises:
+            RecipeError: A library or a model that it needs is not there.
+        """
+
+    def identity(self) -> str | None:
+        """Return what tells the model that the filter goes by from others; None: it needs none."""
+        return None
+
     def prepare(self, held_out: Iterable[Row]) -> None:
         """Look at the selection and test rows; of a filter over prompts, before its first row."""
+
+
+class RowFilter(_Filter[SpecT]):
+    """Decides about one row at a time."""
 
     @abstractmethod
     def row(self, row: Row, task: TaskType) -> Drop | Rewrite | None:
         """Return what is to be done with a row; None keeps it as it is."""
 
 
-class SetFilter(ABC, Generic[SpecT]):
+class SetFilter(_Filter[SpecT]):
     """Decides about rows together, such as near-duplicates."""
 
-    reads_gold: ClassVar[bool] = False
     reason: ClassVar[DropReason]
-
-    def __init__(self, spec: SpecT) -> None:
-        self.spec = spec
-
-    def prepare(self, held_out: Iterable[Row]) -> None:
-        """Look at the selection and test rows; of a filter over prompts, before its first row."""
 
     @abstractmethod
     def rows(self, sql: Any) -> Any:

@@ -44,6 +44,7 @@ def filter_prompts(
         inputs={
             "prompts": valid.prompts.fingerprint,
             "held_out": valid.prompts.identities(*_HELD_OUT),
+            "models": [each.identity() for _, each in prompt_filters(filters.prompts)],
         },
         spec={"filters": filters.prompts},
     )

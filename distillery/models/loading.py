@@ -151,6 +151,30 @@ class ModelFiles:
             )
         return model
 
+    def encoder(self) -> Any:
+        """Return the model without a head, in float32 and evaluation mode, on the CPU.
+
+        Raises:
+            RecipeError: It cannot be loaded, or lacks weights; a pooler's do not count.
+        """
+        from transformers import AutoModel
+
+        quiet_transformers()
+        with self._errors_named("model") as place:
+            model, info = AutoModel.from_pretrained(
+                place,
+                dtype="float32",
+                use_safetensors=True,
+                output_loading_info=True,
+                **self._shared,
+            )
+        if absent := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+            raise RecipeError(
+                f"model {self.model!r} lacks {len(absent)} weights, such as {absent[0]!r}; they "
+                "would be random. Name a complete encoder."
+            )
+        return model.eval()
+
     def skeleton(self) -> Any:
         """Return the model without numbers in its weights, on torch's device `meta`.
 

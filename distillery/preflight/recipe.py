@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from distillery.evaluation.cost import Prices
 from distillery.evaluation.harness import check_harness
+from distillery.filters import prompt_filters
 from distillery.preflight.export import unwritable_formats
 from distillery.preflight.gate import unanswerable_conditions
 from distillery.preflight.judge import check_judges_endpoint, judge_problems, self_preference
@@ -86,6 +87,8 @@ def check_recipe(
     if problems.collect(kind.check):
         problems.lines += _unknown_labels(kind, data)
     problems.collect(check_samples, teacher, task)
+    for _, chosen in prompt_filters(filters.prompts) if filters else ():
+        problems.collect(chosen.check)
     is_instructed = problems.collect(instructions, teacher, task)
     teacher_is_there = _check_teacher(problems, teacher)
     panel = training.objective.soft_teachers if training else ()

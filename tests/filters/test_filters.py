@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from distillery.filters import RESPONSE_FILTERS, response_filters
+from distillery.filters import PROMPT_FILTERS, RESPONSE_FILTERS, response_filters
 from distillery.filters.base import Drop, Rewrite, RowFilter
 from distillery.filters.format import Format
 from distillery.filters.refusal import Refusal
@@ -20,6 +20,7 @@ from schemas.filters import (
     RewriteReason,
     TruncatedFilter,
 )
+from schemas.prompt_filters import PromptFilter
 from schemas.task import AnswerFormat, JsonFormat, LabelSet, RegexFormat, TaskKind, TaskSpec
 from tests.fixtures_filters import Row, response_row, task_with
 
@@ -222,6 +223,8 @@ def test_what_other_filters_judge_is_usable(state: str, agreement: float | None)
 def test_every_filter_of_a_recipe_has_its_class() -> None:
     kinds = [spec.model_fields["kind"].default for spec in get_args(get_args(ResponseFilter)[0])]
     assert sorted(RESPONSE_FILTERS) == sorted(kinds)
+    kinds = [spec.model_fields["kind"].default for spec in get_args(get_args(PromptFilter)[0])]
+    assert sorted(PROMPT_FILTERS) == sorted(kinds)
 
 
 def test_no_recipe_can_leave_out_what_makes_a_row_usable() -> None:

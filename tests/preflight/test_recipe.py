@@ -53,6 +53,27 @@ def test_a_champion_whose_files_are_gone_is_refused_with_everything_else_that_is
         )
 
 
+def test_filters_that_cannot_run_here_are_refused_with_everything_else_that_is_wrong() -> None:
+    raw = changed("data.test", None)
+    raw["filters"] = {
+        "prompts": [
+            {"kind": "diversity", "keep": 9, "embedding": {"model": "no/such/encoder"}},
+            {"kind": "language", "languages": ["klingon"]},
+        ]
+    }
+    recipe = validate_recipe(raw, Recipe, source="r.yaml")
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(
+            *(recipe.task, recipe.data, recipe.teacher, recipe.student, recipe.training),
+            *(recipe.store, recipe.execution, recipe.evaluation),
+            filters=recipe.filters,
+        )
+    told = str(caught.value)
+    assert "embedding 'no/such/encoder' is neither an existing folder nor a hub id" in told
+    assert "language knows no language 'klingon'" in told
+    assert "data.test is missing" in told
+
+
 def test_generation_without_prompts_is_refused_with_everything_else_that_is_wrong() -> None:
     raw = changed("data.train", None)
     raw["teacher"] = raw["teacher"] | {"api_key_env": "NO_SUCH_KEY"}

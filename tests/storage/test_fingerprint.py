@@ -29,6 +29,14 @@ from schemas.execution import StageName
 from schemas.filters import FilterSpec, LengthFilter, RefusalFilter
 from schemas.gate import GateSpec
 from schemas.objectives import HardTargets, SoftTargets
+from schemas.prompt_filters import (
+    DecontaminationFilter,
+    DiversityFilter,
+    EmbeddingModel,
+    LanguageFilter,
+    NearDuplicateFilter,
+    PiiFilter,
+)
 from schemas.student import FromScratchStudent, PretrainedStudent
 from schemas.task import JsonFormat, LabelSet, RegexFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
@@ -58,6 +66,12 @@ SPECS: list[BaseModel] = [
     FilterSpec(),
     LengthFilter(),
     RefusalFilter(),
+    DecontaminationFilter(),
+    NearDuplicateFilter(),
+    DiversityFilter(embedding=EmbeddingModel(model="encoder"), keep=9),
+    EmbeddingModel(model="encoder"),
+    PiiFilter(),
+    LanguageFilter(languages=("en",)),
     EvaluationSpec(),
     GateSpec(),
 ]
@@ -82,6 +96,9 @@ RUNTIME_FIELDS = {
     "OpenAITeacher.budget",
     "OpenAITeacher.api_key_secret",
     "OpenAITeacher.declared",
+    "EmbeddingModel.model",
+    "EmbeddingModel.revision",
+    "EmbeddingModel.device",
     "TrainingSpec.micro_batch_size",
     "TrainingSpec.batching",
     "TrainingSpec.num_processes",
@@ -100,6 +117,7 @@ OTHER_VALUES: dict[str, Any] = {
     "TaskSpec.name": "u",
     "TaskSpec.answer_format": LabelSet(labels=("a", "b")),
     "DataSpec.prompt_template": "{question}",
+    "DiversityFilter.embedding": EmbeddingModel(model="encoder", max_length=8),
     "DataSpec.test": FileSource(path="test.jsonl", max_rows=5),
     "FileSource.encoding": "latin-1",
     "FileSource.label_map": {"0": "refund"},
@@ -107,7 +125,11 @@ OTHER_VALUES: dict[str, Any] = {
     "TransformersTeacher.chat_template_kwargs": {"enable_thinking": False},
     "PretrainedStudent.chat_template_kwargs": {"enable_thinking": False},
     "FromScratchStudent.chat_template_kwargs": {"enable_thinking": False},
+    "FilterSpec.prompts": (),
     "FilterSpec.responses": (LengthFilter(),),
+    "DiversityFilter.keep": 0.5,
+    "LanguageFilter.languages": ("de",),
+    "PiiFilter.entities": ("URL",),
     "FromScratchStudent.num_heads": 4,
     "FromScratchStudent.hidden_size": 32,
     "TrainingSpec.method": LoraMethod(),
