@@ -23,7 +23,7 @@ from schemas.objectives import OnPolicy, SoftTargets
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TransformersTeacher
+from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import LoraMethod, TrainingSpec
 
 VOCABULARY = 300
@@ -152,7 +152,9 @@ class School(Bench):
 
     def __init__(self, root: Path, folder: str, num_train: int = 24) -> None:
         super().__init__(root, rows_to_learn(num_train))
-        self.teacher = TransformersTeacher(model=folder, dtype="float32", device="cpu")
+        self.teacher: TransformersTeacher | OpenAITeacher = TransformersTeacher(
+            model=folder, dtype="float32", device="cpu"
+        )
         self.student = FromScratchStudent(
             num_layers=1,
             hidden_size=32,

@@ -6,6 +6,7 @@ must show is known.
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from schemas.teacher import OpenAITeacher
 from tests.stub_endpoint import Reply, StubEndpoint
 
-USER, ASSISTANT, END = 256, 257, 258
+USER, ASSISTANT, END, SYSTEM = 256, 257, 258, 259
 VOCABULARY = 300
 PATHS = ("/v1/completions", "/tokenize")
-_MARKS = {"user": USER, "assistant": ASSISTANT, "system": 259}
+_MARKS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
 
 _logits = np.random.default_rng(0).normal(0, 3, (VOCABULARY, VOCABULARY))
 LOG_PROBS: NDArray[np.float64] = _logits - np.log(np.exp(_logits).sum(1, keepdims=True))
@@ -33,6 +34,25 @@ def render(messages: list[dict[str, str]], answer_follows: bool) -> list[int]:
     for message in messages:
         ids += [_MARKS[message["role"]], *message["content"].encode(), END]
     return [*ids, ASSISTANT] if answer_follows else ids
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """Return ``folder`` with a tokenizer that reads text as the server does, byte for byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = {character: byte for byte, character in bytes_to_unicode().items()}
+    tokens |= {"<|user|>": USER, "<|assistant|>": ASSISTANT, "<|end|>": END, "<|system|>": SYSTEM}
+    tokens |= {f"<|unused {n}|>": n for n in range(len(tokens), VOCABULARY)}
+    bpe = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    names = ["<|user|>", "<|assistant|>", "<|system|>"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", extra_special_tokens=names
+    ).save_pretrained(folder)
+    return folder
 
 
 class StubVllm:

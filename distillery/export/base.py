@@ -147,13 +147,21 @@ class Exporter(abc.ABC):
             RecipeError: It cannot.
         """
 
-    def check_model(self, format: ExportFormat, architecture: str, head_size: int) -> None:
+    def check_model(
+        self,
+        format: ExportFormat,
+        architecture: str,
+        head_size: int,
+        layer_types: Sequence[str] = (),
+    ) -> None:
         """Return when a student of this class can be written, and run.
 
         Args:
             format: In what.
             architecture: Name of the class that transformers opens for it.
             head_size: Size of an attention head.
+            layer_types: Which attention each layer has, such as sliding_attention. Empty: all the
+                same.
 
         Raises:
             RecipeError: It cannot.

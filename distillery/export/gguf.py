@@ -24,6 +24,13 @@ _READ_BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.js
 _TEMPLATE = "chat_template.jinja"
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 _LEAST_CONTEXT = 512
+# Every how many layers llama.cpp has one with full attention, where the file does not say which.
+_PERIODS = {
+    "Gemma2ForCausalLM": 2,
+    "Gemma3ForCausalLM": 6,
+    "Gemma3ForConditionalGeneration": 6,
+    "Cohere2ForCausalLM": 4,
+}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -45,6 +52,27 @@ class Gguf(Exporter):
             if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP"
         )
         return frozenset(name for table in tables if table for name in ast.literal_eval(table))
+
+    def check_model(
+        self,
+        format: ExportFormat,
+        architecture: str,
+        head_size: int,
+        layer_types: Sequence[str] = (),
+    ) -> None:
+        """Return when llama.cpp knows the architecture, and which attention each layer has."""
+        super().check_model(format, architecture, head_size, layer_types)
+        period = _PERIODS.get(architecture)
+        full = [n for n, each in enumerate(layer_types) if each == "full_attention"]
+        if period is None or full == [*range(period - 1, len(layer_types), period)]:
+            return
+        raise RecipeError(
+            f"export.formats asks for {format.name!r}, in which llama.cpp takes every layer of a "
+            f"{architecture} for one with a sliding window but each {period}th, and of the "
+            f"student's {len(layer_types)} layers those with full attention are {full}, numbered "
+            "from 0, so it would compute another model. Keep layers in student.layers that follow "
+            "this order, or export onnx."
+        )
 
     def check_tokenizer(self, tokenizer: Any, name: str) -> None:
         """Return when llama.cpp splits text as ``tokenizer`` does."""

@@ -42,9 +42,15 @@ class Onnx(Exporter):
                 "one of these, or install onnxruntime-genai-cuda on a machine with a GPU."
             )
 
-    def check_model(self, format: ExportFormat, architecture: str, head_size: int) -> None:
+    def check_model(
+        self,
+        format: ExportFormat,
+        architecture: str,
+        head_size: int,
+        layer_types: Sequence[str] = (),
+    ) -> None:
         """Return when onnxruntime knows the architecture and has an attention for its heads."""
-        super().check_model(format, architecture, head_size)
+        super().check_model(format, architecture, head_size, layer_types)
         if head_size % _HEAD_SIZE:
             raise RecipeError(
                 f"export.formats asks for {format.name!r}, but onnxruntime's attention takes heads "

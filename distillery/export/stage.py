@@ -66,7 +66,9 @@ def export_student(
         ):
             model = LocalModel.load(source, dtype="float32", device="cpu")
             architecture = model.model.config.architectures[0]
-            exporter.check_model(format, architecture, head_size(model.model.config))
+            config = model.model.config
+            layer_types = getattr(config, "layer_types", None) or ()
+            exporter.check_model(format, architecture, head_size(config), layer_types)
             exporter.check_tokenizer(model.tokenizer, student.uri)
             start = time.perf_counter()
             exporter.write(format, source, folder)

@@ -26,6 +26,20 @@ def decoder_layers(model: Any) -> tuple[str, Any]:
     )
 
 
+def attention_obstacle(model: Any, wanted: str) -> str | None:
+    """Have ``model`` compute its attention as ``wanted``, such as `eager`; return why it does not.
+
+    Its files do not say so when it is saved.
+    """
+    model.set_attn_implementation(wanted)
+    if model.config.get_text_config(decoder=True)._attn_implementation == wanted:
+        return None
+    return (
+        f"a {type(model).__name__} does not let its attention be computed as {wanted!r}, which "
+        "shows its weights. Choose another model, or set training.objective.match to relations."
+    )
+
+
 @contextlib.contextmanager
 def noted(modules: Sequence[Any], take: Callable[[Any], Any]) -> Iterator[list[Any]]:
     """Yield what ``take`` makes of the output of each module; there after a forward pass inside.

@@ -108,10 +108,10 @@ def open_student(
 
 
 def layers_beforehand(spec: StudentSpec | TransformersTeacher) -> tuple[list[Any], Any]:
-    """Return a model's decoder layers on torch's device `meta`, and its text configuration.
+    """Return a model's decoder layers on torch's device `meta`, and the model.
 
-    No weights are read. A pruned student's are those that it keeps, with the configuration of the
-    model that it is made of; of a new student the tokenizer is read.
+    No weights are read. A pruned student's layers are those that it keeps of the model that it is
+    made of; of a new student the tokenizer is read.
 
     Raises:
         RecipeError: A configuration cannot be read, or layers that are kept are not there.
@@ -127,7 +127,7 @@ def layers_beforehand(spec: StudentSpec | TransformersTeacher) -> tuple[list[Any
     layers = list(decoder_layers(model)[1])
     if isinstance(spec, PrunedStudent):
         layers = [layers[number] for number in kept_layers(spec, len(layers))]
-    return layers, model.config.get_text_config(decoder=True)
+    return layers, model
 
 
 def _new_llama(spec: FromScratchStudent, tokenizer: Any) -> Any:

@@ -5,6 +5,7 @@ values, W = width of the values, H = heads.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,7 @@ from distillery.data.chat import Message
 from distillery.models.chat_format import TokenizedRow
 from distillery.models.loading import ModelFiles
 from distillery.objectives.base import Batch, Row
-from distillery.objectives.inner import InnerObjective
+from distillery.objectives.inner import InnerObjective, text_config
 from distillery.objectives.one_vocabulary import ANSWER
 from schemas.errors import TrainingError
 from schemas.objectives import Attention
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distillery.run")
 
 _LONG = 512
+_MOST_BYTES_OF_A_ROW = 64 * 2**30  # beside all else, more than a GPU of today has
+_ITEMSIZE = {"float32": 4, "bfloat16": 2}
 _LEAST_WEIGHT = 1e-8
 _MASKED = -1e9
 
@@ -82,7 +85,7 @@ class AttentionObjective(InnerObjective):
         """Return that a layer has no values, or no weights, or not of a width that can be split."""
         spec = training.objective
         assert isinstance(spec, Attention)
-        for whose, (layers, config) in (("student", student), ("teacher", teacher)):
+        for whose, (layers, _) in (("student", student), ("teacher", teacher)):
             wanted = ("self_attn", "v_proj") if spec.match == "relations" else ("self_attn",)
             for layer in layers:
                 if _inside(layer, wanted) is None:
@@ -99,9 +102,7 @@ class AttentionObjective(InnerObjective):
                             f"training.objective.relation_heads={spec.relation_heads} parts. Set "
                             "it to a divisor of both models' width of values."
                         )
-            if spec.match == "averaged_heads":
-                _warn_of_long_rows(training, whose, len(layers), config)
-        return None
+        return _too_long(training, spec, len(student[0]), student[1])
 
     def _of_row(self, row: Row, tokens: TokenizedRow) -> Row:
         columns = super()._of_row(row, tokens)
@@ -118,6 +119,27 @@ class AttentionObjective(InnerObjective):
         """Return the values' projection, or the attention that returns its weights."""
         is_values = self._spec.match == "relations"
         return layer.self_attn.v_proj if is_values else layer.self_attn
+
+    def attach(self, model: Any) -> None:
+        """Find the layers, and how many numbers they give for a token."""
+        super().attach(model)
+        self._heads = int(text_config(model).num_attention_heads)
+        if self._spec.match == "relations":
+            self._width = int(self._ours[0].out_features)
+
+    def held_bytes(
+        self, training: TrainingSpec, num_rows: int, num_tokens: int, num_response: int
+    ) -> int:
+        """Return the bytes of what is compared, and of gradients that wait for their layers."""
+        spec, pairs = self._spec, len(self._ours)
+        noted = _ITEMSIZE[training.dtype]
+        if spec.match == "relations":
+            of_token = self._width * (3 * 4 + (noted if training.gradient_checkpointing else 0))
+        else:
+            kept = 2 if training.gradient_checkpointing else 1
+            of_token = kept * noted * self._heads * num_tokens
+        of_looks = num_response * num_tokens * _look_bytes(spec, pairs)
+        return num_rows * (pairs * num_tokens * of_token + of_looks)
 
     @property
     def weight(self) -> float:
@@ -145,9 +167,7 @@ class AttentionObjective(InnerObjective):
         _, is_there_BQ = queries(batch["labels"])
         total = torch.zeros((), device=is_there_BQ.device)
         for output, log_p_BRQT in zip(ours, theirs, strict=True):
-            log_q_BRQT = self._log_probs(output, batch)
-            kl_BRQ = (log_p_BRQT.exp() * (log_p_BRQT - log_q_BRQT)).sum(-1)
-            total = total + kl_BRQ.mean(1)[is_there_BQ].sum()
+            total = total + divergence(log_p_BRQT, self._log_probs(output, batch), is_there_BQ)
         return total
 
     def _log_probs(self, output: "Tensor", batch: Batch) -> "Tensor":
@@ -155,6 +175,12 @@ class AttentionObjective(InnerObjective):
         if self._spec.match == "relations":
             return relations(output, at_BQ, self._spec.relation_heads)
         return averaged_heads(output, at_BQ)
+
+
+def divergence(log_p_BRQT: "Tensor", log_q_BRQT: "Tensor", is_there_BQ: "Tensor") -> "Tensor":
+    """Return KL(p || q), averaged over parts, summed over the response tokens that are there."""
+    kl_BRQ = (log_p_BRQT.exp() * (log_p_BRQT - log_q_BRQT)).sum(-1)
+    return kl_BRQ.mean(1)[is_there_BQ].sum()
 
 
 def queries(labels_BT: "Tensor") -> tuple["Tensor", "Tensor"]:
@@ -243,13 +269,35 @@ def _other_prompt(teacher: TransformersTeacher, student: StudentSpec) -> str | N
     return None
 
 
-def _warn_of_long_rows(training: TrainingSpec, whose: str, num_pairs: int, config: Any) -> None:
-    """Log what attention weights of the longest row take, where that is much."""
-    length, heads = training.max_length, config.num_attention_heads
-    if length > _LONG:
-        layers = config.num_hidden_layers if whose == "student" else 1
+def _look_bytes(spec: Attention, num_pairs: int) -> int:
+    """Return the bytes that one token's look at one other takes in the loss, in float32.
+
+    Of each pair of layers both models' log-probabilities and what the loss makes of them; of the
+    pair that is being compared, what comes before.
+    """
+    parts, kept = (spec.relation_heads, 3) if spec.match == "relations" else (1, 4)
+    return 4 * parts * (kept * num_pairs + 3)
+
+
+def _too_long(training: TrainingSpec, spec: Attention, num_pairs: int, config: Any) -> str | None:
+    """Return that one row as long as allowed would not fit any device; log where it takes much."""
+    length = min(training.max_length, getattr(config, "max_position_embeddings", math.inf))
+    per_look, what = _look_bytes(spec, num_pairs), "relations of values"
+    if spec.match == "averaged_heads":
+        what = "attention weights"
+        # Kept by each layer, and their gradients.
+        per_look += 2 * num_pairs * config.num_attention_heads * _ITEMSIZE[training.dtype]
+    size = per_look * length**2
+    if size > _MOST_BYTES_OF_A_ROW:
+        return (
+            f"{what} of one row of {length} tokens, as many as training.max_length allows, take up "
+            f"to {bytes_text(size)}: they grow with the square of its length. Set "
+            f"training.max_length to {math.isqrt(_MOST_BYTES_OF_A_ROW // per_look)} or less."
+        )
+    if spec.match == "averaged_heads" and length > _LONG:
         logger.warning(
-            "attention weights of a row of training.max_length=%d tokens take %s in the %s (%d "
-            "heads, as many numbers as tokens squared). Set it to %d or less where rows allow.",
-            length, bytes_text(2 * 4 * layers * heads * length**2), whose, heads, _LONG,
+            "attention weights of a row of training.max_length=%d tokens take up to %s, as they "
+            "grow with the square of its length. Set it to %d or less where rows allow.",
+            length, bytes_text(size), _LONG,
         )  # fmt: skip
+    return None

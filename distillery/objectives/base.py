@@ -153,6 +153,19 @@ class Objective(ABC):
         """
         return None
 
+    def held_bytes(
+        self, training: TrainingSpec, num_rows: int, num_tokens: int, num_response: int
+    ) -> int:
+        """Return what it holds of a micro-batch until the backward pass, besides what models do.
+
+        Args:
+            training: Settings that may save memory, which may be others than its own.
+            num_rows: Rows of a forward pass.
+            num_tokens: Of the longest row.
+            num_response: Response tokens of the longest response.
+        """
+        return 0
+
     def features(self) -> dict[str, Any]:
         """Return the columns that it adds to a row, as features of ``datasets``."""
         return {}

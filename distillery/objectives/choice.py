@@ -97,11 +97,7 @@ def choose_objective(
         obstacle = objective_class(training).obstacle(training, teacher, student)
         if obstacle is None:
             return _decided(training, f"{wanted.kind}: as the recipe says")
-        way_out = " Or set training.objective.kind to hard_targets."
-        raise RecipeError(
-            f"training.objective.kind is {wanted.kind!r}, but {obstacle}"
-            + ("" if "hard_targets" in obstacle else way_out)
-        )
+        raise RecipeError(f"training.objective.kind is {wanted.kind!r}, but {obstacle}")
     chosen = _best_possible(wanted, teacher, student, training)
     logger.info("training.objective auto is %s", chosen.because)
     return chosen

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("distillery.run")
 
 _PROBE = ScoringRow(
-    "of a probe",
+    "",
     "",
     [Message(role="user", content="What is six times seven?")],
     "Forty-two: a naïve answer.",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from distillery.objectives.base import Batch
-from distillery.objectives.inner import InnerObjective
+from distillery.objectives.inner import InnerObjective, text_config
 from schemas.objectives import HiddenStates
 from schemas.training import TrainingSpec
 
@@ -60,13 +60,13 @@ class HiddenStatesObjective(InnerObjective):
         import torch
 
         super().attach(model)
+        ours, theirs = self._widths = (
+            int(text_config(model).hidden_size),
+            int(text_config(self._teacher.model).hidden_size),
+        )
         self._projectors: Any = None
         if not self._spec.projector:
             return
-        ours, theirs = (
-            each.config.get_text_config(decoder=True).hidden_size
-            for each in (model, self._teacher.model)
-        )
         self._projectors = torch.nn.ModuleList(
             torch.nn.Linear(ours, theirs, bias=False, dtype=torch.float32) for _ in self._ours
         )
@@ -77,6 +77,16 @@ class HiddenStatesObjective(InnerObjective):
     def extra(self) -> Any:
         """Return the projectors."""
         return self._projectors
+
+    def held_bytes(
+        self, training: TrainingSpec, num_rows: int, num_tokens: int, num_response: int
+    ) -> int:
+        """Return the bytes of states, and of their gradients, which wait for their layers."""
+        ours, theirs = self._widths
+        states = ours + (theirs if self._projectors is not None else 0)
+        # Both models' states, as they are and at length 1, in float32.
+        compared = num_response * 4 * (states + 3 * theirs)
+        return num_rows * len(self._ours) * (num_tokens * 4 * ours + compared)
 
     @property
     def weight(self) -> float:

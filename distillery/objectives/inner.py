@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from distillery.models.layers import decoder_layers, noted
+from distillery.models.layers import attention_obstacle, decoder_layers, noted
 from distillery.models.loading import ModelFiles
 from distillery.models.pruning import kept_layers
 from distillery.models.students import layers_beforehand
@@ -76,12 +76,17 @@ class InnerObjective(Beside):
             return obstacle
         spec = training.objective
         assert isinstance(spec, HiddenStates | Attention)
-        of_student, of_teacher = layers_beforehand(student), layers_beforehand(teacher)
-        pairs = paired_layers(spec, student, teacher, len(of_student[0]), len(of_teacher[0]))
+        of_student, student_model = layers_beforehand(student)
+        of_teacher, teacher_model = layers_beforehand(teacher)
+        pairs = paired_layers(spec, student, teacher, len(of_student), len(of_teacher))
+        for model in (student_model, teacher_model):
+            wanted = cls.attention(spec)
+            if wanted and (obstacle := attention_obstacle(model, wanted)) is not None:
+                return obstacle
         return cls.layers_obstacle(
             training,
-            ([of_student[0][pair.student] for pair in pairs], of_student[1]),
-            ([of_teacher[0][pair.teacher] for pair in pairs], of_teacher[1]),
+            ([of_student[pair.student] for pair in pairs], text_config(student_model)),
+            ([of_teacher[pair.teacher] for pair in pairs], text_config(teacher_model)),
         )
 
     @classmethod
@@ -147,6 +152,11 @@ class InnerObjective(Beside):
     @abstractmethod
     def distance(self, ours: Sequence[Any], theirs: Sequence[Any], batch: Batch) -> "Tensor":
         """Return the distance, summed over pairs and response tokens."""
+
+
+def text_config(model: Any) -> Any:
+    """Return the configuration of a model's decoder."""
+    return model.config.get_text_config(decoder=True)
 
 
 def paired_layers(

@@ -204,7 +204,7 @@ def _obstacle_of(teacher: TeacherSpec, spec: SoftTargets, ours: ChatFormat) -> s
 
     try:
         response_ids = ours.row(PROBE, ANSWER).response_ids
-        check_served(teacher, spec, ScoringRow("of a probe", "", PROBE, ANSWER), response_ids)
+        check_served(teacher, spec, ScoringRow("", "", PROBE, ANSWER), response_ids)
     except (RecipeError, TrainingError) as error:
         return str(error)
     return None

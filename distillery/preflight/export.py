@@ -1,11 +1,12 @@
 """Before anything is spent: whether the student that will be can be written in its formats."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from schemas.errors import DistilleryError
 from schemas.execution import ExecutionSpec
 from schemas.export import ExportSpec
-from schemas.student import FromScratchStudent, StudentSpec
+from schemas.student import FromScratchStudent, PrunedStudent, StudentSpec
 
 
 def unwritable_formats(
@@ -41,11 +42,16 @@ def unwritable_formats(
     return problems
 
 
-def _architecture(student: StudentSpec) -> tuple[str, int]:
-    """Return the student's class, and the size of its attention heads."""
+def _architecture(student: StudentSpec) -> tuple[str, int, Sequence[str]]:
+    """Return the student's class, the size of its heads, and which attention each layer has."""
     from distillery.models.loading import ModelFiles, head_size
+    from distillery.models.pruning import kept_layers
 
     if isinstance(student, FromScratchStudent):
-        return "LlamaForCausalLM", student.hidden_size // student.num_heads
+        return "LlamaForCausalLM", student.hidden_size // student.num_heads, ()
     files = ModelFiles.of(student)
-    return files.architecture(), head_size(files.config())
+    config = files.config()
+    layer_types = getattr(config, "layer_types", None) or ()
+    if layer_types and isinstance(student, PrunedStudent):
+        layer_types = [layer_types[n] for n in kept_layers(student, len(layer_types))]
+    return files.architecture(), head_size(config), layer_types

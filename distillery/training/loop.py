@@ -15,6 +15,7 @@ from transformers import set_seed as set_seeds
 
 from distillery.data.chat import load_messages
 from distillery.models.chat_format import ChatFormat
+from distillery.models.layers import attention_obstacle
 from distillery.models.loading import quiet_transformers
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel
@@ -171,23 +172,15 @@ class _Training:
         return [each for each in (self._teacher, *(model for model, _ in self._panel)) if each]
 
     def _set_attention(self, model: Any) -> None:
-        """Have ``model`` compute attention as the objective needs it; no config that is saved says.
+        """Have ``model`` compute attention as the objective needs it.
 
         Raises:
             TrainingError: It cannot.
         """
         training = self._training
         wanted = objective_class(training).attention(training.objective)
-        if wanted is None:
-            return
-        model.set_attn_implementation(wanted)
-        if model.config.get_text_config(decoder=True)._attn_implementation != wanted:
-            kind = model.config.model_type
-            raise TrainingError(
-                f"a {kind} model does not let its attention be computed as {wanted!r}, which "
-                f"training.objective.kind {training.objective.kind!r} needs. Choose another model, "
-                "or set training.objective.kind to hard_targets."
-            )
+        if wanted is not None and (obstacle := attention_obstacle(model, wanted)) is not None:
+            raise TrainingError(obstacle)
 
     def _prompt_of(self, teacher: TeacherSpec | None) -> TeacherPrompt | None:
         """Return what stands around the rows that a teacher beside the student reads."""
@@ -220,6 +213,7 @@ class _Training:
             training,
             self._vocab_size,
             self._teachers,
+            self._objective,
             arguments=arguments,
             holds_logits=self._split_student.holds_logits,
         )

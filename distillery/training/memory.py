@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from distillery.training.batches import micro_batch
@@ -11,6 +11,12 @@ from schemas.training import LoraMethod, TrainingSpec
 from schemas.units import bytes_text
 
 _MOST_PROCESSES = 64
+# Products, their sum with the mask and the softmax, in float32, of the layer that is computed.
+_MAPS_AT_ONCE = 3
+_COMPARED = "layers compared"
+
+Held = Callable[[TrainingSpec, int, int, int], int]
+"""Bytes that an objective holds of a micro-batch: see `Objective.held_bytes`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +29,8 @@ class ModelShape:
     keys: int  # width of all key heads together
     inner: int  # width inside the feed-forward block, of all experts that one token goes through
     embeddings: int  # parameters of input embedding and output layer
+    # Attention heads whose weights are numbers of their own (`eager`); 0 where none are.
+    maps: int = 0
 
     @classmethod
     def of(cls, config: Any, vocab_size: int) -> Self | None:
@@ -48,6 +56,7 @@ class ModelShape:
             keys=(_largest(config, "num_key_value_heads") or heads) * head,
             inner=inner,
             embeddings=rows * width * (1 if getattr(config, "tie_word_embeddings", False) else 2),
+            maps=heads if getattr(config, "_attn_implementation", None) == "eager" else 0,
         )
 
     @property
@@ -78,17 +87,23 @@ class TeacherSize:
     # configuration does not tell the shape of a layer: weights are the most of what it takes.
     bytes_per_token: int
     num_models: int = 1
+    bytes_per_look: int = 0  # of a token at a token of its row, where attention weights are made
 
     @classmethod
     def of(cls, *models: Any) -> Self:
         """Return the size of loaded transformers models, which compute one after the other."""
-        weights, per_token = 0, [0]
+        weights, per_token, per_look = 0, [0], [0]
         for model in models:
             shape = ModelShape.of(model.config, 0)
             numbers = 4 * shape.width + max(3 * shape.inner, 4 * shape.queries) if shape else 0
             weights += sum(p.numel() * p.element_size() for p in model.parameters())
             per_token.append(numbers * model.dtype.itemsize)
-        return cls(weights, max(per_token), len(models))
+            per_look.append(_MAPS_AT_ONCE * 4 * shape.maps if shape else 0)
+        return cls(weights, max(per_token), len(models), max(per_look))
+
+    def activation_bytes(self, num_rows: int, num_tokens: int) -> int:
+        """Return the bytes of a forward pass over rows of so many tokens each."""
+        return num_rows * num_tokens * (self.bytes_per_token + num_tokens * self.bytes_per_look)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,12 +111,12 @@ class MemoryEstimate:
     """What one process of a training takes of its device, bytes; no weights are needed to tell.
 
     Trained weights and their gradients are float32, and so are AdamW's two states; frozen weights
-    are in the precision of the forward pass. Attention is taken to be PyTorch's own (SDPA), which
-    keeps no attention weights. A feed-forward block is taken to be gated; one that is not takes
-    less. It is what tensors take: within a tenth of the measured peak of Llamas of 10 M and 60 M
-    parameters. What an allocator keeps of memory that was given back comes on top: on a CPU glibc's
-    was seen to hold half as much again, and with adapters and checkpointing, whose tensors are
-    short-lived, two to three times as much.
+    are in the precision of the forward pass. Attention is PyTorch's own (SDPA), which keeps no
+    attention weights, unless the model computes it step by step (`eager`). A feed-forward block is
+    taken to be gated; one that is not takes less. It is what tensors take: within a tenth of the
+    measured peak of Llamas of 10 M and 60 M parameters. What an allocator keeps of memory that was
+    given back comes on top: on a CPU glibc's was seen to hold half as much again, and with adapters
+    and checkpointing, whose tensors are short-lived, two to three times as much.
     """
 
     shape: ModelShape
@@ -116,6 +131,9 @@ class MemoryEstimate:
     chunk_tokens: int  # response tokens whose logits exist at a time
     holds_logits: bool  # all logits of a forward pass exist at a time, as the student changes them
     sequences: int = 1  # of a row, in one forward pass; each with a loss of its own
+    response_length: int = 0  # tokens of the longest response
+    num_extra: int = 0  # parameters that the objective learns beside; whole in every process
+    held: Held | None = None  # what the objective compares, until the backward pass
 
     @functools.cached_property
     def parts(self) -> dict[str, int]:
@@ -125,14 +143,18 @@ class MemoryEstimate:
         # DDP sums gradients over processes in buckets of its own.
         buckets = 4 * self.num_trainable if self.num_processes > self._share else 0
         parts = {
-            "weights": weights // self._share + self._weights_in_use(),
+            "weights": weights // self._share + self._weights_in_use() + 4 * self.num_extra,
             "gradients": self._gradient_bytes + buckets,
-            "optimizer": 8 * self.num_trainable // self._share,
+            "optimizer": 8 * self.num_trainable // self._share + 8 * self.num_extra,
             "activations": self._activations(),
             "logits": self._logits(),
         }
+        if self.held is not None:
+            responses = min(self.response_length, self.max_length)
+            held = self.held(self.training, self.num_sequences, self.max_length, responses)
+            parts |= {_COMPARED: held} if held else {}
         if self.teacher is not None:
-            activations = self.rows * self.teacher_length * self.teacher.bytes_per_token
+            activations = self.teacher.activation_bytes(self.rows, self.teacher_length)
             chunks = self.teacher.num_models * self._chunk_bytes
             parts["teacher"] = self.teacher.weight_bytes + activations + chunks
         return parts
@@ -148,7 +170,8 @@ class MemoryEstimate:
         held = sum(self.parts.values())
         if self.rows * self.num_processes < self.training.batch_size:
             return held
-        at_start = self.parts["activations"] + self.parts["logits"]
+        compared = self.parts.get(_COMPARED, 0)
+        at_start = self.parts["activations"] + self.parts["logits"] + compared
         at_end = (
             self._gradient_bytes
             + self.num_sequences * self.max_length * self._layer_bytes_per_token
@@ -215,7 +238,7 @@ class MemoryEstimate:
 
     @property
     def _gradient_bytes(self) -> int:
-        return 4 * self.num_trainable // self._share
+        return 4 * self.num_trainable // self._share + 4 * self.num_extra
 
     def _weights_in_use(self) -> int:
         """Return the bytes of weights besides those that are held all the time."""
@@ -234,6 +257,8 @@ class MemoryEstimate:
         shape, state = self.shape, self._frozen_itemsize * self.shape.width
         # Inner gradients of the layer where the backward pass is, and states on both of its sides.
         passing = 3 * self.itemsize * shape.inner + 2 * state
+        # The weights of that layer's attention, and their gradients.
+        passing += _MAPS_AT_ONCE * 4 * shape.maps * self.max_length
         # At the end: the last norm, the response's states for the loss, and their gradients.
         ends = 6 * state
         layers = shape.layers * self._layer_bytes_per_token
@@ -257,8 +282,10 @@ class MemoryEstimate:
         attended = self.max_length * (
             self.num_sequences if self.training.batching == "packed" else 1
         )
-        # The mask of which token sees which is kept by every layer, as numbers.
-        attention = size * (4 * shape.queries + attended)
+        # The mask of which token sees which is kept by every layer, as numbers. Step by step it is
+        # the softmax in float32 instead, and what is multiplied with the values.
+        of_a_look = shape.maps * (4 if size == 4 else 4 + size) if shape.maps else size
+        attention = size * 4 * shape.queries + of_a_look * attended
         adapters = 0
         if isinstance(self.training.method, LoraMethod):
             adapters = size * self.training.method.r * len(shape.linear_sizes)

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from distillery.models.hardware import available_memory
 from distillery.models.local import LocalModel
+from distillery.objectives.base import Objective
 from distillery.objectives.losses import default_chunk_tokens
 from distillery.training.memory import MemoryEstimate, ModelShape, TeacherSize
 from distillery.training.rows import lengths, whole_lengths
@@ -67,6 +68,7 @@ def check_memory(
     training: TrainingSpec,
     vocab_size: int,
     teachers: Sequence[LocalModel],
+    objective: Objective,
     *,
     arguments: TrainingArguments,
     holds_logits: bool,
@@ -87,6 +89,7 @@ def check_memory(
     columns = splits["train"].column_names
     beside = [name.removesuffix("length") for name in columns if _OF_TEACHERS.match(name)]
     has_second = "rationale_length" in columns
+    extra = objective.extra()
     estimate = MemoryEstimate(
         shape=shape,
         num_parameters=sum(p.numel() for p in parameters),
@@ -100,6 +103,9 @@ def check_memory(
         num_processes=arguments.world_size,
         chunk_tokens=default_chunk_tokens(vocab_size, arguments.device),
         holds_logits=holds_logits,
+        response_length=_longest(splits, "response_"),
+        num_extra=sum(p.numel() for p in extra.parameters()) if extra is not None else 0,
+        held=objective.held_bytes,
     )
     logger.info("training takes about %s", estimate.sentence)
     estimate.check(available_memory(arguments.device), str(arguments.device))

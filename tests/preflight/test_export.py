@@ -9,7 +9,7 @@ import pytest
 from distillery.preflight.export import unwritable_formats
 from schemas.execution import ExecutionSpec
 from schemas.export import ExportSpec, GgufFormat, OnnxFormat
-from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent
 from tests.fixtures_models import make_tiny_model
 
 HERE, ELSEWHERE = ExecutionSpec(), ExecutionSpec(mode="deployment")
@@ -86,3 +86,27 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_and_onnx_reads_it(folder:
 def test_a_format_that_is_named_twice_is_refused() -> None:
     (problem,) = unwritable_formats(ExportSpec(formats=(OnnxFormat(), OnnxFormat())), NEW, HERE)
     assert "'onnx int4' 2 times" in problem
+
+
+@pytest.mark.parametrize(
+    ("layers", "full"),
+    [((0, 3, 7, 10, 14, 17), None), ((0, 1, 2, 3, 4), None), ((0, 6, 11, 17), "[2, 3]")],
+)
+def test_layers_that_llama_cpp_would_take_for_others_are_refused(
+    tiny: Path, tmp_path: Path, layers: tuple[int, ...], full: str | None
+) -> None:
+    from transformers import AutoTokenizer, Gemma3TextConfig
+
+    folder = tmp_path / "gemma"
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    config = Gemma3TextConfig(num_hidden_layers=18, head_dim=16)
+    assert [n for n, kind in enumerate(config.layer_types) if kind[0] == "f"] == [5, 11, 17]
+    config.architectures = ["Gemma3ForCausalLM"]
+    config.save_pretrained(folder)
+    assert unwritable_formats(BOTH, PretrainedStudent(model=str(folder)), HERE) == []
+    student = PrunedStudent(model=str(folder), layers=layers)
+    problems = unwritable_formats(BOTH, student, HERE)
+    assert len(problems) == (0 if full is None else 1)
+    for problem in problems:
+        assert f"student's {len(layers)} layers those with full attention are {full}" in problem
+        assert problem.endswith("that follow this order, or export onnx.")

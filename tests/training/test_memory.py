@@ -107,8 +107,9 @@ def test_frozen_weights_are_held_in_half_precision_and_adapters_are_not() -> Non
 ROWS, TOKENS = 3, 37  # sizes that no weight has
 
 
-def _small(num_layers: int) -> LlamaConfig:
+def _small(num_layers: int, **changes: Any) -> LlamaConfig:
     return LlamaConfig(
+        **changes,
         vocab_size=100,
         hidden_size=64,
         intermediate_size=160,
@@ -118,10 +119,10 @@ def _small(num_layers: int) -> LlamaConfig:
     )
 
 
-def _kept_bytes(num_layers: int, training: TrainingSpec) -> int:
+def _kept_bytes(config: LlamaConfig, training: TrainingSpec) -> int:
     """Return what autograd keeps of a forward pass of padded rows, beside weights."""
     with torch.random.fork_rng(devices=[]):
-        model: Any = LlamaModel(_small(num_layers)).to(held_dtype(training))
+        model: Any = LlamaModel(config).to(held_dtype(training))
     if isinstance(training.method, LoraMethod):
         import peft
 
@@ -147,16 +148,17 @@ def _kept_bytes(num_layers: int, training: TrainingSpec) -> int:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", [{"kind": "full"}, LORA], ids=["full", "lora"])
-def test_activations_are_those_that_autograd_keeps(dtype: Any, method: Any) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_activations_are_those_that_autograd_keeps(dtype: Any, method: Any, attention: str) -> None:
     training = TrainingSpec(dtype=dtype, method=method, batch_size=ROWS)
 
-    def estimated(num_layers: int) -> int:
-        config = _small(num_layers)
+    def estimated(config: LlamaConfig) -> int:
         return _estimate(training, config=config, max_length=TOKENS).parts["activations"]
 
     # What comes with two more layers, so that embeddings and ends are left out.
-    kept = _kept_bytes(3, training) - _kept_bytes(1, training)
-    assert estimated(3) - estimated(1) == pytest.approx(kept, rel=0.05)
+    one, three = (_small(layers, attn_implementation=attention) for layers in (1, 3))
+    kept = _kept_bytes(three, training) - _kept_bytes(one, training)
+    assert estimated(three) - estimated(one) == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,31 @@ def test_a_teacher_beside_the_student_counts_its_weights_and_passing_states() ->
     assert "teacher" not in alone.parts
     told = _estimate(TrainingSpec(), teacher=size, teacher_length=3072)
     assert told.total - beside.total == 16 * 2048 * size.bytes_per_token
+
+
+def test_attention_weights_of_a_teacher_grow_with_the_square_of_its_rows() -> None:
+    with torch.random.fork_rng(devices=[]):
+        teacher = LlamaModel(_small(2, attn_implementation="eager"))
+    size, plain = TeacherSize.of(teacher), TeacherSize.of(LlamaModel(_small(2)))
+    assert (size.bytes_per_look, plain.bytes_per_look) == (3 * 4 * 4, 0)  # 4 heads, float32
+    more = size.activation_bytes(2, 100) - plain.activation_bytes(2, 100)
+    assert more == 2 * 100 * 100 * size.bytes_per_look
+
+
+def test_what_an_objective_holds_and_learns_beside_is_counted() -> None:
+    def held(training: TrainingSpec, rows: int, tokens: int, responses: int) -> int:
+        return 7 * rows * tokens * responses
+
+    plain = _estimate(TrainingSpec())
+    more = dataclasses.replace(plain, held=held, response_length=100, num_extra=1000)
+    assert more.parts["layers compared"] == 7 * 16 * 1024 * 100
+    added = {name: size - plain.parts.get(name, 0) for name, size in more.parts.items()}
+    assert (added["weights"], added["gradients"], added["optimizer"]) == (4000, 4000, 8000)
+    assert more.total == plain.total + 4000 + 8000 + more.parts["layers compared"]
+    assert "layers compared" not in plain.parts
+    with pytest.raises(TrainingError, match=r"Set training\.micro_batch_size to 8: about"):
+        large = dataclasses.replace(more, held=lambda *sizes: 2**20 * held(*sizes))
+        large.check(large.total * 6 // 10, "cuda:0")
 
 
 def test_packed_rows_attend_through_one_mask_over_all_of_them() -> None:

@@ -1,14 +1,18 @@
 """Objectives of inner states and of another tokenizer, through whole trainings."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from schemas.objectives import Attention, CrossTokenizer, HiddenStates
+from distillery.models.chat_format import IGNORED, ChatFormat
+from schemas.objectives import Attention, CrossTokenizer, HiddenStates, SoftTargets
 from schemas.training import LoraMethod, TrainingSpec
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_training import SCRATCH, Killed, School, die_at, same_weights, soft_training
+from tests.stub_vllm import ASSISTANT, LOG_PROBS, StubVllm, save_tokenizer
 
 OBJECTIVES: dict[str, Any] = {
     "hidden states": HiddenStates(projector=True),
@@ -94,3 +98,73 @@ def test_adapters_learn_as_well(tmp_path: Path, folder: str, training: TrainingS
     lora = training.model_copy(update={"method": LoraMethod(r=2, alpha=4)})
     school = school_of(tmp_path, folder, lora)
     assert school.teach(lora).model("model").num_parameters > 0
+
+
+def test_what_is_compared_and_projected_is_part_of_the_memory_estimate(
+    tmp_path: Path, folder: str
+) -> None:
+    def parts(spec: Any) -> dict[str, int]:
+        training = soft_training(objective=spec, epochs=1.0)
+        facts: Any = School(tmp_path / spec.kind, folder).teach(training).manifest.facts
+        found: dict[str, int] = facts["preflight"]["memory_estimate_bytes"]
+        return found
+
+    beside = parts(SoftTargets(source="online"))
+    projected = parts(HiddenStates(projector=True))
+    learnt = 32 * 16  # one layer's map between the widths of student and teacher
+    for name, each in (("weights", 4), ("gradients", 4), ("optimizer", 8)):
+        assert projected[name] - beside[name] == each * learnt
+    assert projected["teacher"] == beside["teacher"] > 4 * 2 * 16 * 32
+    assert projected["layers compared"] > 0
+    assert "layers compared" not in beside
+    weights = parts(Attention(match="averaged_heads"))
+    assert weights["layers compared"] > 0
+    assert weights["activations"] > beside["activations"]
+    assert weights["teacher"] > beside["teacher"]
+
+
+K = 8
+
+
+def _sorted_distance(log_p: Any, log_q: Any) -> float:
+    """Return the distance of the K likeliest and of what is left, in float64."""
+    best = []
+    for each in (log_p, log_q):
+        found = torch.as_tensor(each).double().exp().sort(descending=True).values
+        best.append(torch.cat([found[:K], found[K:].sum()[None]]))
+    return float((best[0] - best[1]).abs().sum())
+
+
+def test_a_served_teacher_with_a_tokenizer_of_its_own_teaches(tmp_path: Path) -> None:
+    """Its tokens are bytes, so that every token of the student begins where one of them does."""
+    spec = CrossTokenizer(k=K, tokenizer=str(save_tokenizer(tmp_path / "tokenizer")))
+    training = soft_training(objective=spec, epochs=8.0)
+    school = School(tmp_path / "store", "nowhere")
+    school.student = SCRATCH
+    with StubVllm() as server:
+        school.teacher = server.spec()
+        result = school.teach(training)
+        num_asked = len(server.completions)
+        school.teach(training)
+        assert len(server.completions) == num_asked == len(school.rows)
+    curve: Any = result.manifest.facts["curve"]
+    validated = [entry for entry in curve if "eval_loss" in entry]
+    assert validated[-1]["eval_loss"] < 0.9 * validated[0]["eval_loss"]
+    best = min(validated, key=lambda entry: entry["eval_loss"])
+    assert best["eval_compared_fraction"] == 1
+
+    model, tokenizer = school.load(result)
+    distances = []
+    for row in school.rows:
+        if row["split"] != "validation":
+            continue
+        tokens = ChatFormat(tokenizer).row(json.loads(row["messages"]), row["response"])
+        with torch.no_grad():
+            log_q = model(torch.tensor([tokens.input_ids])).logits[0].log_softmax(-1)
+        said = b""
+        for at, label in enumerate(tokens.labels):
+            if label != IGNORED:
+                log_p = LOG_PROBS[said[-1] if said else ASSISTANT]
+                distances.append(_sorted_distance(log_p, log_q[at - 1]))
+                said += tokenizer.decode([label]).encode()
+    assert best["eval_soft_loss"] == pytest.approx(sum(distances) / len(distances), rel=1e-3)

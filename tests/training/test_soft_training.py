@@ -13,7 +13,7 @@ from schemas.errors import TrainingError
 from schemas.examples import FixedExamples
 from schemas.execution import StageName
 from schemas.objectives import HardTargets, SoftTargets
-from schemas.teacher import TransformersTeacher
+from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_training import (
@@ -218,7 +218,7 @@ def test_only_what_counts_changes_the_fingerprint(school: School) -> None:
     def fingerprint(
         training: TrainingSpec,
         targets: str | None = "1",
-        teacher: TransformersTeacher | None = None,
+        teacher: TeacherSpec | None = None,
     ) -> str:
         ref = school.training_rows
         made = ref.model_copy(update={"fingerprint": targets}) if targets else None

@@ -168,7 +168,11 @@ class ServedScorer:
                 "training.objective.kind to hard_targets."
             ) from None
         except PassingFault as error:
-            raise self._gave_up(row.prompt_id, error) from None
+            raise TeacherError(
+                f"endpoint '{self._endpoint}' gave no answer to a short test in "
+                f"{self._teacher.max_attempts} attempts; the last failed with "
+                f"{self._said(error)!r}. Start the server, or correct teacher.base_url."
+            ) from None
 
     def _refuse_other_tokens(
         self, row: ScoringRow, theirs: list[int], response_ids: list[int] | None
@@ -214,10 +218,11 @@ class ServedScorer:
         prompt, _ = await self._tokens(row, answered=False)
         whole, max_model_len = await self._tokens(row, answered=True)
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            whose = f"the prompt of prompt_id {row.prompt_id!r}" if row.prompt_id else "a prompt"
             raise TrainingError(
-                f"the served chat template renders the prompt of prompt_id {row.prompt_id!r} "
-                "differently once the response follows, so the scores would belong to other "
-                "tokens. Serve a template whose generation prompt is a prefix of the response."
+                f"the served chat template renders {whose} differently once the response follows, "
+                "so the scores would belong to other tokens. Serve a template whose generation "
+                "prompt is a prefix of the response."
             )
         # One more token has to be written after these.
         if max_model_len is not None and len(whole) >= max_model_len:
