@@ -1,6 +1,9 @@
 """Objectives of inner states and of another tokenizer, through whole trainings."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +171,57 @@ def test_a_served_teacher_with_a_tokenizer_of_its_own_teaches(tmp_path: Path) ->
                 distances.append(_sorted_distance(log_p, log_q[at - 1]))
                 said += tokenizer.decode([label]).encode()
     assert best["eval_soft_loss"] == pytest.approx(sum(distances) / len(distances), rel=1e-3)
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+import psutil
+from pydantic import TypeAdapter
+from distillery.models.hardware import process_peak_bytes
+from schemas.frames import TrainingFrame
+from schemas.objectives import Objective
+from tests.fixtures_models import make_tiny_model
+from tests.fixtures_training import School, soft_training
+
+root, spec = Path(sys.argv[1]), TypeAdapter(Objective).validate_json(sys.argv[2])
+
+
+def teach(name, width, num_layers, times):
+    teacher = make_tiny_model(
+        root / name, hidden_size=width, num_layers=num_layers, max_length=512
+    )
+    school = School(root / f"store of {name}", str(teacher), num_train=16)
+    rows = [row | {"response": times * row["response"]} for row in school.rows]
+    school.training_rows = school._put("long", rows, TrainingFrame)
+    sizes = {"hidden_size": width * 3 // 4, "num_layers": num_layers, "num_heads": 4}
+    school.student = school.student.model_copy(update=sizes | {"max_length": 512})
+    training = soft_training(objective=spec, epochs=1.0, evaluations=1, max_length=512)
+    return school.teach(training).manifest.facts["preflight"]["memory_estimate_bytes"]["peak"]
+
+
+teach("small", 16, 1, 1)  # libraries and kernels
+before = psutil.Process().memory_info().rss
+estimated = teach("large", 256, 6, 9)
+print((process_peak_bytes() - before) / estimated)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec",
+    [HiddenStates(projector=True), Attention(relation_heads=2), Attention(match="averaged_heads")],
+    ids=["hidden states", "relations", "averaged heads"],
+)
+def test_real_steps_take_what_was_estimated(tmp_path: Path, spec: Any) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tmp_path), spec.model_dump_json()],
+        cwd=Path(__file__).resolve().parents[2],
+        # Otherwise glibc keeps what tensors gave back, and the peak is its own.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    assert 0.8 < float(ran.stdout.splitlines()[-1]) < 1.25
