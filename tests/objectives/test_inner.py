@@ -51,12 +51,12 @@ def test_another_vocabulary_is_refused(
 def test_responses_that_are_written_otherwise_are_refused(
     teacher: TransformersTeacher, training: TrainingSpec, tmp_path: Path
 ) -> None:
-    def without_end(tokenizer: Any) -> None:
-        tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "<|end|><|system|>")
+    def with_dot(tokenizer: Any) -> None:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", " .<|end|>")
 
-    student = _with_tokenizer(tmp_path / "other", without_end)
+    student = _with_tokenizer(tmp_path / "other", with_dot)
     with pytest.raises(
-        RecipeError, match=r"the student's chat template writes the response 'Forty"
+        RecipeError, match=r"turns the response 'Forty-two\.' into 'Forty-two\. \.'"
     ):
         choose_objective(teacher, student, training)
 
