@@ -80,14 +80,16 @@ def test_a_tokenizer_that_is_not_the_servers_is_refused(folder: str) -> None:
         choose(server.spec(), tokenizer=folder)
 
 
-def test_tokens_that_do_not_give_back_their_bytes_are_refused(folder: str, tmp_path: Path) -> None:
+def test_a_tokenizer_that_changes_what_it_reads_is_refused(folder: str, tmp_path: Path) -> None:
     lossy = make_tiny_model(tmp_path / "lossy")
     file = lossy / "tokenizer.json"
     spec = json.loads(file.read_text(encoding="utf-8"))
     spec["normalizer"] = {"type": "Lowercase"}
     file.write_text(json.dumps(spec), encoding="utf-8")
-    for teacher, student, whose in ((lossy, folder, "teacher's"), (folder, lossy, "student's")):
-        with pytest.raises(RecipeError, match=f"{whose} tokenizer do not give back the bytes of"):
+    for teacher, student in ((lossy, folder), (folder, lossy)):
+        with pytest.raises(
+            RecipeError, match=r"turns the response 'Forty-two: .*into 'forty-two: "
+        ):
             choose(TransformersTeacher(model=str(teacher)), PretrainedStudent(model=str(student)))
 
 
