@@ -130,16 +130,17 @@ class AttentionObjective(InnerObjective):
     def held_bytes(
         self, training: TrainingSpec, num_rows: int, num_tokens: int, num_response: int
     ) -> int:
-        """Return the bytes of what is compared, and of gradients that wait for their layers."""
+        """Return the bytes of what is compared, or of gradients in its place that wait for layers.
+
+        And with checkpointing of what is noted of layers, whose other activations go.
+        """
         spec, pairs = self._spec, len(self._ours)
-        noted = _ITEMSIZE[training.dtype]
-        if spec.match == "relations":
-            of_token = self._width * (3 * 4 + (noted if training.gradient_checkpointing else 0))
-        else:
-            kept = 2 if training.gradient_checkpointing else 1
-            of_token = kept * noted * self._heads * num_tokens
-        of_looks = num_response * num_tokens * _look_bytes(spec, pairs)
-        return num_rows * (pairs * num_tokens * of_token + of_looks)
+        of_token = self._heads * num_tokens if spec.match == "averaged_heads" else self._width
+        of_token *= _ITEMSIZE[training.dtype]
+        noted = num_tokens * pairs * of_token
+        compared = num_response * num_tokens * _look_bytes(spec, pairs)
+        kept = noted if training.gradient_checkpointing else 0
+        return num_rows * (kept + max(noted, compared))
 
     @property
     def weight(self) -> float:

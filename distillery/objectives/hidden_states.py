@@ -81,12 +81,12 @@ class HiddenStatesObjective(InnerObjective):
     def held_bytes(
         self, training: TrainingSpec, num_rows: int, num_tokens: int, num_response: int
     ) -> int:
-        """Return the bytes of states, and of their gradients, which wait for their layers."""
+        """Return the bytes of states, or of the gradients in their place that wait for layers."""
         ours, theirs = self._widths
         states = ours + (theirs if self._projectors is not None else 0)
         # Both models' states, as they are and at length 1, in float32.
         compared = num_response * 4 * (states + 3 * theirs)
-        return num_rows * len(self._ours) * (num_tokens * 4 * ours + compared)
+        return num_rows * len(self._ours) * max(num_tokens * 4 * ours, compared)
 
     @property
     def weight(self) -> float:

@@ -182,7 +182,7 @@ from distillery.models.hardware import process_peak_bytes
 from schemas.frames import TrainingFrame
 from schemas.objectives import Objective
 from tests.fixtures_models import make_tiny_model
-from tests.fixtures_training import School, soft_training
+from tests.fixtures_training import ANSWERS, School, soft_training
 
 root, spec = Path(sys.argv[1]), TypeAdapter(Objective).validate_json(sys.argv[2])
 
@@ -191,8 +191,8 @@ def teach(name, width, num_layers, times):
     teacher = make_tiny_model(
         root / name, hidden_size=width, num_layers=num_layers, max_length=512
     )
-    school = School(root / f"store of {name}", str(teacher), num_train=16)
-    rows = [row | {"response": times * row["response"]} for row in school.rows]
+    school = School(root / f"store of {name}", str(teacher), num_train=8)
+    rows = [row | {"response": times * ANSWERS[2]} for row in school.rows]
     school.training_rows = school._put("long", rows, TrainingFrame)
     sizes = {"hidden_size": width * 3 // 4, "num_layers": num_layers, "num_heads": 4}
     school.student = school.student.model_copy(update=sizes | {"max_length": 512})
@@ -202,7 +202,7 @@ def teach(name, width, num_layers, times):
 
 teach("small", 16, 1, 1)  # libraries and kernels
 before = psutil.Process().memory_info().rss
-estimated = teach("large", 256, 6, 9)
+estimated = teach("large", 256, 4, 9)
 print((process_peak_bytes() - before) / estimated)
 """
 
@@ -213,7 +213,10 @@ print((process_peak_bytes() - before) / estimated)
     [HiddenStates(projector=True), Attention(relation_heads=2), Attention(match="averaged_heads")],
     ids=["hidden states", "relations", "averaged heads"],
 )
-def test_real_steps_take_what_was_estimated(tmp_path: Path, spec: Any) -> None:
+def test_real_steps_take_no_more_than_was_estimated_and_not_much_less(
+    tmp_path: Path, spec: Any
+) -> None:
+    """Less, as what passes through the teacher is gone before the student's activations come."""
     ran = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(tmp_path), spec.model_dump_json()],
         cwd=Path(__file__).resolve().parents[2],
@@ -224,4 +227,4 @@ def test_real_steps_take_what_was_estimated(tmp_path: Path, spec: Any) -> None:
         timeout=600,
         check=True,
     )
-    assert 0.8 < float(ran.stdout.splitlines()[-1]) < 1.25
+    assert 0.65 < float(ran.stdout.splitlines()[-1]) < 1.1
