@@ -3,10 +3,10 @@
 from prefect import flow
 
 from distillery.sweep.space import shared_recipes
-from distillery.sweep.trial import trial_stage
+from distillery.sweep.trial import metric_of, trial_stage
 from distillery.sweep.trials import open_study, run_trials, settle
 from flows.distill_student import distill_student
-from flows.teach_student import gather_material
+from flows.teach_student import gather_material, read_prompts
 from flows.try_student import try_student
 from schemas.data import DataSpec
 from schemas.evaluation import EvaluationSpec
@@ -20,7 +20,6 @@ from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.dispatch import dispatch
-from tasks.prompts import filter_prompts, load_prompts, validate_prompts
 from tasks.sweep import check_sweep, report_sweep
 
 
@@ -59,11 +58,10 @@ def sweep_students(
         sweep=sweep,
     )
     check_sweep(recipe)
-    loaded = load_prompts(task, data, store, execution)
-    valid = validate_prompts(loaded, task, data, store, execution)
-    rows = filter_prompts(valid, task, filters, store, execution)
-    for shared in shared_recipes(recipe):
-        gather_material(shared)
+    rows = read_prompts(recipe)
+    shared = [gather_material(each, rows) for each in shared_recipes(recipe)]
+    asked = [each.responses for each in shared]
+    asked += [each.soft_targets for each in shared if each.soft_targets]
 
     with open_study(recipe, rows.prompts) as study:
 
@@ -73,8 +71,8 @@ def sweep_students(
             run = dispatch(try_student, trial_stage, store, of_trial)
             settle(study, trial.number, lambda: run(recipe, study.name, trial.values))
 
-        run_trials(study, try_one)
-        trials, winner, best, report = report_sweep(recipe, study, store, execution)
+        run_trials(study, metric_of(recipe), try_one)
+        trials, winner, best, report = report_sweep(recipe, study, asked, store, execution)
         name = study.name
     return Sweep(
         study=name,

@@ -29,7 +29,6 @@ TRAIN_BASELINE, TRAIN_STUDENT = StageName.TRAIN_BASELINE, StageName.TRAIN_STUDEN
 class Material(NamedTuple):
     """What there is to learn from, and how."""
 
-    rows: PromptSet
     responses: DatasetRef
     filtered: FilteredSet
     training_set: DatasetRef
@@ -37,19 +36,25 @@ class Material(NamedTuple):
     chosen: ChosenObjective
 
 
-def gather_material(recipe: Recipe) -> Material:
-    """Return what a student of ``recipe`` learns from: all that its teacher says is there then."""
+def read_prompts(recipe: Recipe) -> PromptSet:
+    """Return the valid rows of ``recipe``, which could work with them."""
     task, data, teacher, student = recipe.task, recipe.data, recipe.teacher, recipe.student
     training, store, execution = recipe.training, recipe.store, recipe.execution
     others = (recipe.evaluation, recipe.export, recipe.gate, recipe.filters)
     check_recipe(task, data, teacher, student, training, store, execution, *others)
+    loaded = load_prompts(task, data, store, execution)
+    valid = validate_prompts(loaded, task, data, store, execution)
+    return filter_prompts(valid, task, recipe.filters, store, execution)
+
+
+def gather_material(recipe: Recipe, rows: PromptSet) -> Material:
+    """Return what a student of ``recipe`` learns from: all that its teacher says is there then."""
+    task, data, teacher, student = recipe.task, recipe.data, recipe.teacher, recipe.student
+    training, store, execution = recipe.training, recipe.store, recipe.execution
     chosen = choose_objective(teacher, student, training)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
 
-    loaded = load_prompts(task, data, store, execution)
-    valid = validate_prompts(loaded, task, data, store, execution)
-    rows = filter_prompts(valid, task, recipe.filters, store, execution)
     read_by = (teacher, student, chosen.training)
     check_prompts(rows.prompts, task, data, *read_by, store, execution, recipe.evaluation)
     responses = generate(rows.prompts, teacher, task).dataset("responses")
@@ -59,13 +64,14 @@ def gather_material(recipe: Recipe) -> Material:
     if chosen.needs_scores:
         scored = score(training_set, rows.prompts, teacher, task, chosen.training)
         soft_targets = scored.dataset("soft_targets")
-    return Material(rows, responses, filtered, training_set, soft_targets, chosen)
+    return Material(responses, filtered, training_set, soft_targets, chosen)
 
 
 def teach_student(recipe: Recipe) -> Lineage:
     """Return the student that ``recipe`` describes, taught by its teacher, and what it rests on."""
     student, store, execution = recipe.student, recipe.store, recipe.execution
-    rows, responses, filtered, training_set, soft_targets, chosen = gather_material(recipe)
+    rows = read_prompts(recipe)
+    responses, filtered, training_set, soft_targets, chosen = gather_material(recipe, rows)
     prune = dispatch(prune_student, pruning_stage, store, execution)
     train = dispatch(train_student, training_stage, store, execution)
     # Only the curve of the training itself says whether a trial is worth its time.

@@ -52,7 +52,11 @@ def weigh_student(
 
 @stage_task
 def report_sweep(
-    recipe: SweepRecipe, study: Study, store: StoreSpec, execution: ExecutionSpec
+    recipe: SweepRecipe,
+    study: Study,
+    asked: list[DatasetRef],
+    store: StoreSpec,
+    execution: ExecutionSpec,
 ) -> tuple[Outcome, StageResult]:
     """Return how a sweep ended, and its report; the table is an artifact with a Markdown twin."""
     from distillery.storage.store import Store
@@ -63,7 +67,7 @@ def report_sweep(
     trials = study.trials()
     best = winner(trials, recipe.sweep)
     assert best is not None  # a sweep whose trials all fail has stopped
-    result = library.report_sweep(recipe, study, best, store, execution)
+    result = library.report_sweep(recipe, study, best, asked, store, execution)
     report = result.report("report")
     text = Store(store.root).read_bytes(f"{report.uri}/report.md") or b""
     publish_table(

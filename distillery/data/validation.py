@@ -213,6 +213,12 @@ def _refuse_broken_data(
         if split == "validation" and data.train is None:
             wanted = False
         if wanted and not result.manifest.counts[split]:
+            if elsewhere := _found_elsewhere(split, result, store):
+                raise InputDataError(
+                    f"all {elsewhere:,} rows of data.{split} have prompts of test or selection "
+                    "rows, by which students are judged, so none is left. Give it rows that are "
+                    "in no other split."
+                )
             advice = f"give data.{split} more rows"
             if split == "validation" and data.validation is None:
                 advice = "give data.train more rows, or raise data.validation_fraction"
@@ -220,6 +226,14 @@ def _refuse_broken_data(
                 f"no row of the split {split!r} can be used ({listed or 'none was there'}). See "
                 f"{quarantined} and {advice}."
             )
+
+
+def _found_elsewhere(split: str, result: StageResult, store: StoreSpec) -> int:
+    """Return how many rows of ``split`` were left out as test or selection rows, if all were."""
+    batches = Store(store.root).batches(result.dataset("quarantined"))
+    rows = (row for batch in batches for row in batch.to_pylist())
+    reasons = [row["reason"] for row in rows if row["split"] == split]
+    return len(reasons) if all(reason in _FOUND_ELSEWHERE for reason in reasons) else 0
 
 
 def _first_rows(result: StageResult, store: StoreSpec, limit: int = 3) -> str:

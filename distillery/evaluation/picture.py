@@ -154,10 +154,13 @@ def percent_tick(value: float, _: int) -> str:
 
 
 def label_log(axis: "XAxis | YAxis", low: float, high: float) -> None:
-    """Write plain numbers; labels of more than two decades would run into each other."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Write plain numbers, neither one alone nor so many that they run into each other."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    if high < 5 * low:  # of 1, 2 and 5 perhaps one would be inside
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -21,6 +21,20 @@ _ANSWERED = ("train", "validation")
 _HELD_OUT = ("selection", "test")
 
 
+def prompt_filtering_stage(valid: PromptSet, filters: FilterSpec) -> Stage:
+    """Return what identifies the rows of ``valid`` that are kept."""
+    return Stage(
+        StageName.FILTER_PROMPTS,
+        _LOGIC_VERSION,
+        inputs={
+            "prompts": valid.prompts.fingerprint,
+            "held_out": valid.prompts.identities(*_HELD_OUT),
+            "models": [each.identity() for _, each in prompt_filters(filters.prompts)],
+        },
+        spec={"filters": filters.prompts},
+    )
+
+
 def filter_prompts(
     valid: PromptSet,
     task: TaskSpec,
@@ -38,16 +52,7 @@ def filter_prompts(
     Raises:
         InputDataError: Nothing is left of a split. The rejected rows stay in the store.
     """
-    stage = Stage(
-        StageName.FILTER_PROMPTS,
-        _LOGIC_VERSION,
-        inputs={
-            "prompts": valid.prompts.fingerprint,
-            "held_out": valid.prompts.identities(*_HELD_OUT),
-            "models": [each.identity() for _, each in prompt_filters(filters.prompts)],
-        },
-        spec={"filters": filters.prompts},
-    )
+    stage = prompt_filtering_stage(valid, filters)
 
     def work(attempt: Attempt) -> None:
         opened, chosen = attempt.store, prompt_filters(filters.prompts)

@@ -15,6 +15,17 @@ from schemas.task import TaskSpec
 _LOGIC_VERSION = 5
 
 
+def response_filtering_stage(responses: DatasetRef, task: TaskSpec, filters: FilterSpec) -> Stage:
+    """Return what identifies the rows of ``responses`` that are kept."""
+    chosen = task_type(task).default_filters if filters.responses is None else filters.responses
+    return Stage(
+        StageName.FILTER_RESPONSES,
+        _LOGIC_VERSION,
+        inputs={"responses": responses.fingerprint},
+        spec={"filters": chosen, "task_type": task.type, "answer_format": task.answer_format},
+    )
+
+
 def filter_responses(
     responses: DatasetRef,
     task: TaskSpec,
@@ -30,12 +41,7 @@ def filter_responses(
     """
     kind = task_type(task)
     chosen = kind.default_filters if filters.responses is None else filters.responses
-    stage = Stage(
-        StageName.FILTER_RESPONSES,
-        _LOGIC_VERSION,
-        inputs={"responses": responses.fingerprint},
-        spec={"filters": chosen, "task_type": task.type, "answer_format": task.answer_format},
-    )
+    stage = response_filtering_stage(responses, task, filters)
 
     def work(attempt: Attempt) -> None:
         splits: Counter[str] = Counter()

@@ -96,7 +96,7 @@ def choose_objective(
     if not isinstance(wanted, AutoObjective):
         obstacle = objective_class(training).obstacle(training, teacher, student)
         if obstacle is None:
-            return _decided(training, f"{wanted.kind}: as the recipe says")
+            return decided(training, f"{wanted.kind}: as the recipe says")
         raise RecipeError(f"training.objective.kind is {wanted.kind!r}, but {obstacle}")
     chosen = _best_possible(wanted, teacher, student, training)
     logger.info("training.objective auto is %s", chosen.because)
@@ -130,19 +130,24 @@ def _best_possible(
     )
     obstacles: list[str] = []
     for objective, because in candidates:
-        decided = training.model_copy(update={"objective": objective})
-        obstacle = objective_class(decided).obstacle(decided, teacher, student)
+        tried = training.model_copy(update={"objective": objective})
+        obstacle = objective_class(tried).obstacle(tried, teacher, student)
         if obstacle is None:
             passed = "".join(f"; not {each}" for each in obstacles)
-            return ChosenObjective(decided, f"{objective.kind}: {because}{passed}")
+            return ChosenObjective(tried, f"{objective.kind}: {because}{passed}")
         obstacles.append(f"{objective.kind}: {obstacle}")
     return ChosenObjective(
         training.with_hard_targets(), "hard_targets: not " + " Nor ".join(obstacles)
     )
 
 
-def _decided(training: TrainingSpec, because: str) -> ChosenObjective:
-    """Return the training, after one on hard targets where its objective starts from that."""
+def decided(training: TrainingSpec, because: str) -> ChosenObjective:
+    """Return a training whose objective is not `auto`, and what comes before.
+
+    Args:
+        training: How.
+        because: Why its objective was chosen.
+    """
     objective = training.objective
     if not objective_class(training).follows_hard_targets(objective):
         return ChosenObjective(training, because)

@@ -2,7 +2,8 @@
 
 from distillery.objectives.choice import choose_objective
 from distillery.preflight.recipe import check_recipe
-from distillery.storage.fingerprint import canonical_json
+from distillery.storage.fingerprint import canonical_json, reading_files_once
+from distillery.sweep.sameness import unread_parameters
 from distillery.sweep.space import applied, edges, space_problems
 from distillery.task_types import task_type
 from schemas.base import nearest
@@ -24,14 +25,15 @@ def check_sweep(recipe: SweepRecipe) -> None:
         RecipeError: Each problem on its own line, with the one thing to do.
     """
     problems = _about_the_sweep(recipe)
-    try:
-        _check(recipe)
-    except DistilleryError as error:
-        problems.append(str(error))
-    space = space_problems(recipe)
-    problems += space
-    if not problems:
-        problems += _impossible_values(recipe)
+    with reading_files_once():
+        try:
+            _check(recipe)
+        except DistilleryError as error:
+            problems.append(str(error))
+        space = space_problems(recipe)
+        problems += space or _unread(recipe)
+        if not problems:
+            problems += _impossible_values(recipe)
     if problems:
         raise RecipeError("\n".join(problems))
 
@@ -67,16 +69,23 @@ def _check(recipe: Recipe) -> None:
     choose_objective(teacher, student, recipe.training)
 
 
+def _unread(recipe: SweepRecipe) -> list[str]:
+    return [
+        f"sweep.parameters.{number} varies {parameter.field!r}, which does not change what is "
+        "learnt, so every trial would be the same student. Remove it."
+        for number, parameter in unread_parameters(recipe)
+    ]
+
+
 def _impossible_values(recipe: SweepRecipe) -> list[str]:
     problems = []
-    for parameter in recipe.sweep.parameters:
+    for number, parameter in enumerate(recipe.sweep.parameters):
         if not parameter.field.startswith(_CHECKED):
             continue
         for value in edges(parameter):
             try:
                 _check(applied(recipe, {parameter.field: value}))
             except DistilleryError as error:
-                problems.append(
-                    f"sweep.parameters: with {parameter.field}={canonical_json(value)}: {error}"
-                )
+                made = f"{parameter.field}={canonical_json(value)}"
+                problems.append(f"sweep.parameters.{number}: with {made}: {error}")
     return problems

@@ -1,7 +1,10 @@
 """Fingerprints: one hash over everything that can change a result, and nothing else."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,9 @@ from schemas.errors import RecipeError
 
 # Files of a model folder that decide what it computes and how text becomes tokens.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+_known_files: ContextVar[dict[Path, str] | None] = ContextVar("known_files", default=None)
 
 
 def canonical_json(value: Any) -> str:
@@ -32,8 +38,24 @@ def sha256(value: Any) -> str:
 
 def file_hash(path: Path) -> str:
     """Return the hex sha256 of a local file's bytes."""
+    known = _known_files.get()
+    if known is not None and path in known:
+        return known[path]
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if known is not None:
+        known[path] = found
+    return found
+
+
+@contextlib.contextmanager
+def reading_files_once() -> Iterator[None]:
+    """Read each file once within the block: where many recipes name the same gigabytes."""
+    token = _known_files.set({})
+    try:
+        yield
+    finally:
+        _known_files.reset(token)
 
 
 def model_identity(model: str, revision: str | None, *, role: str) -> str:

@@ -26,7 +26,7 @@ from schemas.units import MISSING, bytes_text, count_text, seconds_text
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 LEAST_TRIALS = 10
 """Completed trials from which on importance says something."""
 _BEST_TRIALS = 5  # what PED-ANOVA wants among the best
@@ -38,6 +38,7 @@ def report_sweep(
     recipe: SweepRecipe,
     study: Study,
     best: Trial,
+    asked: Sequence[DatasetRef],
     store: StoreSpec,
     execution: ExecutionSpec,
 ) -> StageResult:
@@ -47,6 +48,7 @@ def report_sweep(
         recipe: What was tried.
         study: Its trials.
         best: The winner.
+        asked: Responses and soft targets that the teacher gave for all trials.
         store: Where everything is.
         execution: What to rerun.
     """
@@ -63,7 +65,7 @@ def report_sweep(
     )
 
     def work(attempt: Attempt) -> None:
-        spent = spending(_responses(recipe, study, attempt.store), store)
+        spent = spending([*asked, *_asked(recipe, study, attempt.store)], store)
         importance = importance_of(study)
         written = winning_yaml(recipe, best, study.name)
         files = {
@@ -85,14 +87,14 @@ def report_sweep(
     return run_stage(stage, store, execution, work)
 
 
-def _responses(recipe: SweepRecipe, study: Study, store: Store) -> list[DatasetRef]:
-    """Return the teacher's responses that trials learnt from."""
+def _asked(recipe: SweepRecipe, study: Study, store: Store) -> list[DatasetRef]:
+    """Return the teacher's responses and soft targets that completed trials learnt from."""
     found = []
     for trial in study.trials():
         stage = trial_stage(recipe, study.name, dict(trial.values))
         made = store.find(stage.name, stage.fingerprint)
-        if made is not None and isinstance(ref := made.outputs["responses"], DatasetRef):
-            found.append(ref)
+        outputs = [made.outputs.get(name) for name in ("responses", "soft_targets")] if made else []
+        found += [ref for ref in outputs if isinstance(ref, DatasetRef)]
     return found
 
 

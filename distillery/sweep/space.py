@@ -85,9 +85,14 @@ def applied(recipe: SweepRecipe, values: Values) -> Recipe:
 
 def edges(parameter: Parameter) -> tuple[JsonValue, ...]:
     """Return the values that show whether all of them are possible: every choice, both ends."""
+    return tuple(_edges(parameter).values())
+
+
+def _edges(parameter: Parameter) -> dict[str, JsonValue]:
+    """Return the same by where they are written."""
     if isinstance(parameter, ChoiceParameter):
-        return parameter.choices
-    return parameter.low, parameter.high
+        return {f"choices.{n}": choice for n, choice in enumerate(parameter.choices)}
+    return {"low": parameter.low, "high": parameter.high}
 
 
 def space_problems(recipe: SweepRecipe) -> list[str]:
@@ -101,47 +106,48 @@ def space_problems(recipe: SweepRecipe) -> list[str]:
         for inner in fields
         if inner.startswith(f"{outer}.")
     ]
-    for parameter in sweep.parameters:
-        lines += _field_problems(recipe, parameter)
+    for number, parameter in enumerate(sweep.parameters):
+        lines += _field_problems(recipe, parameter, f"sweep.parameters.{number}")
     return lines
 
 
-def _field_problems(recipe: SweepRecipe, parameter: Parameter) -> Iterator[str]:
+def _field_problems(recipe: SweepRecipe, parameter: Parameter, place: str) -> Iterator[str]:
     field = parameter.field
     section = field.partition(".")[0]
     if section in _JUDGES:
         yield (
-            f"sweep.parameters varies {field!r}, but {_JUDGES[section]}. Vary fields of "
+            f"{place} varies {field!r}, but {_JUDGES[section]}. Vary fields of "
             f"{', '.join(VARIED)} only."
         )
         return
     if (unknown := _unknown(recipe, field)) is not None:
-        yield f"sweep.parameters varies {field!r}, but {unknown}"
+        yield f"{place} varies {field!r}, but {unknown}"
         return
-    for value in edges(parameter):
+    for where, value in _edges(parameter).items():
         try:
             made = applied(recipe, {field: value})
         except RecipeError as error:
             _, *said, _ = str(error).splitlines()
-            yield f"sweep.parameters: {canonical_json(value)} is not possible.\n" + "\n".join(said)
+            written = f"{place}.{where} is {canonical_json(value)}"
+            yield f"{written}, which {field!r} does not take:\n" + "\n".join(said)
             continue
         found = _at(made, field)
         if isinstance(parameter, NumberParameter) and not isinstance(found, float):
             yield (
-                f"sweep.parameters varies {field!r} as a number, but it takes whole numbers or "
+                f"{place} varies {field!r} as a number, but it takes whole numbers or "
                 "one of several values. Set its kind to integer or choice."
             )
             return
         if isinstance(found, bool) and not isinstance(value, bool):
             yield (
-                f"sweep.parameters varies {field!r} from {value!r}, but it is true or false. Set "
+                f"{place} varies {field!r} from {value!r}, but it is true or false. Set "
                 "its kind to choice, with choices: [true, false]."
             )
             return
         if not _holds(found, value):
             yield (
-                f"sweep.parameters: {field!r} cannot be {canonical_json(value)}: some of it would "
-                "be ignored. Leave out the keys that its kind does not have."
+                f"{place}.{where} is {canonical_json(value)}, of which {field!r} would ignore a "
+                "part. Leave out the keys that its kind does not have."
             )
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from distillery.ledger import Ledger
 from distillery.storage.store import Store
-from schemas.execution import StoreSpec
+from schemas.execution import StageName, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.units import money_text
 
 
 @dataclass(frozen=True)
 class Spending:
-    """The teacher's responses that the trials learnt from."""
+    """The teacher's responses that the trials learnt from, and its probabilities of them."""
 
     responses: int
     """Responses, each counted once, however many trials learnt from it."""
@@ -21,14 +21,17 @@ class Spending:
     requests: int
     """Requests that were charged for them, by the ledger."""
 
+    scoring_requests: int
+    """Requests to a served teacher for its probabilities."""
+
     prompt_tokens: int
-    """Tokens that the teacher read."""
+    """Tokens that the teacher read, for both."""
 
     completion_tokens: int
-    """Tokens that it wrote."""
+    """Tokens that it wrote, for both."""
 
     cost: float | None
-    """What it cost. None: nothing, or no price is known."""
+    """What both cost. None: nothing, or no price is known."""
 
     currency: str | None
     """ISO 4217 code."""
@@ -41,27 +44,34 @@ class Spending:
     def sentence(self, num_trials: int) -> str:
         """Return it in words."""
         money = "" if self.cost is None else f", {money_text(self.cost, self.currency or '')}"
+        scoring = ""
+        if self.scoring_requests:
+            scoring = f" and {self.scoring_requests:,} for its probabilities"
         return (
             f"{num_trials} trials learnt from {self.responses:,} responses of the teacher: "
-            f"{self.requests:,} requests, {self.prompt_tokens:,} tokens read, "
+            f"{self.requests:,} requests{scoring}, {self.prompt_tokens:,} tokens read, "
             f"{self.completion_tokens:,} written{money}; {self.paid_twice} paid twice."
         )
 
 
-def spending(responses: Iterable[DatasetRef], store: StoreSpec) -> Spending:
-    """Return what the teacher was asked for ``responses``, each data set counted once."""
-    refs = {ref.fingerprint: ref for ref in responses}
+def spending(asked: Iterable[DatasetRef], store: StoreSpec) -> Spending:
+    """Return what the teacher was asked for ``asked``: responses and soft targets, each once."""
+    refs = {ref.fingerprint: ref for ref in asked}
     opened = Store(store.root)
-    made = [manifest for ref in refs.values() if (manifest := opened.manifest_of(ref))]
+    made = {at: manifest for at, ref in refs.items() if (manifest := opened.manifest_of(ref))}
+    scored = [m for m in made.values() if m.stage == StageName.SCORE_SOFT_TARGETS]
+    given = {at: m for at, m in made.items() if m.stage == StageName.GENERATE_RESPONSES}
     with Ledger.open(store) as ledger:
-        spent = [ledger.spent(fingerprint) for fingerprint in refs]
-    facts: list[Any] = [manifest.facts["generation"] for manifest in made]
-    costs = [manifest.cost for manifest in made if manifest.cost is not None]
+        spent = [ledger.spent(fingerprint) for fingerprint in given]
+    served: list[Any] = [m.facts["served"] for m in scored if "served" in m.facts]
+    bills: list[Any] = [m.facts["generation"] for m in given.values()] + served
+    costs = [m.cost for m in made.values() if m.cost is not None]
     return Spending(
-        responses=sum(ref.num_rows for ref in refs.values()),
+        responses=sum(refs[at].num_rows for at in given),
         requests=sum(each.requests for each in spent),
-        prompt_tokens=sum(each["prompt_tokens"] for each in facts),
-        completion_tokens=sum(each["completion_tokens"] for each in facts),
+        scoring_requests=sum(each["requests"] for each in served),
+        prompt_tokens=sum(each["prompt_tokens"] for each in bills),
+        completion_tokens=sum(each["completion_tokens"] for each in bills),
         cost=sum(costs) if costs else None,
-        currency=next((m.currency for m in made if m.currency), None),
+        currency=next((m.currency for m in made.values() if m.currency), None),
     )

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from distillery.ledger import Ledger
 from distillery.ledger.database import Database
 from distillery.ledger.engine import engine_options, ledger_url
 from distillery.ledger.tables import create_tables
@@ -49,6 +50,23 @@ def study_name(recipe: SweepRecipe, prompts: DatasetRef, identities: dict[str, s
     return f"{recipe.task.name}-{sha256(decides)[:16]}"
 
 
+@contextlib.contextmanager
+def _running(store: StoreSpec, name: str) -> Iterator[None]:
+    """Claim the study ``name`` as the ledger's requests are claimed: as long as this process lives.
+
+    Raises:
+        StoreError: A process that is alive runs it.
+    """
+    with Ledger.open(store) as ledger, ledger.working() as owner:
+        if not ledger.claim({sha256({"study": name})}, owner, max_new_tokens=1):
+            raise StoreError(
+                f"the sweep {name!r} is running already, and two at once would train its trials "
+                "twice. Wait until the other one has ended; if it is stopped, the same command "
+                "goes on."
+            )
+        yield
+
+
 class Study:
     """The trials of one sweep. Safe to use from several threads; close it after use.
 
@@ -58,10 +76,12 @@ class Study:
     """
 
     def __init__(self, store: StoreSpec, name: str, sweep: SweepSpec | None = None) -> None:
-        """Open the study ``name``; with ``sweep`` it is made where it is not there yet.
+        """Open the study ``name``; with ``sweep`` this process runs it, and nobody else may.
+
+        It is made where it is not there yet.
 
         Raises:
-            StoreError: The database cannot be used, or has no such study.
+            StoreError: The database cannot be used, has no such study, or another process runs it.
         """
         import optuna
 
@@ -75,8 +95,12 @@ class Study:
             self._database_name = database.name
         finally:
             database.dispose()
-        with self._named_errors():
-            self._storage = self._open(url)
+        with contextlib.ExitStack() as held:
+            if sweep is not None:
+                held.enter_context(_running(store, name))
+            with self._named_errors():
+                self._storage = self._open(url)
+            self._running = held.pop_all()
         try:
             self.sweep = self._join(sweep)
         except BaseException:
@@ -90,7 +114,8 @@ class Study:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; another process may run it then."""
+        self._running.close()
         self._storage.remove_session()
         self._storage.engine.dispose()
 
@@ -165,13 +190,6 @@ class Study:
                 f"{min(own.values()):.4g}, above the median of {len(others)} others by then. Set "
                 "sweep.pruning to false to train such trials to the end."
             )
-
-    def forget(self) -> None:
-        """Delete the study."""
-        import optuna
-
-        with self._named_errors():
-            optuna.delete_study(study_name=self.name, storage=self._storage)
 
     def importance(self, quantile: float) -> dict[str, float]:
         """Return how much of the best trials' quality each field explains; they add up to 1.

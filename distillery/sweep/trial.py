@@ -23,7 +23,7 @@ from schemas.recipe import Recipe
 from schemas.refs import DatasetRef, Lineage
 from schemas.sweep import Cost, SweepRecipe
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 
 
 def trial_stage(recipe: SweepRecipe, study: str, values: dict[str, JsonValue]) -> Stage:
@@ -61,7 +61,7 @@ def weigh_student(
 ) -> StageResult:
     """Return what a trial's student is worth; see :func:`worth`.
 
-    The outputs are its model, its answers and the responses that it learnt from.
+    The outputs are its model, its answers, and the responses and soft targets that it learnt from.
 
     Raises:
         TrainingError: None of its answers could be scored.
@@ -107,6 +107,8 @@ def weigh_student(
             "answers": answers,
             "responses": lineage.responses,
         }
+        if lineage.soft_targets is not None:
+            attempt.outputs["soft_targets"] = lineage.soft_targets
 
     return run_stage(trial_stage(recipe, study, values), store, execution, work)
 

@@ -6,7 +6,12 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from distillery.storage.fingerprint import model_identity, sha256, tokenizer_identity
+from distillery.storage.fingerprint import (
+    canonical_json,
+    model_identity,
+    sha256,
+    tokenizer_identity,
+)
 from distillery.storage.stage import StageResult
 from distillery.sweep.study import Study, study_name
 from distillery.sweep.trial import worth
@@ -46,55 +51,79 @@ def open_study(recipe: SweepRecipe, prompts: DatasetRef) -> Study:
     return Study(recipe.store, study_name(recipe, prompts, identities), recipe.sweep)
 
 
-def run_trials(study: Study, try_one: Try) -> None:
+def run_trials(study: Study, metric: str, try_one: Try) -> None:
     """Run the trials of ``study`` that have not ended, and new ones up to `sweep.num_trials`.
 
+    What ends the sweep lets trials that are running end first; all of them are kept.
+
+    Args:
+        study: Its trials.
+        metric: What their quality is called.
+        try_one: Runs one of them.
+
     Raises:
-        TrainingError: The first `sweep.startup_trials` all failed. The study is deleted, so that
-            the same sweep starts over once the cause is gone.
+        TrainingError: No trial has come to anything, and `sweep.startup_trials` of them have failed
+            in this run, or none is left.
     """
+    before = {trial.number for trial in study.trials() if trial.state != "running"}
 
     def run(trial: Trial) -> None:
         try_one(trial)
         ended = study.trial(trial.number)
         said = f": {ended.reason}" if ended.reason else ""
         if ended.quality is not None:
-            said = f": {study.sweep.metric or 'its quality'} is {ended.quality.estimate:.4f}"
+            said = f": {metric} is {ended.quality.estimate:.4f}"
         logger.info("trial %d %s%s", ended.number, ended.state, said)
 
     def next_trial() -> Trial | None:
-        _refuse_hopeless(study)
+        ended = [trial for trial in study.trials() if trial.state != "running"]
+        failed = [trial for trial in ended if trial.number not in before]
+        is_hopeless = all(trial.state == "failed" for trial in ended)
+        if is_hopeless and len(failed) >= study.sweep.startup_trials:
+            return None
         return study.next_trial()
 
     if study.sweep.parallel_trials == 1:
         while (trial := next_trial()) is not None:
             run(trial)
-        _refuse_hopeless(study, are_all=True)
-        return
-    with ThreadPoolExecutor(study.sweep.parallel_trials) as threads:
-        running: set[Future[None]] = set()
+    else:
+        _run_in_parallel(study.sweep.parallel_trials, next_trial, run)
+    _refuse_all_failed(study)
+
+
+def _run_in_parallel(
+    num_threads: int, next_trial: Callable[[], Trial | None], run: Callable[[Trial], None]
+) -> None:
+    running: set[Future[None]] = set()
+    with ThreadPoolExecutor(num_threads) as threads:  # which waits for those that are running
         while True:
-            while len(running) < study.sweep.parallel_trials and (trial := next_trial()):
+            while len(running) < num_threads and (trial := next_trial()):
                 running.add(threads.submit(contextvars.copy_context().run, run, trial))
             if not running:
-                break
+                return
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
+                if future.exception() is not None and running:
+                    logger.warning(
+                        "the sweep stops once %d running trials have ended", len(running)
+                    )
                 future.result()
-    _refuse_hopeless(study, are_all=True)
 
 
-def _refuse_hopeless(study: Study, *, are_all: bool = False) -> None:
-    """Raise when the first trials have all failed, as the next ones would."""
+def _refuse_all_failed(study: Study) -> None:
+    """Raise when no trial was completed: there is no winner."""
     trials = study.trials()
-    ended = [trial for trial in trials if trial.state != "running"]
-    enough = 1 if are_all else study.sweep.startup_trials
-    if len(ended) < enough or any(trial.state != "failed" for trial in ended):
+    if any(trial.state == "complete" for trial in trials):
         return
-    study.forget()
+    last = trials[-1]
+    chose = ", ".join(f"{field}={canonical_json(value)}" for field, value in last.values.items())
+    again = f"this sweep goes on with trial {len(trials)}"
+    if len(trials) >= study.sweep.num_trials:
+        again = f"this sweep goes on once sweep.num_trials is above {len(trials)}"
     raise TrainingError(
-        f"the first {len(ended)} trials of the sweep {study.name!r} all failed, so it stops. The "
-        f"last one: {ended[-1].reason} Correct the cause and run again: the sweep starts over."
+        f"all {len(trials)} trials of the sweep {study.name!r} failed, so it stops. The last one, "
+        f"with {chose}: {(last.reason or 'no reason').rstrip('.')}. Correct the cause and run "
+        f"again: {again}, a changed recipe is a new sweep."
     )
 
 

@@ -29,7 +29,7 @@ def printed(
         teacher=0.9,
         correlation=0.5,
         champion=None,
-        num_simulations=100,
+        num_simulations=40,
     )
     return capsys.readouterr().out
 
@@ -72,5 +72,5 @@ def test_a_champion_that_cannot_be_is_refused_and_not_left_out(
             teacher=0.9,
             correlation=0.5,
             champion=champion,
-            num_simulations=100,
+            num_simulations=40,
         )

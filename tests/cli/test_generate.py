@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner, Result
 
+from cli.app import app
 from cli.runs import run_distillation
 from distillery.teacher.summary import check_jsonl
 from schemas.data import DataSpec, FileSource
@@ -38,6 +41,15 @@ def run(*arguments: Any, api: str, verb: str = "generate") -> subprocess.Complet
         text=True,
         timeout=600,
     )
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return the command in this process, whose log and Ctrl-C stay as they are."""
+    monkeypatch.setattr("cli.runs.show_only_our_log", lambda: None)
+    monkeypatch.setattr("cli.runs.silence_prefect", lambda: None)
+    monkeypatch.setattr("cli.runs.signal.signal", lambda *_: None)
+    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
 
 
 def printed(done: subprocess.CompletedProcess[str], label: str) -> str:
@@ -102,13 +114,25 @@ def test_a_recipe_of_the_spine_runs_as_it_is_and_overrides_come_on_either_side(
 def test_a_plan_asks_nobody_and_needs_no_server(tmp_path: Path, teacher: StubEndpoint) -> None:
     raw = make_recipe(tmp_path, teacher.base_url, teacher={"price": PRICE})
     path = write_recipe(tmp_path, raw)
-    for verb in ("generate", "run"):
-        done = run(path, "--plan", api=NO_SERVER, verb=verb)
-        assert printed(done, "rows").startswith("240, 1 sample each")
-        assert printed(done, "to ask") == "240"
-        assert printed(done, "cost").startswith("up to about 0.")
-        assert "tokens per response: teacher.max_new_tokens" in done.stdout
+    done = run(path, "--plan", api=NO_SERVER, verb="run")
+    assert printed(done, "rows").startswith("240, 1 sample each")
+    assert printed(done, "to ask") == "240"
+    assert printed(done, "cost").startswith("up to about 0.")
+    assert "tokens per response: teacher.max_new_tokens" in done.stdout
     assert "evaluate_models asks the teacher up to 80 test rows besides" in done.stdout
+    assert teacher.num_requests == 0
+
+
+def test_a_plan_of_the_answers_alone_is_the_same_without_the_evaluation(
+    tmp_path: Path, teacher: StubEndpoint, here: Callable[..., Result]
+) -> None:
+    raw = make_recipe(tmp_path, teacher.base_url, teacher={"price": PRICE})
+    done = here("generate", write_recipe(tmp_path, raw), "--plan")
+    assert done.exit_code == 0
+    assert re.search(r"^rows +240, 1 sample each", done.stdout, re.MULTILINE)
+    assert re.search(r"^to ask +240$", done.stdout, re.MULTILINE)
+    assert re.search(r"^cost +up to about 0\.", done.stdout, re.MULTILINE)
+    assert "evaluate_models" not in done.stdout
     assert teacher.num_requests == 0
 
 
@@ -173,11 +197,16 @@ def test_a_teacher_that_refuses_ends_with_one_message(tmp_path: Path, prefect_se
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_asked(
-    tmp_path: Path, teacher: StubEndpoint, prefect_server: str, arguments: list[str], told: str
+    tmp_path: Path,
+    teacher: StubEndpoint,
+    prefect_server: str,
+    here: Callable[..., Result],
+    arguments: list[str],
+    told: str,
 ) -> None:
     path = write_recipe(tmp_path, make_recipe(tmp_path, teacher.base_url))
-    done = run(path, *arguments, api=prefect_server)
-    assert done.returncode == 1
+    done = here("generate", path, *arguments)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     assert told in done.stderr and "Traceback" not in done.stderr
     assert teacher.num_requests == 0
 

@@ -66,8 +66,12 @@ def test_a_selection_row_that_is_a_test_row_is_put_aside(bench: Bench) -> None:
 
 def test_a_selection_of_test_rows_alone_is_refused(bench: Bench) -> None:
     leaked = {"text": "held out", "answer": "yes"}
-    with pytest.raises(InputDataError, match="no row of the split 'selection' can be used"):
-        bench.run(_with_selection(bench, [{"text": "a"}], [leaked]))
+    with pytest.raises(InputDataError) as caught:
+        bench.run(_with_selection(bench, [{"text": "a"}], [leaked, leaked]))
+    assert str(caught.value) == (
+        "all 2 rows of data.selection have prompts of test or selection rows, by which students "
+        "are judged, so none is left. Give it rows that are in no other split."
+    )
 
 
 def _fingerprints(prompts: DatasetRef) -> tuple[str, str]:

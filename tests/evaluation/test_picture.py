@@ -1,6 +1,10 @@
 import re
 
+import pytest
+
 from distillery.evaluation.picture import (
+    figure_of,
+    label_log,
     quality_against_cost,
     quality_against_latency,
     training_curve,
@@ -51,3 +55,24 @@ def test_training_curve_has_both_losses() -> None:
     assert picture is not None
     assert ">training</text>" in picture and ">validation</text>" in picture
     assert training_curve([{"step": 1.0}]) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labelled"),
+    [
+        (7.6, 10.2, [8, 9, 10]),
+        (0.121, 0.129, [0.122, 0.124, 0.126, 0.128]),
+        (7.0, 60.0, [10, 20, 50]),
+        (1.0, 4000.0, [1, 10, 100, 1000]),
+    ],
+)
+def test_a_logarithmic_axis_has_several_labels_however_short_it_is(
+    low: float, high: float, labelled: list[float]
+) -> None:
+    with figure_of(3) as figure:
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        label_log(axes.xaxis, low, high)
+        inside = [float(at) for at in axes.xaxis.get_majorticklocs() if low <= at <= high]
+    assert inside == pytest.approx(labelled)

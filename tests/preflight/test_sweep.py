@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 
 from distillery.preflight.sweep import check_sweep
+from distillery.sweep.sameness import unread_parameters
 from schemas.errors import RecipeError
+from schemas.objectives import SoftTargets
 from schemas.recipe import validate_recipe
+from schemas.student import FromScratchStudent
 from schemas.sweep import SweepRecipe
 from tests.fixtures_recipe import make_recipe, write_rows
 from tests.fixtures_sweep import LEARNING_RATE
 
+TEACHER = Path(__file__).parents[2] / "recipes" / "demo" / "teacher"
 HIDDEN = {
     "kind": "choice",
     "field": "training.objective",
@@ -66,6 +70,64 @@ def test_a_student_that_is_not_there_is_refused(tmp_path: Path) -> None:
         "choices": [None, str(tmp_path / "none")],
     }
     assert "is no existing folder" in refusal(sweep(tmp_path, parameters=[tokenizers]))
+
+
+@pytest.mark.parametrize(
+    ("field", "choices"),
+    [
+        ("task.name", ["a", "b"]),
+        ("teacher.concurrency", [1, 2]),
+        ("teacher.base_url", ["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"]),
+        ("teacher.price", [None, {"prompt_per_million": 1, "completion_per_million": 1}]),
+        ("training.micro_batch_size", [1, 2]),
+        ("training.num_processes", [1, 2]),
+        ("filters.min_keep_fraction", [0.1, 0.2]),
+    ],
+)
+def test_a_field_that_makes_no_other_student_is_refused(
+    tmp_path: Path, field: str, choices: list[Any]
+) -> None:
+    unread = {"kind": "choice", "field": field, "choices": choices}
+    said = refusal(sweep(tmp_path, parameters=[LEARNING_RATE, unread]))
+    assert said.startswith(f"sweep.parameters.1 varies {field!r}, which does not change what is")
+    assert "every trial would be the same student" in said and "parameters.0" not in said
+
+
+def test_a_field_that_counts_only_beside_another_may_be_varied(tmp_path: Path) -> None:
+    beta = {"kind": "number", "field": "training.objective.jsd_beta", "low": 0.1, "high": 0.9}
+    divergence = {
+        "kind": "choice",
+        "field": "training.objective.divergence",
+        "choices": ["forward_kl", "jensen_shannon"],
+    }
+
+    def unread(*parameters: dict[str, Any]) -> list[int]:
+        recipe = sweep(tmp_path, parameters=[*parameters])
+        soft = recipe.training.model_copy(update={"objective": SoftTargets()})
+        return [n for n, _ in unread_parameters(recipe.model_copy(update={"training": soft}))]
+
+    assert unread(beta) == [0]
+    assert unread(beta, divergence) == []
+
+
+def test_a_chat_template_counts_by_what_it_says(tmp_path: Path) -> None:
+    for name, text in (("a", "1"), ("b", "2"), ("c", "1")):
+        (tmp_path / f"{name}.jinja").write_text(text)
+
+    def unread(*names: str) -> list[int]:
+        templates = {
+            "kind": "choice",
+            "field": "student.chat_template",
+            "choices": [str(tmp_path / f"{name}.jinja") for name in names],
+        }
+        recipe = sweep(tmp_path, parameters=[templates])
+        student = FromScratchStudent(
+            tokenizer=str(TEACHER), num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2
+        )
+        return [n for n, _ in unread_parameters(recipe.model_copy(update={"student": student}))]
+
+    assert unread("a", "b") == []
+    assert unread("a", "c") == [0]
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page says who won, what it cost and why trials ended; all of it is escaped."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from schemas.sweep import Trial
 from tests.fixtures_sweep import LEARNING_RATE, complete, costs_of, interval, sweep_recipe
 
 RECIPE = sweep_recipe(parameters=[LEARNING_RATE])
-SPENT = Spending(240, 240, 5_000, 480, 0.5, "USD")
+SPENT = Spending(240, 240, 0, 5_000, 480, 0.5, "USD")
 FAILED = Trial(
     number=2,
     values={"training.learning_rate": 0.1},
@@ -47,7 +48,9 @@ def test_what_was_asked_of_the_teacher_is_said_once_for_all_trials() -> None:
         "3 trials learnt from 240 responses of the teacher: 240 requests, 5,000 tokens read, "
         "480 written, 0.5 USD; 0 paid twice."
     )
-    assert Spending(240, 250, 0, 0, None, None).paid_twice == 10
+    scored = dataclasses.replace(SPENT, scoring_requests=480)
+    assert "240 requests and 480 for its probabilities, 5,000 tokens read" in scored.sentence(3)
+    assert Spending(240, 250, 0, 0, 0, None, None).paid_twice == 10
 
 
 def test_the_page_has_everything_and_nothing_from_outside_is_markup() -> None:

@@ -43,9 +43,18 @@ def test_a_sweep_that_can_be_has_no_problems() -> None:
         (_number("gate.min_retention"), "the gate is for the winner alone"),
         (_choice("store.root", "a", "b"), "all trials share one store"),
         (_number("training.learning_rate", -1.0), "training.learning_rate: is -1.0, but has to be"),
-        (_number("training.epochs", 0.0), "greater than 0"),
+        (
+            _number("training.epochs", 0.0),
+            "sweep.parameters.0.low is 0.0, which 'training.epochs' does not take:\n"
+            "  training.epochs: is 0.0, but has to be greater than 0",
+        ),
+        (
+            _choice("training.epochs", 1, 0),
+            "sweep.parameters.0.choices.1 is 0, which 'training.epochs' does not take:\n"
+            "  training.epochs: is 0, but has to be greater than 0",
+        ),
         (_number("training.batch_size", 1, 8), "takes whole numbers"),
-        (_number("training.schedule"), "is not possible"),
+        (_number("training.schedule"), "which 'training.schedule' does not take"),
         (
             {"kind": "integer", "field": "training.learn_reasoning", "low": 0, "high": 1},
             "it is true or false",
@@ -55,7 +64,7 @@ def test_a_sweep_that_can_be_has_no_problems() -> None:
         (_choice("training.objective", {"kind": "hard"}, {"kind": "auto"}), "no kind 'hard'"),
         (
             _choice("training.objective", {"kind": "hard_targets", "k": 8}, {"kind": "auto"}),
-            "some of it would be ignored",
+            "of which 'training.objective' would ignore a part",
         ),
         (
             _choice("training.method", {"kind": "lora", "r": 0}, {"kind": "full"}),

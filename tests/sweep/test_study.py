@@ -1,5 +1,7 @@
 """Trials survive their process: the same values, the same winner, on both databases."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,42 @@ def test_one_process_runs_each_trial_once(ledger_spec: StoreSpec) -> None:
     with Study(ledger_spec, "s", SWEEP) as study:
         begun = [study.next_trial(), study.next_trial()]
         assert [trial.number for trial in begun if trial] == [0, 1]
+
+
+def test_a_sweep_that_is_running_is_refused_and_one_that_has_ended_is_not(
+    ledger_spec: StoreSpec,
+) -> None:
+    with Study(ledger_spec, "s", SWEEP) as study:
+        begun = study.next_trial()
+        with pytest.raises(StoreError, match=r"the sweep 's' is running already.*Wait until"):
+            Study(ledger_spec, "s", SWEEP)
+        with Study(ledger_spec, "another", SWEEP), Study(ledger_spec, "s") as of_a_trial:
+            assert of_a_trial.trials() == (begun,)
+    with Study(ledger_spec, "s", SWEEP) as study:
+        assert study.next_trial() == begun
+
+
+_HOLD = """
+import sys, time
+from distillery.sweep.study import Study
+from schemas.execution import StoreSpec
+from tests.fixtures_sweep import sweep_spec
+study = Study(StoreSpec(root=sys.argv[1]), "s", sweep_spec())
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_sweep_whose_process_was_killed_goes_on_at_once(sqlite_spec: StoreSpec) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, sqlite_spec.root], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match="is running already"):
+            Study(sqlite_spec, "s", SWEEP)
+        other.kill()
+    with Study(sqlite_spec, "s", SWEEP) as study:
+        assert study.next_trial() is not None
 
 
 def test_the_sampler_learns_from_what_was_tried(sqlite_spec: StoreSpec) -> None:

@@ -40,7 +40,7 @@ def test_a_failed_or_pruned_trial_is_kept_with_its_reason_and_the_next_one_is_tr
             else:
                 study.complete(trial.number, interval(0.5), costs_of(0.1))
 
-        run_trials(study, try_one)
+        run_trials(study, "accuracy", try_one)
         found = [(trial.state, trial.reason) for trial in study.trials()]
     assert found == [
         ("complete", None),
@@ -51,21 +51,95 @@ def test_a_failed_or_pruned_trial_is_kept_with_its_reason_and_the_next_one_is_tr
     ]
 
 
-def test_first_trials_that_all_fail_end_the_sweep_and_the_next_run_starts_over(
+def test_trials_that_all_fail_end_the_sweep_are_kept_and_the_next_run_goes_on(
     sqlite_spec: StoreSpec,
 ) -> None:
     tried: list[int] = []
-    with _study(sqlite_spec) as study:
 
+    def failing(study: Study) -> None:
         def try_one(trial: Trial) -> None:
             tried.append(trial.number)
             settle(study, trial.number, _fails(RecipeError("widths differ.")))
 
-        with pytest.raises(TrainingError, match=r"first 2 trials .* all failed.*widths differ\."):
-            run_trials(study, try_one)
-    assert tried == [0, 1]
+        run_trials(study, "accuracy", try_one)
+
     with _study(sqlite_spec) as study:
-        assert study.trials() == ()
+        with pytest.raises(TrainingError, match=r"all 2 trials of the sweep 's' failed") as caught:
+            failing(study)
+        said = str(caught.value)
+        assert "training.learning_rate=" in said and "widths differ. Correct the cause" in said
+        assert "goes on with trial 2" in said
+        assert [trial.state for trial in study.trials()] == ["failed"] * 2
+    with _study(sqlite_spec) as study, pytest.raises(TrainingError, match="with trial 4"):
+        failing(study)
+    with _study(sqlite_spec) as study, pytest.raises(TrainingError, match="num_trials is above 5"):
+        failing(study)
+    assert tried == [0, 1, 2, 3, 4]
+    with _study(sqlite_spec) as study, pytest.raises(TrainingError, match="num_trials is above 5"):
+        failing(study)
+    assert tried == [0, 1, 2, 3, 4]
+
+    with _study(sqlite_spec, num_trials=6) as study:  # the cause is gone
+        run_trials(study, "accuracy", lambda t: study.complete(t.number, interval(1), costs_of(1)))
+        assert [trial.state for trial in study.trials()] == ["failed"] * 5 + ["complete"]
+
+
+@pytest.mark.parametrize("slow_one_succeeds", [True, False])
+def test_a_running_trial_is_waited_for_before_all_are_said_to_have_failed(
+    sqlite_spec: StoreSpec, slow_one_succeeds: bool
+) -> None:
+    two_failed = threading.Event()
+    tried: list[int] = []
+    with _study(sqlite_spec, parallel_trials=2) as study:
+
+        def try_one(trial: Trial) -> None:
+            tried.append(trial.number)
+            if trial.number == 0:
+                assert two_failed.wait(timeout=60)
+            elif trial.number == 2:
+                threading.Timer(0.2, two_failed.set).start()
+            if trial.number == 0 and slow_one_succeeds:
+                study.complete(0, interval(0.5), costs_of(0.1))
+            else:
+                settle(study, trial.number, _fails(TrainingError("no.")))
+
+        if slow_one_succeeds:
+            run_trials(study, "accuracy", try_one)
+        else:
+            with pytest.raises(TrainingError, match="all 3 trials"):
+                run_trials(study, "accuracy", try_one)
+        states = [trial.state for trial in study.trials()]
+    assert sorted(tried) == ([0, 1, 2, 3, 4] if slow_one_succeeds else [0, 1, 2])
+    assert states == ["complete" if slow_one_succeeds else "failed"] + ["failed"] * (len(tried) - 1)
+
+
+def test_what_ends_the_sweep_lets_running_trials_end(
+    sqlite_spec: StoreSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = threading.Event()
+    with _study(sqlite_spec, parallel_trials=2) as study:
+
+        def try_one(trial: Trial) -> None:
+            if trial.number == 1:
+                threading.Timer(0.2, refused.set).start()
+                settle(study, 1, _fails(TeacherError("no key")))
+            assert refused.wait(timeout=60)
+            study.complete(trial.number, interval(0.5), costs_of(0.1))
+
+        with pytest.raises(TeacherError, match="no key"):
+            run_trials(study, "accuracy", try_one)
+        assert [trial.state for trial in study.trials()] == ["complete", "running"]
+    assert "the sweep stops once 1 running trials have ended" in caplog.text
+
+
+def test_the_quality_is_called_by_its_metric(
+    sqlite_spec: StoreSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="distillery.run"), _study(sqlite_spec) as study:
+        run_trials(
+            study, "macro_f1", lambda t: study.complete(t.number, interval(0.5), costs_of(1))
+        )
+    assert "trial 0 complete: macro_f1 is 0.5000" in caplog.text
 
 
 def test_a_failure_after_a_success_does_not_end_the_sweep(sqlite_spec: StoreSpec) -> None:
@@ -77,7 +151,7 @@ def test_a_failure_after_a_success_does_not_end_the_sweep(sqlite_spec: StoreSpec
             else:
                 study.complete(trial.number, interval(0.5), costs_of(0.1))
 
-        run_trials(study, try_one)
+        run_trials(study, "accuracy", try_one)
         assert [trial.state for trial in study.trials()] == ["complete"] + ["failed"] * 4
 
 
@@ -87,7 +161,9 @@ def test_a_teacher_that_cannot_be_asked_ends_the_sweep_and_leaves_the_trial(
     with _study(sqlite_spec) as study:
         with pytest.raises(TeacherError, match="no key"):
             run_trials(
-                study, lambda trial: settle(study, trial.number, _fails(TeacherError("no key")))
+                study,
+                "accuracy",
+                lambda trial: settle(study, trial.number, _fails(TeacherError("no key"))),
             )
         assert [trial.state for trial in study.trials()] == ["running"]
 
@@ -111,5 +187,5 @@ def test_parallel_trials_run_beside_each_other(ledger_spec: StoreSpec) -> None:
             together.wait()
             study.complete(trial.number, interval(0.5), costs_of(0.1))
 
-        run_trials(study, try_one)
+        run_trials(study, "accuracy", try_one)
         assert [trial.state for trial in study.trials()] == ["complete"] * 6

@@ -24,7 +24,7 @@ from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel, response_states
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
 from distillery.objectives.soft.selection import likeliest_tokens
-from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
+from distillery.objectives.soft.stored import Charged, ScoredRow, ScoringRow, SoftTargetMeta
 from schemas.errors import DistilleryError, RecipeError, TeacherError
 from schemas.objectives import Scored
 from schemas.teacher import TransformersTeacher
@@ -39,6 +39,8 @@ class LocalScorer:
 
     Scores depend on what else is in a batch by no more than the rounding of the model's precision.
     """
+
+    charged = Charged()
 
     def __init__(self, teacher: TransformersTeacher, spec: Scored) -> None:
         """Load ``teacher``.

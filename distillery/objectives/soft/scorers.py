@@ -25,7 +25,7 @@ from distillery.objectives.soft.local import (
 )
 from distillery.objectives.soft.panel import Member, route
 from distillery.objectives.soft.selection import likeliest_tokens
-from distillery.objectives.soft.stored import ScoredRow, Scorer, ScoringRow, SoftTargetMeta
+from distillery.objectives.soft.stored import Charged, ScoredRow, Scorer, ScoringRow, SoftTargetMeta
 from distillery.teacher.prompt import TeacherPrompt
 from schemas.errors import DistilleryError, TeacherError
 from schemas.objectives import Scored, SoftTargets
@@ -60,6 +60,10 @@ class PanelScorer(ABC):
         hashes = {scorer.meta.tokenizer_hash for scorer in scorers}
         known = hashes.pop() if len(hashes) == 1 else None
         self.meta: SoftTargetMeta = scorers[0].meta.model_copy(update={"tokenizer_hash": known})
+
+    def charged(self) -> list[Charged]:
+        """Return what each of the teachers has been asked for so far."""
+        return [scorer.charged for scorer in self._scorers]
 
     @abstractmethod
     def readers(self, row: ScoringRow) -> Sequence[int]:

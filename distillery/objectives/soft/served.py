@@ -9,7 +9,7 @@ from distillery.data.chat import Message
 from distillery.models.byte_offsets import TextBytes
 from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import tokenizer_hash
-from distillery.objectives.soft.stored import ScoredRow, ScoringRow, SoftTargetMeta
+from distillery.objectives.soft.stored import Charged, ScoredRow, ScoringRow, SoftTargetMeta
 from distillery.objectives.soft.vllm_api import (
     BYTES_PER_ENTRY,
     CannotShow,
@@ -102,6 +102,7 @@ class ServedScorer:
             distillation_temperature=1.0,
             k=spec.k,
         )
+        self.charged = Charged()
         self._teacher, self._k = teacher, spec.k
         self._endpoint = Endpoint(teacher)
         self._client = VllmClient(self._endpoint, backoff_s=backoff_s)
@@ -241,12 +242,15 @@ class ServedScorer:
         )
 
     async def _probabilities(self, ids: list[int], start: int) -> Probabilities:
-        return await self._client.post(
+        shown = await self._client.post(
             self._endpoint.route("completions"),
             completions_body(self._teacher, ids, self._k),
             lambda content: read_probabilities(content, ids, start, self._k),
             num_bytes=len(ids) * (self._k + 1) * BYTES_PER_ENTRY,
         )
+        asked = self.charged  # no other coroutine runs in between
+        self.charged = Charged(asked.requests + 1, asked.prompt_tokens + len(ids))
+        return shown
 
     def _said(self, error: Exception) -> str:
         return self._endpoint.redact(str(error))

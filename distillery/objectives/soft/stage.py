@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from distillery.data.chat import load_messages
 from distillery.models.chat_format import refuse_many_not_written
 from distillery.models.hardware import cpu_threads
 from distillery.objectives.soft.panel import Member, members, panel_inputs, report
-from distillery.objectives.soft.stored import ScoringRow, to_batch, write_targets
+from distillery.objectives.soft.stored import Charged, ScoringRow, to_batch, write_targets
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
@@ -40,6 +41,7 @@ _LOGIC_VERSION = 7
 _CHUNK_ROWS, _CHUNK_CHARS = 256, 2**25
 _NAMED_ROWS = 20
 _DIGEST_BYTES = 32
+_CHARGED_KEY = b"charged"
 _PACKING = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -160,6 +162,13 @@ def score_soft_targets(
                 {name: scoring.num_read[at] for at, name in enumerate(names)},
                 {name: scoring.num_agreeing[at] / tokens for at, name in enumerate(names)},
             )
+        if scoring.requests.total():
+            attempt.facts["served"] = {
+                "requests": scoring.requests.total(),
+                "prompt_tokens": scoring.prompt_tokens.total(),
+                "completion_tokens": scoring.requests.total(),
+            }
+            attempt.cost, attempt.currency = _cost(teachers, scoring)
         if scoring.not_written:
             attempt.facts["not_written"] = dict(islice(scoring.not_written.items(), _NAMED_ROWS))
 
@@ -182,6 +191,10 @@ class _Scoring:
         self.not_written: dict[str, str] = {}
         self.num_read: Counter[int] = Counter()
         """Rows that each of the teachers has scored."""
+        self.requests: Counter[int] = Counter()
+        """Requests to each of those that are served, by all attempts at the stage."""
+        self.prompt_tokens: Counter[int] = Counter()
+        """Tokens that each of those read."""
         self.num_agreeing: Counter[int] = Counter()
         """Response tokens at which each of them has the average's most likely token."""
 
@@ -200,11 +213,21 @@ class _Scoring:
             with pa.ipc.open_file(packed) as file:
                 batch = file.get_batch(0)
         else:
+            before = self._scorer.charged()
             batch, sink = to_batch(list(self._scorer.score(rows)), meta), pa.BufferOutputStream()
+            charged = _difference(self._scorer.charged(), before)
+            if any(requests for requests, _ in charged):
+                told = {**batch.schema.metadata, _CHARGED_KEY: json.dumps(charged)}
+                batch = batch.replace_schema_metadata(told)
             with pa.ipc.new_file(sink, batch.schema, options=_PACKING) as file:
                 file.write_batch(batch)
             packed = sink.getvalue().to_pybytes()
             self._store.write_bytes(uri, hashlib.sha256(packed).digest() + packed)
+        told = dict(batch.schema.metadata)
+        for at, asked in enumerate(json.loads(told.pop(_CHARGED_KEY, b"[]"))):
+            self.requests[at] += asked[0]
+            self.prompt_tokens[at] += asked[1]
+        batch = batch.replace_schema_metadata(told)
         log_rest_N = batch["log_rest"].values.to_numpy()
         self.num_tokens += len(log_rest_N)
         self.kept_mass += float(-np.expm1(log_rest_N, dtype=np.float64).sum())
@@ -248,6 +271,24 @@ class _Scoring:
                 "%d rows cannot be written by the teacher and have no soft targets, first %s: %s",
                 len(self.not_written), first, why,
             )  # fmt: skip
+
+
+def _difference(after: Sequence[Charged], before: Sequence[Charged]) -> list[list[int]]:
+    return [
+        [a.requests - b.requests, a.prompt_tokens - b.prompt_tokens]
+        for a, b in zip(after, before, strict=True)
+    ]
+
+
+def _cost(teachers: Sequence[Member], scoring: _Scoring) -> tuple[float | None, str | None]:
+    """Return what the served teachers cost, and the currency; None where not all have a price."""
+    served = {at: each.teacher for at, each in enumerate(teachers) if each.teacher.is_served}
+    prices = {at: teacher.price for at, teacher in served.items() if teacher.price is not None}
+    currencies = {price.currency for price in prices.values()}
+    if len(prices) < len(served) or len(currencies) > 1:
+        return None, None
+    costs = (p.cost(scoring.prompt_tokens[n], scoring.requests[n]) for n, p in prices.items())
+    return sum(costs), currencies.pop()
 
 
 def _open(

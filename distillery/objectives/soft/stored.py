@@ -107,10 +107,20 @@ class ScoredRow(NamedTuple):
     teacher's tokenizer is not known."""
 
 
+class Charged(NamedTuple):
+    """What a served teacher has been asked for; each request also writes one token."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+
+
 class Scorer(Protocol):
     """Who scores responses: a local model or a served one."""
 
     meta: SoftTargetMeta
+
+    charged: Charged
+    """What a server has answered so far. Of a local model nothing."""
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
         """Yield the scores in the order of ``rows``.

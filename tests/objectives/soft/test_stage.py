@@ -16,6 +16,7 @@ from distillery.objectives.soft.stage import score_soft_targets, scoring_stage
 from distillery.objectives.soft.stored import read_meta, read_targets
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
+from schemas.budget import PriceSpec
 from schemas.errors import TeacherError, TrainingError
 from schemas.examples import FixedExamples
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
@@ -39,6 +40,8 @@ from tests.fixtures_scores import (
     soft_of,
     tokenizer_of,
 )
+from tests.stub_endpoint import Reply
+from tests.stub_vllm import StubVllm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -289,6 +292,40 @@ def test_a_served_teacher_is_asked_through_its_endpoint(
             put_rows(spec, rows_to_score(1)), PROMPTS, teacher, TASK, TOP_4, spec, INLINE
         )
     assert made == [(teacher, soft_of(TOP_4))]
+
+
+def test_what_a_served_teacher_read_is_counted_over_all_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillery.objectives.soft.stage._CHUNK_ROWS", 2)
+    spec = StoreSpec(root=str(tmp_path))
+    rows = put_rows(spec, rows_to_score(5))
+    price = PriceSpec(prompt_per_million=1e6, completion_per_million=1e6)
+    untempered = changed(TOP_4, distillation_temperature=1.0)
+    num_asked = 0
+
+    def die(body: dict[str, Any]) -> Reply | None:
+        nonlocal num_asked
+        num_asked += 1
+        return Reply(status=400, error="died") if num_asked == 3 else None
+
+    with StubVllm(fail=die) as server:
+        teacher = server.spec(price=price, concurrency=1)
+        score = functools.partial(
+            score_soft_targets, rows, PROMPTS, teacher, TASK, untempered, spec, INLINE
+        )
+        with pytest.raises(TeacherError, match="died"):
+            score()
+        made = score().manifest
+        asked = {tuple(body["prompt"]) for body in server.completions}
+    num_tokens = sum(map(len, asked))
+    assert made.facts["rows_scored_before"] == 2
+    assert made.facts["served"] == {
+        "requests": rows.num_rows,
+        "prompt_tokens": num_tokens,
+        "completion_tokens": rows.num_rows,
+    }
+    assert (made.cost, made.currency) == (num_tokens + rows.num_rows, "USD")
 
 
 def test_the_teacher_scores_behind_its_own_prompt(folder: Path, tmp_path: Path) -> None:
