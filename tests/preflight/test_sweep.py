@@ -60,7 +60,7 @@ def test_several_trials_at_a_time_need_a_work_pool(tmp_path: Path) -> None:
 def test_an_objective_that_is_not_possible_is_refused_with_its_reason(tmp_path: Path) -> None:
     said = refusal(sweep(tmp_path, parameters=[LEARNING_RATE, HIDDEN]))
     assert 'with training.objective={"kind":"hidden_states"}: training.objective.kind is' in said
-    assert "hard_targets" in said
+    assert "Set teacher.kind to transformers" in said
 
 
 def test_a_student_that_is_not_there_is_refused(tmp_path: Path) -> None:
