@@ -7,6 +7,7 @@ from pydantic import Field
 from schemas.base import runtime_field
 from schemas.openai_teacher import DeclaredModel, OpenAITeacher
 from schemas.teacher_base import Dtype, OwnTeacher
+from schemas.vllm_teacher import VLLMTeacher
 
 __all__ = [
     "DeclaredModel",
@@ -14,6 +15,7 @@ __all__ = [
     "OpenAITeacher",
     "TeacherSpec",
     "TransformersTeacher",
+    "VLLMTeacher",
 ]
 
 
@@ -37,4 +39,6 @@ class TransformersTeacher(OwnTeacher):
     `format` drops it."""
 
 
-TeacherSpec = Annotated[TransformersTeacher | OpenAITeacher, Field(discriminator="kind")]
+TeacherSpec = Annotated[
+    TransformersTeacher | OpenAITeacher | VLLMTeacher, Field(discriminator="kind")
+]

@@ -87,6 +87,8 @@ def collect_responses(
 def progress_note(session: TeacherSession) -> str:
     """Return what is going on beside the count: requests in flight, trouble, the cost."""
     activity, totals = session.activity(), session.totals
+    if activity.note is not None:
+        return activity.note
     said = f"{activity.in_flight}/{activity.limit} in flight"
     if (batches := activity.batches) is not None:
         noun = "batch" if batches.num_batches == 1 else f"{batches.num_batches} batches"

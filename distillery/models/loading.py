@@ -16,7 +16,7 @@ from distillery.models.chat_templates import (
 )
 from schemas.errors import RecipeError
 from schemas.student import FromScratchStudent, StudentSpec
-from schemas.teacher import TransformersTeacher
+from schemas.teacher_base import OwnTeacher
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class ModelFiles:
     """A student's own instructions, which become part of its template."""
 
     @classmethod
-    def of(cls, spec: StudentSpec | TransformersTeacher) -> Self:
+    def of(cls, spec: StudentSpec | OwnTeacher) -> Self:
         """Return the files that a section of the recipe names; of a new student its tokenizer's."""
         named = spec.model_dump(include=set(cls.__dataclass_fields__))
         if isinstance(spec, FromScratchStudent):
             named["model"] = spec.tokenizer
-        if isinstance(spec, TransformersTeacher):
+        if isinstance(spec, OwnTeacher):
             del named["system_prompt"]  # a teacher's is part of what it is asked
         return cls(**named)
 
@@ -202,6 +202,14 @@ class ModelFiles:
                 return None
             folder = Path(config).parent
         return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) or None
+
+    def loaded_bytes(self, dtype: str) -> int:
+        """Return the bytes of the weights once loaded; 0 where the files are not here yet."""
+        import torch
+
+        saved = getattr(self.config(), "dtype", None) or torch.float32
+        loaded: torch.dtype = getattr(torch, dtype)
+        return (self.weight_bytes() or 0) * loaded.itemsize // saved.itemsize
 
     @property
     def _shared(self) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def _teachers_tokenizer(spec: CrossTokenizer, teacher: TeacherSpec) -> Any:
         RecipeError, TrainingError: It does not; or a server cannot show what is to be stored.
         TeacherError: The server cannot be reached.
     """
-    if not teacher.is_served:
+    if not teacher.is_hosted:
         if spec.tokenizer is not None:
             raise RecipeError(
                 f"training.objective.tokenizer names {spec.tokenizer!r}, but teacher.kind is "
@@ -201,7 +201,7 @@ def _teachers_tokenizer(spec: CrossTokenizer, teacher: TeacherSpec) -> Any:
         return chat_format.tokenizer
     from distillery.objectives.soft.served import check_served, served_tokenizer
 
-    theirs = served_tokenizer(spec)
+    theirs = served_tokenizer(spec, teacher)
     _check_k(spec.k, vocabulary_size(theirs), "teacher's")
     check_served(teacher, spec, _PROBE)
     return theirs

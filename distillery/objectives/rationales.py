@@ -54,7 +54,7 @@ class RationalesObjective(Objective):
         Only a local teacher's template is read. What an endpoint's model does shows in its
         responses.
         """
-        if teacher.is_served:
+        if teacher.is_hosted:
             if (switch := _switch_off(teacher.extra_body)) is None:
                 return None
             return (

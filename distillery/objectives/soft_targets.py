@@ -193,13 +193,13 @@ class _Beside(Beside, SoftTargetObjective):
 
 def _obstacle_of(teacher: TeacherSpec, spec: SoftTargets, ours: ChatFormat) -> str | None:
     """Return why one teacher cannot teach a student of the chat format ``ours``."""
-    if not teacher.is_served:
-        return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
-    if spec.source == "online":
+    if teacher.is_served and spec.source == "online":
         return (
-            "training.objective.source 'online' runs the teacher beside the student, which an "
-            "endpoint cannot do. Set it to offline, or teacher.kind to transformers."
+            "training.objective.source 'online' runs the teacher beside the student, which a "
+            "server cannot do. Set it to offline, or teacher.kind to transformers."
         )
+    if not teacher.is_hosted:
+        return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
     from distillery.objectives.soft.served import check_served
 
     try:

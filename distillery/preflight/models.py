@@ -23,6 +23,7 @@ from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec, TransformersTeacher
+from schemas.teacher_base import OwnTeacher
 from schemas.training import TrainingSpec
 
 _QUESTION = Message(role="user", content="What is six times seven?")
@@ -34,7 +35,7 @@ class _Reader(NamedTuple):
     """A model that reads the prompts of a recipe."""
 
     role: str
-    spec: StudentSpec | TransformersTeacher
+    spec: StudentSpec | OwnTeacher
     renders_responses: bool
     """Whether responses are rendered with its template too, to learn or to score them."""
 

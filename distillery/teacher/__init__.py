@@ -1,4 +1,4 @@
-"""Teachers: one protocol, one backend per kind of teacher. Opening one loads nothing yet."""
+"""Teachers: one protocol, one backend per kind. Opening one loads and starts nothing yet."""
 
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def open_teacher(
         batches: Where it is noted what is in which batch. None: requests go by themselves, such
             as those that are timed.
     """
-    if spec.is_served:
+    if spec.is_hosted:
         if spec.in_batches and batches is not None:
             from distillery.teacher.http.batch.teacher import BatchTeacher
 
@@ -48,6 +48,10 @@ def open_teacher(
         from distillery.teacher.http.openai import EndpointTeacher
 
         return EndpointTeacher(spec, budget=budget)
+    if spec.is_served:
+        from distillery.teacher.vllm.teacher import ServerTeacher
+
+        return ServerTeacher(spec)
     from distillery.teacher.local import LocalTeacher
 
     return LocalTeacher(spec)

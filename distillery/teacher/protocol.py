@@ -207,6 +207,9 @@ class Activity:
     batches: BatchActivity | None = None
     """Where requests go in batches: how far those are. None: each goes by itself."""
 
+    note: str | None = None
+    """What it does before it can be asked. None: it can be."""
+
 
 class Teacher(Protocol):
     """Who answers requests."""
@@ -319,12 +322,12 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
             **({"extra_body": spec.extra_body} if spec.extra_body else {}),
         }
     weights = _model_identity(spec.model, spec.revision, _folder_state(spec.model))
-    return {
-        "kind": spec.kind,
-        "weights": weights,
-        "dtype": spec.dtype,
-        **({"template": spec.chat_template_kwargs} if spec.chat_template_kwargs else {}),
-    }
+    identity = {"kind": spec.kind, "weights": weights, "dtype": spec.dtype}
+    settings: dict[str, Any] = {"template": spec.chat_template_kwargs}
+    if spec.is_served:
+        names = ("quantization", "extra_args", "extra_body")
+        settings |= {name: getattr(spec, name) for name in names}
+    return identity | {name: value for name, value in settings.items() if value}
 
 
 @functools.lru_cache(maxsize=32)

@@ -29,7 +29,7 @@ from distillery.objectives.soft.stored import Charged, ScoredRow, Scorer, Scorin
 from distillery.teacher.prompt import TeacherPrompt
 from schemas.errors import DistilleryError, TeacherError
 from schemas.objectives import Scored, SoftTargets
-from schemas.teacher import TeacherSpec, TransformersTeacher
+from schemas.teacher import TeacherSpec
 from schemas.units import bytes_text
 
 
@@ -244,7 +244,7 @@ def check_room(teachers: Sequence[TeacherSpec]) -> None:
     needed: Counter[str] = Counter()
     local = [each for each in teachers if not each.is_served]
     for each in local:
-        needed[str(resolve_device(each.device))] += _loaded_bytes(each)
+        needed[str(resolve_device(each.device))] += ModelFiles.of(each).loaded_bytes(each.dtype)
     for device, num_bytes in needed.items():
         room = available_memory(device)
         if len(local) > 1 and num_bytes > room:
@@ -253,14 +253,6 @@ def check_room(teachers: Sequence[TeacherSpec]) -> None:
                 f"but {device} has {bytes_text(room)}. Leave one out of training.objective.panel, "
                 "or set its dtype to bfloat16."
             )
-
-
-def _loaded_bytes(teacher: TransformersTeacher) -> int:
-    """Return the bytes of a model's weights once loaded; 0 where its files are not here yet."""
-    files = ModelFiles.of(teacher)
-    saved = getattr(files.config(), "dtype", None) or torch.float32
-    loaded: torch.dtype = getattr(torch, teacher.dtype)
-    return (files.weight_bytes() or 0) * loaded.itemsize // saved.itemsize
 
 
 def _open(teacher: TeacherSpec, soft: Scored) -> Scorer:

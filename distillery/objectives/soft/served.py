@@ -1,7 +1,10 @@
 """Soft targets from a served vLLM: probabilities of responses that are there, at T = 1."""
 
 import contextlib
-from collections.abc import Coroutine, Generator, Iterable, Sequence
+import logging
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,15 +26,19 @@ from distillery.objectives.soft.vllm_api import (
 from distillery.objectives.soft.vllm_client import VllmClient
 from distillery.teacher.http.endpoint import Endpoint
 from distillery.teacher.http.replies import PassingFault, RefusedRequest
+from distillery.teacher.vllm.lease import Lease
 from schemas.errors import RecipeError, TeacherError, TrainingError
 from schemas.objectives import CrossTokenizer, Scored
-from schemas.teacher import OpenAITeacher
+from schemas.teacher import OpenAITeacher, VLLMTeacher
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # A reply is megabytes of JSON: 5 kB a token at k = 64.
 _ROWS_AHEAD = 32
 _BYTES_PER_TOKEN_ID = 16
+_LOG_S = 30.0
 _SMALL_REPLY_BYTES = 2**16
 
 
@@ -81,8 +88,10 @@ class ServedScorer:
     At most `teacher.concurrency` requests are in flight, and 32 rows under way.
     """
 
-    def __init__(self, teacher: OpenAITeacher, spec: Scored, *, backoff_s: float = 0.5) -> None:
-        """Describe the scorer; nothing is sent yet.
+    def __init__(
+        self, teacher: OpenAITeacher | VLLMTeacher, spec: Scored, *, backoff_s: float = 0.5
+    ) -> None:
+        """Describe the scorer; nothing is sent yet, but a server of our own is started.
 
         Args:
             teacher: Which server.
@@ -93,18 +102,27 @@ class ServedScorer:
             RecipeError: No server can give these soft targets, this one says that it is not vLLM,
                 its address or key cannot be used, or the tokenizer of ``spec`` does not say which
                 bytes its tokens stand for.
+            TeacherError: A server of our own does not start.
         """
         _check_settings(teacher, spec)
-        tokenizer = served_tokenizer(spec)
+        tokenizer = served_tokenizer(spec, teacher)
         self._text = None if tokenizer is None else TextBytes(tokenizer)
         self.meta = SoftTargetMeta(
             tokenizer_hash=None if tokenizer is None else tokenizer_hash(tokenizer),
             distillation_temperature=1.0,
             k=spec.k,
         )
+<<<<<<< HEAD
         self.charged = Charged()
         self._teacher, self._k = teacher, spec.k
         self._endpoint = Endpoint(teacher)
+=======
+        self._lease = Lease(teacher, while_waiting=_log_now_and_then())
+        # A training keeps its scorer to the end, and may meet an error on the way.
+        self._release = weakref.finalize(self, self._lease.release)
+        self._teacher, self._k = self._lease.endpoint, spec.k
+        self._endpoint = Endpoint(self._teacher)
+>>>>>>> 92773ac (teacher.kind vllm: the stage serves its teacher itself)
         self._client = VllmClient(self._endpoint, backoff_s=backoff_s)
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
@@ -152,8 +170,9 @@ class ServedScorer:
         list(self._client.ahead([self._probe(row, response_ids)], 1))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a server of our own ends, unless others use it."""
         self._client.close()
+        self._release()
 
     async def _probe(self, row: ScoringRow, response_ids: list[int] | None) -> None:
         try:
@@ -259,15 +278,30 @@ class ServedScorer:
         return f"endpoint '{self._endpoint}' {self._said(error)}"
 
     def _gave_up(self, prompt_id: str, error: PassingFault) -> TeacherError:
-        return TeacherError(
+        return self._lease.why_it_ended() or TeacherError(
             f"endpoint '{self._endpoint}' did not score the row with prompt_id {prompt_id!r} in "
             f"{self._teacher.max_attempts} attempts; the last failed with {self._said(error)!r}. "
             "Scores of earlier parts are kept. Run again when it is well."
         )
 
 
-def served_tokenizer(spec: Scored) -> Any:
-    """Return the tokenizer that ``spec`` names for a served teacher; None where it needs none.
+def _log_now_and_then() -> Callable[[str], None]:
+    """Return what logs twice a minute what a server does that has not started yet."""
+    due = time.monotonic() + _LOG_S
+
+    def log(note: str) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _LOG_S
+            logger.info(note)
+
+    return log
+
+
+def served_tokenizer(spec: Scored, teacher: OpenAITeacher | VLLMTeacher) -> Any:
+    """Return the tokenizer of a served teacher; None where ``spec`` needs none.
+
+    That of an endpoint is the one that ``spec`` names.
 
     Raises:
         RecipeError: It names none though it needs one, one of the hub that is not pinned, or one
@@ -275,6 +309,8 @@ def served_tokenizer(spec: Scored) -> Any:
     """
     if not isinstance(spec, CrossTokenizer):
         return None
+    if not teacher.is_hosted:
+        return ModelFiles.of(teacher).tokenizer()
     if spec.tokenizer is None:
         raise RecipeError(
             "a served teacher does not say which bytes its tokens stand for. Name the folder or "
@@ -289,9 +325,9 @@ def served_tokenizer(spec: Scored) -> Any:
     return ModelFiles(spec.tokenizer, spec.tokenizer_revision).tokenizer()
 
 
-def _check_settings(teacher: OpenAITeacher, spec: Scored) -> None:
+def _check_settings(teacher: OpenAITeacher | VLLMTeacher, spec: Scored) -> None:
     """Refuse what no server, or no server of this provider, can give."""
-    if "vllm" not in teacher.provider.lower():
+    if teacher.is_hosted and "vllm" not in teacher.provider.lower():
         raise RecipeError(
             f"teacher.provider {teacher.provider!r} is not vLLM, and no other server shows the "
             "probabilities of a given response. Serve the teacher with vLLM, or set "

@@ -1,0 +1,1 @@
+"""A vLLM server of the stage's own: its command, its life, and the teacher that asks it."""
