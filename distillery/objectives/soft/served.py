@@ -112,17 +112,12 @@ class ServedScorer:
             distillation_temperature=1.0,
             k=spec.k,
         )
-<<<<<<< HEAD
         self.charged = Charged()
-        self._teacher, self._k = teacher, spec.k
-        self._endpoint = Endpoint(teacher)
-=======
         self._lease = Lease(teacher, while_waiting=_log_now_and_then())
         # A training keeps its scorer to the end, and may meet an error on the way.
         self._release = weakref.finalize(self, self._lease.release)
         self._teacher, self._k = self._lease.endpoint, spec.k
         self._endpoint = Endpoint(self._teacher)
->>>>>>> 92773ac (teacher.kind vllm: the stage serves its teacher itself)
         self._client = VllmClient(self._endpoint, backoff_s=backoff_s)
 
     def score(self, rows: Sequence[ScoringRow]) -> Generator[ScoredRow, None, None]:
