@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from distillery.evaluation.judge import as_the_judges, naming_the_judge
+from distillery.preflight.vllm import check_served_here
 from distillery.storage.fingerprint import model_identity
 from distillery.task_types import TaskType
 from distillery.teacher.http.keys import read_key
@@ -11,11 +12,12 @@ from schemas.base import nearest
 from schemas.contestants import BASELINE, CHAMPION, IN_CONTEXT, TEACHER
 from schemas.data import HubSource
 from schemas.errors import DistilleryError
+from schemas.execution import ExecutionSpec
 from schemas.export import ExportSpec
 from schemas.judge import JudgeSpec
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskKind
-from schemas.teacher import TeacherSpec
+from schemas.teacher import TeacherSpec, VLLMTeacher
 
 JUDGED_TYPES = (TaskKind.CONVERSATION, TaskKind.SUMMARIZATION)
 
@@ -34,19 +36,22 @@ def judge_problems(judge: JudgeSpec, kind: TaskType, export: ExportSpec | None) 
     ]
 
 
-def check_judges_endpoint(judge: JudgeSpec, kind: TaskType) -> list[str]:
+def check_judges_endpoint(judge: JudgeSpec, kind: TaskType, execution: ExecutionSpec) -> list[str]:
     """Return warnings about a judge; asks the network, and pays for nothing.
 
     Raises:
-        DistilleryError: Its endpoint cannot be used, or human preferences of the hub.
+        DistilleryError: Its endpoint cannot be used, human preferences of the hub cannot, or this
+            machine, where stages run in this process, has no vLLM to serve it.
     """
     from distillery.preflight.endpoint import check_endpoint
 
     if problems := [*_unusable_preferences(judge, kind, from_hub=True)]:
         raise DistilleryError("\n".join(problems))
-    if not judge.model.is_hosted:
-        return []
     with naming_the_judge():
+        if isinstance(judge.model, VLLMTeacher) and execution.mode == "inline":
+            check_served_here(judge.model)
+        if not judge.model.is_hosted:
+            return []
         return [as_the_judges(warning) for warning in check_endpoint(judge.model, VERDICT)]
 
 

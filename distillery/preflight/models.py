@@ -11,6 +11,7 @@ from distillery.models.loading import ModelFiles
 from distillery.models.pruning import check_prunable
 from distillery.models.vocabulary import known_vocabulary
 from distillery.objectives.choice import reads_with_teacher
+from distillery.preflight.vllm import check_length, check_served_here
 from distillery.storage.store import Store
 from distillery.teacher.prompt import TeacherPrompt, instructions
 from schemas.contestants import IN_CONTEXT
@@ -22,7 +23,7 @@ from schemas.objectives import SoftTeacher
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec, TransformersTeacher
+from schemas.teacher import TeacherSpec, TransformersTeacher, VLLMTeacher
 from schemas.teacher_base import OwnTeacher
 from schemas.training import TrainingSpec
 
@@ -89,8 +90,8 @@ def check_models(
     That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
     the recipe makes them or leaves instructions out, responses that do not end or do not come
     back, thoughts that are to be learnt but have no place, a vocabulary larger than the embedding,
-    layers or neurons to keep that are not there, a device that is not there (looked for only where
-    stages run in this process). ``training``
+    layers or neurons to keep that are not there, a device or a vLLM that is not there (looked for
+    only where stages run in this process). ``training``
     decides whether the teacher renders responses too, to score them, ``evaluation`` whether the
     student reads the teacher's prompt.
     """
@@ -98,8 +99,8 @@ def check_models(
     for reader in _readers(student, teacher, training, evaluation):
         try:
             _check_files(reader, task, data)
-            if isinstance(reader.spec, TransformersTeacher) and execution.mode == "inline":
-                resolve_device(reader.spec.device)
+            if execution.mode == "inline":
+                _check_machine(reader.spec)
         except DistilleryError as error:
             problems.append(str(error))
     if isinstance(student, PrunedStudent):
@@ -108,6 +109,14 @@ def check_models(
         except DistilleryError as error:
             problems.append(str(error))
     return problems
+
+
+def _check_machine(spec: StudentSpec | OwnTeacher) -> None:
+    """Return when this machine can run a teacher; a student is made where there is room."""
+    if isinstance(spec, TransformersTeacher):
+        resolve_device(spec.device)
+    elif isinstance(spec, VLLMTeacher):
+        check_served_here(spec)
 
 
 def check_prompts(
@@ -155,6 +164,8 @@ def check_prompts(
                 try:
                     told = prompt.around([messages])[0] if prompt else messages
                     _render(reader, chat_format, told)
+                    if isinstance(reader.spec, VLLMTeacher):
+                        check_length(reader.spec, len(chat_format.prompt_ids(told)))
                     _refuse_lost_system_turn(chat_format, told)
                 except DistilleryError as error:
                     raise RecipeError(

@@ -147,7 +147,7 @@ def check_recipe(
         )
         _open_and_ask(problems, task, data, *there, training, execution, evaluation)
         if judge is not None and not wrong_judge:
-            problems.collect(_ask_judge, judge, task)
+            problems.collect(_ask_judge, judge, task, execution)
     problems.refuse()
 
 
@@ -172,7 +172,7 @@ def check_first_request(
     problems = _Problems()
     _open_and_ask(problems, task, data, teacher, student, training, execution, evaluation)
     if evaluation is not None and evaluation.judge is not None:
-        problems.collect(_ask_judge, evaluation.judge, task)
+        problems.collect(_ask_judge, evaluation.judge, task, execution)
     if not problems.lines:
         from distillery.preflight.models import check_prompts
 
@@ -210,8 +210,8 @@ def _ask_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> None:
         logger.warning(warning)
 
 
-def _ask_judge(judge: JudgeSpec, task: TaskSpec) -> None:
-    for warning in check_judges_endpoint(judge, task_type(task)):
+def _ask_judge(judge: JudgeSpec, task: TaskSpec, execution: ExecutionSpec) -> None:
+    for warning in check_judges_endpoint(judge, task_type(task), execution):
         logger.warning(warning)
 
 

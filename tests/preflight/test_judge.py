@@ -9,6 +9,7 @@ import pytest
 from distillery.preflight.judge import check_judges_endpoint, judge_problems, self_preference
 from distillery.task_types import task_type
 from schemas.errors import RecipeError, TeacherError
+from schemas.execution import ExecutionSpec
 from schemas.export import ExportSpec, GgufFormat
 from schemas.judge import JudgeSpec
 from schemas.student import PretrainedStudent
@@ -151,18 +152,18 @@ def test_preferences_on_conversations_need_messages(tmp_path: Path) -> None:
 def test_a_judge_whom_nobody_serves_is_refused_under_its_own_name() -> None:
     gone = judge({"base_url": f"http://127.0.0.1:{free_port()}/v1"})
     with pytest.raises(TeacherError, match=r"or correct evaluation\.judge\.model\.base_url"):
-        check_judges_endpoint(gone, SUPPORT)
+        check_judges_endpoint(gone, SUPPORT, ExecutionSpec())
     with StubEndpoint(models=listing("another")) as endpoint:
         served = judge({"base_url": endpoint.base_url})
         with pytest.raises(RecipeError, match=r"does not know evaluation\.judge\.model\.model"):
-            check_judges_endpoint(served, SUPPORT)
+            check_judges_endpoint(served, SUPPORT, ExecutionSpec())
         assert endpoint.num_requests == 0
 
 
 def test_a_judge_who_is_served_passes_and_is_asked_nothing() -> None:
     with StubEndpoint(models=listing("arbiter")) as endpoint:
         served = judge({"base_url": endpoint.base_url, "provider": "openai"})
-        assert check_judges_endpoint(served, SUPPORT) == []
+        assert check_judges_endpoint(served, SUPPORT, ExecutionSpec()) == []
         assert (endpoint.gets, endpoint.num_requests) == (["models"], 0)
 
 

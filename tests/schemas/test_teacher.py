@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from schemas.budget import PriceSpec
-from schemas.teacher import OpenAITeacher, TeacherSpec
+from schemas.teacher import OpenAITeacher, TeacherSpec, VLLMTeacher
 
 PRICE = PriceSpec(prompt_per_million=2, completion_per_million=8, batch_discount=0.25)
 
@@ -40,3 +40,25 @@ def test_requests_in_batches_cost_what_the_discount_leaves() -> None:
     assert alone.charges is not None and alone.charges.cost(1e6, 1e6) == 10
     assert batched.charges is not None and batched.charges.cost(1e6, 1e6) == 7.5
     assert batched.price == PRICE
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "neither of teacher.python and teacher.image"),
+        ({"python": "python", "image": "vllm"}, "both of teacher.python and teacher.image"),
+        ({"python": "p", "extra_args": ["--max_model_len=9"]}, "Set teacher.max_model_len"),
+        ({"python": "p", "extra_args": ["--generation-config", "auto"]}, "the stage decides"),
+    ],
+)
+def test_a_vllm_of_the_stage_is_in_one_place_and_has_each_setting_once(
+    settings: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        VLLMTeacher(model="org/m", **settings)
+
+
+def test_form_fields_of_other_kinds_are_dropped() -> None:
+    written = {"kind": "vllm", "model": "m", "python": "p", "base_url": "http://h/v1", "device": ""}
+    [teacher] = TypeAdapter(list[TeacherSpec]).validate_python([written])
+    assert teacher == VLLMTeacher(model="m", python="p")

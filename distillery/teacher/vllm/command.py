@@ -78,7 +78,7 @@ def serve_command(teacher: VLLMTeacher, port: int, name: str) -> Command:
     >>> teacher = VLLMTeacher(model="org/m", revision="c0ffee", image="vllm/vllm-openai:v0.32.0")
     >>> serve_command(teacher, 8000, "distillery-1").afterwards
     ['docker', 'rm', '--force', 'distillery-1']
-    >>> " ".join(serve_command(teacher, 8000, "distillery-1").start[-16:-9])
+    >>> " ".join(serve_command(teacher, 8000, "distillery-1").start[-17:-10])
     '--generation-config vllm --max-logprobs -1 --uvicorn-log-level warning --revision'
     """
     model = Path(teacher.model).expanduser()

@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import random
 import re
 import socket
 import subprocess
@@ -22,6 +23,9 @@ from schemas.vllm_teacher import VLLMTeacher
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
+_PORTS = (20_000, 32_768)  # below those that Linux gives to connections
+# vLLM leaves names in /dev/shm behind when it is killed, but does not hear SIGTERM while it loads.
+_GRACE_S = 10.0
 _ANSWERS_WITHIN_S = 2.0
 _LAST_LINES, _TAIL_BYTES, _LINE_CHARS = 12, 2**16, 240
 # "(EngineCore pid=7) INFO 11-27 07:56:45 [model.py:733] Resolved ..."; and colours of terminals.
@@ -61,7 +65,7 @@ class VLLMServer:
         with self._log.open("wb") as log:
             self._supervisor = subprocess.Popen(
                 [
-                    *(sys.executable, supervisor.__file__, str(os.getpid())),
+                    *(sys.executable, supervisor.__file__, str(os.getpid()), str(_GRACE_S)),
                     *(json.dumps(command.afterwards), *command.start),
                 ],
                 stdin=subprocess.PIPE,
@@ -146,22 +150,34 @@ class VLLMServer:
 
 
 def free_port(teacher: VLLMTeacher) -> int:
-    """Return a port that nobody listens at.
+    """Return the port that the recipe names, or one that nobody listens at.
+
+    The system's own choice would be among those that it gives to any connection, so it could be
+    taken before the server has loaded so much as its libraries.
 
     Raises:
         RecipeError: The one that the recipe names is taken.
     """
+    if teacher.port is None:
+        while not _is_free(port := random.SystemRandom().randrange(*_PORTS)):
+            continue
+        return port
+    if not _is_free(teacher.port):
+        raise RecipeError(
+            f"teacher.port {teacher.port} of this machine is taken. End what listens there, or "
+            "leave teacher.port out: a free one is taken."
+        )
+    return teacher.port
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, teacher.port or 0))
-        except OSError as error:
-            raise RecipeError(
-                f"teacher.port {teacher.port} of this machine cannot be listened at: "
-                f"{error.strerror}. End what has it, or leave teacher.port out: a free one is "
-                "taken."
-            ) from error
-        return int(probe.getsockname()[1])
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 def _get(port: int, path: str) -> bytes | None:

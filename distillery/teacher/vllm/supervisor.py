@@ -1,12 +1,13 @@
 """Runs a server for as long as the process that wants it is there; a program of its own.
 
-    python supervisor.py PARENT_PID AFTERWARDS COMMAND...
+    python supervisor.py PARENT_PID GRACE_S AFTERWARDS COMMAND...
 
-PARENT_PID is the process that wants the server, AFTERWARDS a JSON list: a command for when it has
-ended, or nothing. Standard input is a pipe that nobody writes to: whoever holds its other end has
-it close when it ends, by kill -9 as well. Then the server goes, with all processes that it has
-started, also those that have left its process group or have lost their parent; memory of a GPU is
-free when the last of them is gone. Only the standard library is imported, so this starts at once.
+PARENT_PID is the process that wants the server, GRACE_S how long the server may take to end by
+itself, and AFTERWARDS a JSON list: a command for when it has ended, or nothing. Standard input is
+a pipe that nobody writes to: it closes when whoever holds its other end is gone, by kill -9 as
+well. Then the server goes, with all processes that it has started, also those that have left its
+process group or have lost their parent; memory of a GPU is free when the last of them is gone.
+Only the standard library is imported, so this starts at once.
 
 The exit status is the server's.
 """
@@ -24,12 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _POLL_S = 0.2
-# vLLM leaves names in /dev/shm behind when it is killed, but does not hear SIGTERM while it loads.
-_GRACE_S = 10.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def main(parent: int, afterwards: list[str], command: list[str]) -> int:
+def main(parent: int, grace_s: float, afterwards: list[str], command: list[str]) -> int:
     """Run ``command`` until it ends or is not wanted any more; return its exit status."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans among its processes become our children
     asked: list[int] = []
@@ -43,19 +42,19 @@ def main(parent: int, afterwards: list[str], command: list[str]) -> int:
                 if select.select([sys.stdin], [], [], _POLL_S)[0]:
                     break
     finally:
-        _end(server)
+        _end(server, grace_s)
         if afterwards:
             subprocess.run(afterwards, stdin=subprocess.DEVNULL, check=False)
     status = server.returncode
     return status if status >= 0 else 128 - status
 
 
-def _end(server: "subprocess.Popen[bytes]") -> None:
+def _end(server: "subprocess.Popen[bytes]", grace_s: float) -> None:
     """Return when the server and all that it has started are gone."""
     if server.poll() is None:
         _signal_group(server.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_GRACE_S)
+            server.wait(grace_s)
     _signal_group(server.pid, signal.SIGKILL)
     if server.poll() is None:
         server.wait()
@@ -93,4 +92,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]))
