@@ -12,7 +12,7 @@ from schemas.generation import Generation
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec
 from tasks.dispatch import dispatch
-from tasks.prompts import check_prompts, filter_prompts, load_prompts, validate_prompts
+from tasks.prompts import check_prompts, filter_prompts, finish_logs, load_prompts, validate_prompts
 
 
 @flow(name="answer-prompts", flow_run_name="{task.name}")
@@ -35,6 +35,7 @@ def answer_prompts(
     check_prompts(rows.prompts, task, data, teacher, None, None, store, execution)
     generate = dispatch(generate_responses, generation_stage, store, execution)
     made = generate(rows.prompts, teacher, task)
+    finish_logs(rows, store)
     return Generation(
         responses=made.dataset("responses"),
         quarantined=rows.quarantined,

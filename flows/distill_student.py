@@ -25,6 +25,7 @@ from schemas.training import TrainingSpec
 from tasks.dispatch import dispatch
 from tasks.drift import watch_teacher
 from tasks.evaluation import compare_models, find_champion, promote_student
+from tasks.prompts import finish_logs
 
 
 @flow(name="distill-student", flow_run_name="{task.name}")
@@ -78,6 +79,7 @@ def distill_student(
         measured, judged, lineage, teacher, task, evaluation, store, execution
     )
     promotion = promote_student(comparison, lineage, task, gate, store)
+    finish_logs(taught.prompts, store)
     return Distillation(
         student=student_model,
         comparison=comparison,

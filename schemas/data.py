@@ -2,11 +2,13 @@
 
 import codecs
 import string
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from schemas.base import Branch, Spec, runtime_field
+from schemas.logs import LogSample
+from schemas.prompt_filters import PiiFilter
 
 
 class ColumnMap(Spec):
@@ -69,6 +71,10 @@ class ColumnMap(Spec):
 class _Source(Branch):
     """Rows from somewhere."""
 
+
+class _Table(_Source):
+    """Rows with columns."""
+
     columns: ColumnMap = Field(ColumnMap(), title="Columns")
     """Which column holds what."""
 
@@ -81,7 +87,7 @@ class _Source(Branch):
     """Keep a seeded random sample of so many rows. None: all."""
 
 
-class FileSource(_Source):
+class FileSource(_Table):
     """A JSONL, CSV or Parquet file."""
 
     kind: Literal["file"] = "file"
@@ -114,7 +120,7 @@ class FileSource(_Source):
             ) from None
 
 
-class HubSource(_Source):
+class HubSource(_Table):
     """A data set of the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
@@ -133,7 +139,43 @@ class HubSource(_Source):
     """Split of the data set, such as `train`."""
 
 
-Source = Annotated[FileSource | HubSource, Field(discriminator="kind")]
+class LogSource(_Source):
+    """The log of an application in production: OpenAI-style requests with their responses.
+
+    Each request is a prompt. Its response is the right answer where one is needed (`gold`,
+    `selection` and `test`), if it is whole. What is no text, or offers or calls tools, is put
+    aside with its reason.
+    """
+
+    kind: Literal["log"] = "log"
+    """A log of requests and responses."""
+
+    path: str = runtime_field(...)
+    """Path or fsspec URL of a JSONL file, gzipped or not; `*` stands for several. `${NAME}` stands
+    for an environment variable."""
+
+    timestamp: str | None = None
+    """Field of a line that says when it was asked: a Unix time, or ISO 8601. None: `timestamp`,
+    `created_at`, `created` or `time`, or else `created` of the response."""
+
+    watermark: str | None = runtime_field(None, min_length=1, max_length=200)
+    """Name under which the newest timestamp is kept that a finished run has read. A run reads only
+    what is newer; one that was killed has not finished. `execution.force: [read_logs]` reads
+    everything again. None: every run reads everything."""
+
+    redact: PiiFilter | None = Field(PiiFilter(), title="Redact")
+    """What is taken out of requests and responses before anything of them is stored. None:
+    nothing."""
+
+    sample: LogSample | None = Field(None, title="Sample")
+    """Part of the rows to take. None: all."""
+
+    columns: ClassVar[ColumnMap] = ColumnMap(id="id", messages="messages")
+    """What the rows of a log hold."""
+
+
+Table = Annotated[FileSource | HubSource, Field(discriminator="kind")]
+Source = Annotated[FileSource | HubSource | LogSource, Field(discriminator="kind")]
 
 
 class DataSpec(Spec):

@@ -12,6 +12,7 @@ from schemas.registry import DatabaseRegistry, RegistrySpec
 class StageName(StrEnum):
     """The stages, by the names of their tasks and of their folders in the store."""
 
+    READ_LOGS = "read_logs"
     LOAD_PROMPTS = "load_prompts"
     VALIDATE_PROMPTS = "validate_prompts"
     FILTER_PROMPTS = "filter_prompts"
@@ -35,6 +36,7 @@ class StageName(StrEnum):
 
 
 _UPSTREAM: dict[StageName, tuple[StageName, ...]] = {
+    StageName.LOAD_PROMPTS: (StageName.READ_LOGS,),
     StageName.VALIDATE_PROMPTS: (StageName.LOAD_PROMPTS,),
     StageName.FILTER_PROMPTS: (StageName.VALIDATE_PROMPTS,),
     StageName.GENERATE_RESPONSES: (StageName.FILTER_PROMPTS,),

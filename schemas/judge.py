@@ -3,14 +3,14 @@
 from pydantic import Field
 
 from schemas.base import Spec, runtime_field
-from schemas.data import Source
+from schemas.data import Table
 from schemas.teacher import TeacherSpec
 
 
 class PreferencesSpec(Spec):
     """Rows on which people have said which of two responses is better."""
 
-    source: Source
+    source: Table
     """Where they are. Its `columns` name the prompt as they do for `data`, whose prompt template
     and system prompt are not added."""
 

@@ -29,9 +29,17 @@ def load_prompts(
 ) -> tuple[DatasetRef, StageResult]:
     """Return the rows of all sources."""
     from distillery.data import loading
+    from distillery.logs.stage import read_logs
 
-    result = loading.load_prompts(task, data, store, execution)
+    result = loading.load_prompts(task, read_logs(data, store, execution), store, execution)
     return result.dataset("prompts"), result
+
+
+def finish_logs(rows: PromptSet, store: StoreSpec) -> None:
+    """Move the watermarks of the logs that ``rows`` came from, as the run on them has finished."""
+    from distillery.logs import stage
+
+    stage.finish_logs(rows, store)
 
 
 @stage_task

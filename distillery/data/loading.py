@@ -19,7 +19,7 @@ from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.task_types import TaskType, task_type
 from distillery.task_types.prompt_templates import as_text, render_prompt, template_columns
-from schemas.data import ColumnMap, DataSpec, FileSource, Source
+from schemas.data import ColumnMap, DataSpec, FileSource, LogSource, Table
 from schemas.errors import DistilleryError, InputDataError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import DropReason
@@ -55,8 +55,7 @@ def load_prompts(
         InputDataError: A source is missing, empty, or lacks a column.
     """
     kind = task_type(task)
-    sources: dict[str, Source | None] = {split: getattr(data, split) for split in SPLITS}
-    present = {split: source for split, source in sources.items() if source is not None}
+    present = _tables(data)
     stage = Stage(
         StageName.LOAD_PROMPTS,
         _LOGIC_VERSION,
@@ -80,7 +79,14 @@ def load_prompts(
     return run_stage(stage, store, execution, work)
 
 
-def _identities(sources: dict[str, Source], kind: TaskType, data: DataSpec) -> dict[str, str]:
+def _tables(data: DataSpec) -> dict[str, Table]:
+    """Return the sources by split; those that are logs have been read by `distillery.logs`."""
+    sources: dict[str, Table | LogSource | None] = {s: getattr(data, s) for s in SPLITS}
+    assert not any(isinstance(source, LogSource) for source in sources.values())
+    return {s: found for s, found in sources.items() if found and not isinstance(found, LogSource)}
+
+
+def _identities(sources: dict[str, Table], kind: TaskType, data: DataSpec) -> dict[str, str]:
     """Return the identity of every source, or raise one error with all that is wrong with them.
 
     The columns of a hub data set are looked at when it is read: it may not be on this disk.
@@ -99,7 +105,7 @@ def _identities(sources: dict[str, Source], kind: TaskType, data: DataSpec) -> d
     return identities
 
 
-def _required(source: Source, split: str, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
+def _required(source: Table, split: str, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
     """Return the columns that the source has to have."""
     columns = source.columns
     required = tuple(
@@ -125,7 +131,7 @@ def prompt_fields(columns: ColumnMap, kind: TaskType, data: DataSpec) -> tuple[s
 
 
 def load_rows(
-    row: SourceRow, split: str, source: Source, kind: TaskType, data: DataSpec
+    row: SourceRow, split: str, source: Table, kind: TaskType, data: DataSpec
 ) -> Iterator[dict[str, Any]]:
     """Yield what one source row becomes, in the columns of ``_LOADED_SCHEMA``."""
     columns, values = source.columns, row.values
@@ -179,7 +185,7 @@ def _prompts(conversation: list[Message], data: DataSpec) -> list[tuple[list[Mes
     return [(conversation[:at], conversation[at]["content"]) for at in answered]
 
 
-def _prompt(values: Mapping[str, Any], source: Source, kind: TaskType, data: DataSpec) -> str:
+def _prompt(values: Mapping[str, Any], source: Table, kind: TaskType, data: DataSpec) -> str:
     """Return the text of a row without messages."""
     names = prompt_fields(source.columns, kind, data)
     found = {name: kind.shown(name, values.get(source.columns.of(name))) for name in names}
@@ -188,7 +194,7 @@ def _prompt(values: Mapping[str, Any], source: Source, kind: TaskType, data: Dat
     return kind.prompt(found)
 
 
-def _labelled(value: Any, source: Source, kind: TaskType) -> dict[str, str]:
+def _labelled(value: Any, source: Table, kind: TaskType) -> dict[str, str]:
     """Return the column with the right answers in a value, or why they cannot be used."""
     try:
         return {"references": _references(value, source, kind)}
@@ -196,7 +202,7 @@ def _labelled(value: Any, source: Source, kind: TaskType) -> dict[str, str]:
         return {"reason": DropReason.REFERENCE_NOT_IN_FORMAT.value, "detail": str(error)}
 
 
-def _references(value: Any, source: Source, kind: TaskType) -> str:
+def _references(value: Any, source: Table, kind: TaskType) -> str:
     """Return the right answers in a value as canonical JSON, under the names of the recipe.
 
     Raises:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from distillery.data.chat import is_whole
 from distillery.storage.fingerprint import sha256
-from schemas.data import FileSource, HubSource, Source
+from schemas.data import FileSource, HubSource, Table
 from schemas.errors import InputDataError, RecipeError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -76,7 +76,7 @@ def expand_variables(text: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
-def source_identity(source: Source) -> str:
+def source_identity(source: Table) -> str:
     """Return a hash of the content that ``source`` points to, without its place."""
     if isinstance(source, HubSource):
         return sha256([source.dataset, source.revision, source.name, source.split])
@@ -85,7 +85,7 @@ def source_identity(source: Source) -> str:
     return sha256([content, _format(source)])
 
 
-def check_source(source: Source, required: tuple[str, ...]) -> None:
+def check_source(source: Table, required: tuple[str, ...]) -> None:
     """Return when ``source`` has rows, and the columns ``required`` in its first readable one.
 
     Raises:
@@ -107,7 +107,7 @@ def check_source(source: Source, required: tuple[str, ...]) -> None:
         raise InputDataError(f"{place!r} has no rows. Name a file that has some.")
 
 
-def read_source(source: Source, *, seed: int) -> Iterator[SourceRow]:
+def read_source(source: Table, *, seed: int) -> Iterator[SourceRow]:
     """Yield the rows of ``source``, a sample of them by ``seed`` when ``max_rows`` is set.
 
     Rows that cannot be read are yielded with their problem, so that one run names them all.
@@ -134,7 +134,7 @@ def _sample(reader: Callable[[], Iterator[SourceRow]], size: int, seed: int) -> 
     return {number for _, number in heapq.nsmallest(size, keyed)}
 
 
-def _reader(source: Source) -> Callable[[], Iterator[SourceRow]]:
+def _reader(source: Table) -> Callable[[], Iterator[SourceRow]]:
     """Return a function that starts reading the source from its first row."""
     if isinstance(source, HubSource):
         return lambda: _read_hub(source)
@@ -159,7 +159,7 @@ def _format(source: FileSource) -> str:
 def _open(source: FileSource) -> Any:
     path = expand_variables(source.path)
     try:
-        return fsspec.open(path, "rb").open()
+        return fsspec.open(path, "rb", compression="infer").open()
     except FileNotFoundError:
         raise InputDataError(
             f"data file {path!r} does not exist (working folder {os.getcwd()!r}). Correct "

@@ -52,7 +52,7 @@ class Pii(RowFilter[PiiFilter]):
     def row(self, row: Row, task: TaskType) -> Drop | Rewrite | None:
         """Drop or rewrite a prompt in which personal data is found."""
         turns = load_messages(row["messages"])
-        found = [self._find(turn["content"]) for turn in turns]
+        found = [self.find(turn["content"]) for turn in turns]
         if not any(found):
             return None
         if self.spec.action == "drop":
@@ -63,7 +63,7 @@ class Pii(RowFilter[PiiFilter]):
             turn["content"] = redacted(turn["content"], of_turn)
         return Rewrite({"messages": dump_messages(turns)}, RewriteReason.REDACTED)
 
-    def _find(self, text: str) -> list[Found]:
+    def find(self, text: str) -> list[Found]:
         """Return what is found in a text, in order, nothing of it within another."""
         results = self._analyzer.analyze(
             text,

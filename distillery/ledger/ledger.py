@@ -19,6 +19,7 @@ from distillery.ledger.commits import GroupCommit, Writer
 from distillery.ledger.database import Database, portions
 from distillery.ledger.engine import ledger_url
 from distillery.ledger.purge import purge
+from distillery.ledger.readings import Readings
 from distillery.ledger.rows import Averages, LedgerRow, Spending
 from distillery.ledger.tables import create_tables, responses
 from schemas.execution import StoreSpec
@@ -43,6 +44,8 @@ class Ledger:
         self._claims = Claims(self._database, writer)
         self.batches = Batches(self._database)
         """What is in batches at a provider."""
+        self.readings = Readings(self._database)
+        """How far logs have been read."""
 
     @classmethod
     def open(cls, spec: StoreSpec) -> Self:

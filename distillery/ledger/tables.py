@@ -77,6 +77,16 @@ batch_requests = sa.Table(
     sa.Column("max_new_tokens", sa.BigInteger, nullable=False),
 )
 
+# What runs have read of logs; a reading counts when its run has finished.
+readings = sa.Table(
+    "readings",
+    metadata,
+    sa.Column("identity", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("newest", sa.Double, nullable=False),
+    sa.Column("is_finished", sa.Boolean, nullable=False),
+)
+
 
 def create_tables(database: Database) -> None:
     """Create the tables of ``database`` where there are none yet.

@@ -107,9 +107,11 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
     from distillery.data.loading import load_prompts
     from distillery.data.validation import prompt_set, validate_prompts
     from distillery.filters.prompts import filter_prompts
+    from distillery.logs.stage import read_logs
 
     task, data, teacher, store = recipe.task, recipe.data, recipe.teacher, recipe.store
-    loaded = load_prompts(task, data, store, recipe.execution).dataset("prompts")
+    sources = read_logs(data, store, recipe.execution)
+    loaded = load_prompts(task, sources, store, recipe.execution).dataset("prompts")
     valid = validate_prompts(loaded, task, data, store, recipe.execution)
     made = filter_prompts(prompt_set(valid), task, recipe.filters, store, recipe.execution)
     prompts = made.dataset("prompts")

@@ -1,0 +1,1 @@
+"""Logs of an application in production as a source of prompts."""
