@@ -11,7 +11,7 @@ from typing import Any
 
 from distillery.storage.store import Store
 from distillery.teacher.protocol import State
-from schemas.data import DataSpec, FileSource
+from schemas.data import DataSpec, FileSource, LogSource
 from schemas.errors import RecipeError, StoreError
 from schemas.refs import DatasetRef
 from schemas.teacher import TeacherSpec
@@ -79,7 +79,9 @@ def check_jsonl(path: Path, data: DataSpec) -> None:
         StoreError: Its folder is not there, or nothing can be written into it.
     """
     sources = (data.train, data.validation, data.gold, data.selection, data.test)
-    if path.resolve() in {Path(s.path).resolve() for s in sources if isinstance(s, FileSource)}:
+    if path.resolve() in {
+        Path(s.path).resolve() for s in sources if isinstance(s, FileSource | LogSource)
+    }:
         raise RecipeError(
             f"--jsonl {str(path)!r} is a file that the recipe reads, and would be lost. Name "
             "another one."
