@@ -9,11 +9,11 @@ from schemas.teacher import OpenAITeacher, TeacherSpec, VLLMTeacher
 PRICE = PriceSpec(prompt_per_million=2, completion_per_million=8, batch_discount=0.25)
 
 
-def test_a_local_teacher_takes_no_batches() -> None:
-    with pytest.raises(ValidationError, match=r"batch is set, but a teacher of kind 'transfor"):
-        TypeAdapter(TeacherSpec).validate_python(
-            {"kind": "transformers", "model": "here", "batch": True}
-        )
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_a_teacher_that_runs_here_takes_no_batches(kind: str) -> None:
+    section = {"kind": kind, "model": "here", "batch": True}
+    with pytest.raises(ValidationError, match=f"batch is set, but a teacher of kind '{kind}' has"):
+        TypeAdapter(TeacherSpec).validate_python(section)
 
 
 def test_the_form_may_leave_a_batch_that_is_not_wanted() -> None:

@@ -51,6 +51,10 @@ _CUT = ("max_tokens", "model_context_window_exceeded")
 class AnthropicEndpoint(Endpoint):
     """Anthropic's own interface, which takes its key in a header of its own."""
 
+    def __init__(self, spec: OpenAITeacher) -> None:
+        super().__init__(spec)
+        self.url = self.route(AnthropicBatches.listing)
+
     @property
     def headers(self) -> dict[str, str]:
         """Return what every request carries."""
