@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RECIPE ?= recipes/demo.yaml
 TASK ?= nli
 
-.PHONY: help quickstart test test-slow check format schema bench-generation bench-training \
+.PHONY: help quickstart test test-slow test-vllm check format schema bench-generation bench-vllm bench-training \
 	bench-evaluation bench-quality bench-extra results up down lock clean
 
 help:
@@ -25,7 +25,10 @@ test: $(LOCK) ## run the tests, but the slow ones
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(LOCK) ## run the slow tests: real servers, workers and kills
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "slow and not vllm"
+
+test-vllm: $(LOCK) ## serve the demo's teacher with real vLLM on this CPU (10 minutes the first time)
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m pytest -m vllm -rs tests/teacher/vllm
 
 check: $(LOCK) ## lint, types, import contracts, generated files
 	@$(BIN)/ruff check .
@@ -43,6 +46,9 @@ schema: $(LOCK) ## write the recipe's JSON schema and the deployments' parameter
 
 bench-generation: $(LOCK) ## measure teacher generation against a stub and a bare client (6 minutes)
 	@$(BIN)/python -m benchmarks.generation
+
+bench-vllm: $(LOCK) ## measure our stage against a bare client on one vLLM (15 minutes)
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m benchmarks.vllm
 
 bench-training: bench-extra ## measure the loss kernel, training steps, LoRA and stored soft targets (25 minutes)
 	@$(BIN)/python -m benchmarks.training

@@ -15,6 +15,13 @@ def check_served_here(teacher: VLLMTeacher) -> None:
     Raises:
         RecipeError: The first of them that is not so.
     """
+    files = ModelFiles.of(teacher)
+    most = teacher.max_model_len or getattr(files.config(), "max_position_embeddings", None)
+    if most is not None and teacher.max_new_tokens >= most:
+        raise RecipeError(
+            f"teacher.max_new_tokens={teacher.max_new_tokens} leaves no room for a prompt in the "
+            f"{most} tokens that {teacher.model!r} is served with. Lower it."
+        )
     check_vllm(teacher)
     free_port(teacher)
     check_room(teacher)

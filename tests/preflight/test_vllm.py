@@ -21,7 +21,8 @@ DEMO = "recipes/demo/teacher"
 
 
 def demo(stub_python: StubPython, **settings: object) -> VLLMTeacher:
-    return stub_python.teacher(model=DEMO, revision=None, **settings)  # type: ignore[arg-type]
+    shown = {"model": DEMO, "revision": None, "max_new_tokens": 16, **settings}
+    return stub_python.teacher(**shown)  # type: ignore[arg-type]
 
 
 def test_a_machine_that_has_all_of_it_passes(stub_python: StubPython) -> None:
@@ -38,10 +39,15 @@ def test_an_interpreter_without_vllm_is_refused_where_stages_run_in_this_process
     assert check_models(None, teacher, TASK, DataSpec(), ExecutionSpec(mode="deployment")) == []
 
 
+def test_a_response_has_to_leave_room_for_a_prompt(stub_python: StubPython) -> None:
+    with pytest.raises(RecipeError, match=r"max_new_tokens=128 leaves no room .* 128 tokens"):
+        check_served_here(demo(stub_python, max_new_tokens=128))
+
+
 def test_an_image_needs_docker(stub_python: StubPython, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(RecipeError, match="there is no command docker"):
-        check_served_here(VLLMTeacher(model=DEMO, image="vllm/vllm-openai:v0.32.0"))
+        check_served_here(VLLMTeacher(model=DEMO, max_new_tokens=16, image="vllm/vllm-openai"))
 
 
 def test_weights_without_room_are_refused_with_both_sizes(
