@@ -10,18 +10,18 @@ import argparse
 import asyncio
 import json
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 MAX_ATTEMPTS = 6
-MAX_TOKENS = 16
+_FIELDS = {"model": "stub", "max_tokens": 16}
 
 
 class _Worker:
     """Asks one prompt after the other on a connection of its own."""
 
-    def __init__(self, base_url: str, timeout_s: float) -> None:
+    def __init__(self, base_url: str, timeout_s: float, fields: Mapping[str, Any]) -> None:
         url = urllib.parse.urlsplit(base_url)
         assert url.hostname is not None and url.port is not None
         self._host, self._port = url.hostname, url.port
@@ -29,7 +29,7 @@ class _Worker:
             f"POST {url.path}/chat/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
             "Content-Type: application/json\r\nContent-Length: "
         )
-        self._timeout_s = timeout_s
+        self._timeout_s, self._fields = timeout_s, fields
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def work(self, rows: Iterator[dict[str, Any]], texts: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ class _Worker:
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
         message = {"role": "user", "content": prompt}
-        content = {"model": "stub", "messages": [message], "max_tokens": MAX_TOKENS}
+        content = {**self._fields, "messages": [message]}
         body = json.dumps(content).encode()
         writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -82,11 +82,20 @@ class _Worker:
 
 
 async def answer(
-    base_url: str, rows: list[dict[str, Any]], *, workers: int, timeout_s: float
+    base_url: str,
+    rows: list[dict[str, Any]],
+    *,
+    workers: int,
+    timeout_s: float,
+    fields: Mapping[str, Any] = _FIELDS,
 ) -> dict[str, str]:
-    """Return the answers by id; rows that were given up are not among them."""
+    """Return the answers by id; rows that were given up are not among them.
+
+    ``fields`` are those of each request beside its messages.
+    """
     left, texts = iter(rows), dict[str, str]()
-    await asyncio.gather(*(_Worker(base_url, timeout_s).work(left, texts) for _ in range(workers)))
+    at_work = (_Worker(base_url, timeout_s, fields).work(left, texts) for _ in range(workers))
+    await asyncio.gather(*at_work)
     return texts
 
 
