@@ -13,7 +13,7 @@ RECIPE ?= recipes/demo.yaml
 TASK ?= nli
 
 .PHONY: help quickstart test test-slow test-vllm check format schema bench-generation bench-vllm bench-training \
-	bench-evaluation bench-quality bench-extra results up down lock clean
+	bench-evaluation bench-filters bench-quality bench-extra results up down lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/' | expand -t 18
@@ -55,6 +55,9 @@ bench-training: bench-extra ## measure the loss kernel, training steps, LoRA and
 
 bench-evaluation: $(LOCK) ## measure what evaluation costs beside the models (5 minutes)
 	@$(BIN)/python -m benchmarks.evaluation
+
+bench-filters: $(LOCK) ## measure the filters over prompts, beside datatrove's where DISTILLERY_DATATROVE names it (10 minutes)
+	@$(BIN)/python -m benchmarks.filters
 
 bench-quality: bench-extra ## measure what students learn by each objective (an hour)
 	@$(BIN)/python -m benchmarks.quality

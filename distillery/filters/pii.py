@@ -14,8 +14,15 @@ from schemas.errors import RecipeError
 from schemas.filters import DropReason, RewriteReason
 from schemas.prompt_filters import NAMED_ENTITIES, PiiFilter
 
-# Shorter runs of digits are no telephone numbers; looking for those takes most of the time.
-_LEAST_PHONE_DIGITS = 7
+# Without so many digits a text holds none of its kind. Looking all the same takes most of the time.
+_LEAST_DIGITS = {
+    "CREDIT_CARD": 12,
+    "IBAN_CODE": 2,
+    "IP_ADDRESS": 1,
+    "PHONE_NUMBER": 7,
+    "UK_NHS": 10,
+    "US_SSN": 9,
+}
 
 
 class Found(NamedTuple):
@@ -65,10 +72,13 @@ class Pii(RowFilter[PiiFilter]):
 
     def find(self, text: str) -> list[Found]:
         """Return what is found in a text, in order, nothing of it within another."""
+        entities = [entity for entity in self.spec.entities if _can_be_in(text, entity)]
+        if not entities:
+            return []
         results = self._analyzer.analyze(
             text,
             language=self.spec.language,
-            entities=list(self.spec.entities),
+            entities=entities,
             score_threshold=self.spec.min_score,
         )
         # Of what overlaps the surest stays, then the longest.
@@ -112,6 +122,13 @@ def redacted(text: str, found: Sequence[Found]) -> str:
     return text
 
 
+def _can_be_in(text: str, entity: str) -> bool:
+    """Return whether a text has the characters that an entity cannot do without."""
+    if entity == "EMAIL_ADDRESS":
+        return "@" in text
+    return sum(map(str.isdigit, text)) >= _LEAST_DIGITS.get(entity, 0)
+
+
 def _pattern_recognizers(language: str, entities: Sequence[str]) -> list[Any]:
     """Return presidio's recognizers that go by patterns, of which some of ``entities`` come."""
     import tldextract
@@ -125,14 +142,6 @@ def _pattern_recognizers(language: str, entities: Sequence[str]) -> list[Any]:
         def validate_result(self, pattern_text: str) -> bool:
             return bool(extract(pattern_text).fqdn)
 
-    class Phone(known.PhoneRecognizer):  # type: ignore[misc]
-        """Looks only where there are digits enough."""
-
-        def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> Any:
-            if sum(character.isdigit() for character in text) < _LEAST_PHONE_DIGITS:
-                return []
-            return super().analyze(text, entities, nlp_artifacts)
-
     kinds = (
         known.CreditCardRecognizer,
         known.CryptoRecognizer,
@@ -142,7 +151,7 @@ def _pattern_recognizers(language: str, entities: Sequence[str]) -> list[Any]:
         known.IpRecognizer,
         known.MacAddressRecognizer,
         known.NhsRecognizer,
-        Phone,
+        known.PhoneRecognizer,
         known.UrlRecognizer,
         known.UsSsnRecognizer,
     )

@@ -130,6 +130,7 @@ OTHER_VALUES: dict[str, Any] = {
     "DiversityFilter.keep": 0.5,
     "LanguageFilter.languages": ("de",),
     "PiiFilter.entities": ("URL",),
+    "PiiFilter.language": "de",
     "FromScratchStudent.num_heads": 4,
     "FromScratchStudent.hidden_size": 32,
     "TrainingSpec.method": LoraMethod(),
