@@ -4,6 +4,7 @@ Trials of a sweep answer the selection prompts in the same way, and never meet t
 Each contestant's answers are sealed by themselves: a new student makes nobody else answer again.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.task_types import task_type
+from distillery.teacher.generation import ROWS_PER_BATCH
 from schemas.contestants import ContestantSpec, TeacherContestant
 from schemas.errors import StageError
 from schemas.evaluation import EvaluationSpec
@@ -106,6 +108,8 @@ def answer_questions(
         ):
             stop = stop_rule(spec, evaluation)
             chunks = questions(prompts, attempt.store, split)
+            if isinstance(spec, TeacherContestant) and spec.teacher.in_batches:
+                chunks = _by_the_batch(chunks)
             if stop is not None:
                 chunks = stop.in_random_order(prompts, attempt.store)
             for rows in chunks:
@@ -166,6 +170,13 @@ def questions(
             )
             for row in batch.select(columns).to_pylist()
         ]
+
+
+def _by_the_batch(chunks: Iterator[list[Question]]) -> Iterator[list[Question]]:
+    """Yield the rows of ``chunks`` as many at a time as fill a batch, which may take a day."""
+    rows = itertools.chain.from_iterable(chunks)
+    while batch := list(itertools.islice(rows, ROWS_PER_BATCH)):
+        yield batch
 
 
 class StopRule:

@@ -22,6 +22,7 @@ from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.task_types import TaskType, task_type
 from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
+from distillery.teacher.generation import ROWS_PER_BATCH
 from distillery.teacher.local import release_models
 from distillery.teacher.pair import (
     IN_A_WORD,
@@ -120,7 +121,8 @@ def judge_answers(
         ):
             asking = _Asking(session, judge)
             try:
-                while batch := list(itertools.islice(pairs, judge.batch_size)):
+                at_once = max(judge.batch_size, ROWS_PER_BATCH if judge.model.in_batches else 0)
+                while batch := list(itertools.islice(pairs, at_once)):
                     rows = asking.judged(batch)
                     writer.write(check_frame(_verdict_frame(rows), VerdictFrame))
                     counts["pairs"] += len(rows)

@@ -1,3 +1,4 @@
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from distillery.models.loading import ModelFiles
 from distillery.models.local import LocalModel
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
+from distillery.teacher.http.batch.teacher import BatchTeacher
 from schemas.comparison import Measurements
 from schemas.contestants import ContestantSpec, TeacherContestant, TrainedContestant
 from schemas.errors import StageError, TeacherError
@@ -32,6 +34,7 @@ from schemas.teacher import OpenAITeacher, TeacherSpec, TransformersTeacher
 from tests.fixtures_comparison import TASK, prompt_frame, seal_prompts
 from tests.fixtures_lineage import lineage_of
 from tests.fixtures_models import make_tiny_model
+from tests.stub_batches import StubOpenAI
 from tests.stub_endpoint import Reply, StubEndpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -292,6 +295,20 @@ def test_hosted_teacher_is_scored_and_timed_but_its_size_is_not_known(store: Sto
     assert teacher.performance.latency_p50_s and teacher.performance.tokens_per_s
     # scores, warm-up, latency, throughput; no batch is spent on warming up
     assert stub.num_requests == NUM_ROWS + 1 + 5 + 6
+
+
+def test_a_teacher_in_batches_is_scored_by_one_batch_and_timed_by_live_requests(
+    store: StoreSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = functools.partial(BatchTeacher, poll_s=0.01)
+    monkeypatch.setattr("distillery.teacher.http.batch.teacher.BatchTeacher", hasty)
+    yes = Reply(text="Yes.")
+    with StubOpenAI(default=yes, answers=lambda *_: yes) as stub:
+        run = run_of(store, hosted(stub, batch=True))
+        assert run.frame("teacher")["accuracy"].tolist() == [1.0] * NUM_ROWS
+        assert run.measurements().contestants["teacher"].performance.latency_p50_s
+    assert [len(made.requests) for made in stub.made] == [NUM_ROWS]
+    assert sum("messages" in body for body in stub.requests) == 1 + 5 + 6
 
 
 def test_a_served_teacher_is_scored_and_timed_with_the_requests_of_its_recipe(

@@ -1,5 +1,6 @@
 """The judge: what it is asked, what becomes of its verdicts, and what is asked again."""
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import pytest
 from distillery.evaluation.judge import judge_answers, judging_stage
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
+from distillery.teacher.http.batch.teacher import BatchTeacher
 from schemas.errors import BudgetError, TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import ScoreFrame, arrow_schema
@@ -21,6 +23,7 @@ from schemas.task import TaskSpec
 from tests.fixtures_comparison import prompt_frame, seal_prompts
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_recipe import write_rows
+from tests.stub_batches import StubOpenAI
 from tests.stub_endpoint import Reply, StubEndpoint
 
 TASK = TaskSpec.model_validate({"name": "support", "type": "conversation"})
@@ -119,6 +122,18 @@ def test_each_pair_is_shown_blind_and_in_both_orders(
     named = "\n".join(body["messages"][0]["content"] for body in judging.requests)
     assert not re.search("teacher|student|baseline", named)
     assert result.manifest.counts == {"pairs": 4, "unscored": 0, "from_ledger": 0, "asked": 8}
+
+
+def test_a_judge_in_batches_judges_all_pairs_in_one(
+    store: StoreSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasty = functools.partial(BatchTeacher, poll_s=0.01)
+    monkeypatch.setattr("distillery.teacher.http.batch.teacher.BatchTeacher", hasty)
+    with StubOpenAI(answers=lambda *_: Reply(text="tie")) as stub:
+        judge = judge_at(stub, batch_size=1, model={"batch": True})
+        result = judged(store, {"teacher": ["a", "b"], "student": ["c", "d"]}, judge)
+    assert [len(made.requests) for made in stub.made] == [4]
+    assert result.manifest.counts["pairs"] == 2
 
 
 @pytest.mark.parametrize(
