@@ -20,7 +20,7 @@ from distillery.evaluation.protocol import (
     Question,
 )
 from distillery.evaluation.served import ServedModel, answered
-from distillery.models.loading import ModelFiles, read_template
+from distillery.models.loading import ModelFiles, kv_cache_bytes, read_template
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.storage.stage import Attempt
@@ -57,7 +57,7 @@ from schemas.export import ExportSpec
 from schemas.refs import DatasetRef, Lineage, ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
+from schemas.teacher import TeacherSpec, VLLMTeacher
 
 
 def line_up(
@@ -324,7 +324,32 @@ class _Teacher(Contestant):
                 prompt_ids = [*map(str, range(len(conversations)))]
                 return served.answer(self._requests(conversations, prompt_ids), concurrency)
 
-            yield Opened(answer, max_concurrency=self.teacher.concurrency, is_served=True)
+            size = None
+            if not self.teacher.is_hosted:
+                size = size_of_files(self.teacher, self.evaluation.context_tokens)
+            most = self.teacher.concurrency
+            yield Opened(answer, size, max_concurrency=most, is_served=True)
+
+
+def size_of_files(teacher: VLLMTeacher, context_tokens: int) -> Size | None:
+    """Return the size of a model that another program loads; None of one with quantised weights.
+
+    What those take once loaded is that program's business.
+    """
+    import torch
+
+    files = ModelFiles.of(teacher)
+    config = files.config()
+    if teacher.quantization or getattr(config, "quantization_config", None):
+        return None
+    itemsize = getattr(torch, teacher.dtype).itemsize
+    num_parameters = files.skeleton().num_parameters()
+    return Size(
+        num_parameters=num_parameters,
+        weight_bytes=num_parameters * itemsize,
+        kv_cache_bytes=kv_cache_bytes(config, context_tokens, itemsize=itemsize),
+        disk_bytes=files.weight_bytes(),
+    )
 
 
 def _timed(

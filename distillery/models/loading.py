@@ -248,6 +248,17 @@ def head_size(config: Any) -> int:
     )
 
 
+def kv_cache_bytes(config: Any, context_tokens: int, *, itemsize: int) -> int:
+    """Return the bytes of the KV cache for one sequence of ``context_tokens``.
+
+    2 (keys and values) x layers x KV heads x head size x bytes per number x tokens. Sliding
+    windows are ignored: this is the bound that a server has to plan with.
+    """
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = kv_heads * head_size(config)
+    return int(2 * config.num_hidden_layers * width * itemsize * context_tokens)
+
+
 def read_template(name: str) -> str:
     """Return the built-in chat template of that name, or the one in the file ``name``.
 

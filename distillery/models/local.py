@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from distillery.models.chat_format import ChatFormat, Conversation
 from distillery.models.hardware import resolve_device
-from distillery.models.loading import ModelFiles, head_size
+from distillery.models.loading import ModelFiles, kv_cache_bytes
 from schemas.student import PretrainedStudent
 from schemas.teacher import TransformersTeacher
 
@@ -97,16 +97,8 @@ class LocalModel:
         return int(limit) if limit else None
 
     def kv_cache_bytes(self, context_tokens: int) -> int:
-        """Return the bytes of the KV cache for one sequence of ``context_tokens``.
-
-        2 (keys and values) x layers x KV heads x head size x bytes per number x tokens. Sliding
-        windows are ignored: this is the bound that a server has to plan with.
-        """
-        config = self._config
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = kv_heads * head_size(config)
-        per_token = 2 * config.num_hidden_layers * width * self.model.dtype.itemsize
-        return int(per_token * context_tokens)
+        """Return the bytes of the KV cache for one sequence of ``context_tokens``."""
+        return kv_cache_bytes(self._config, context_tokens, itemsize=self.model.dtype.itemsize)
 
     def answer(self, conversations: Sequence[Conversation], **how: Any) -> list[LocalResponse]:
         """Return the responses, in the order of ``conversations``.

@@ -86,6 +86,12 @@ class OnPolicyObjective(Objective):
                 "which would have to be put together for every token that it writes. Set "
                 "training.parallelism to ddp."
             )
+        if teacher.is_served and not teacher.is_hosted and (training.num_processes or 1) > 1:
+            return (
+                f"each of training.num_processes={training.num_processes} would serve the teacher "
+                "for itself. Serve it elsewhere and set teacher.kind to openai, or train in one "
+                "process."
+            )
         soft = _as_soft_targets(spec, is_served=teacher.is_served)
         as_soft = training.model_copy(update={"objective": soft})
         return SoftTargetObjective.obstacle(as_soft, teacher, student)

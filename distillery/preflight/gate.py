@@ -99,15 +99,17 @@ def _limit(
 ) -> Iterator[str]:
     if asked.figure == "cost_per_1000":
         yield from _cost(place, asked, teacher, evaluation)
-    elif teacher.is_hosted and asked.against == "teacher":
-        if asked.figure in ("peak_memory_bytes", "disk_bytes"):
-            what = {"peak_memory_bytes": "peak memory", "disk_bytes": "size on disk"}[asked.figure]
+    elif teacher.is_served and asked.against == "teacher":
+        hidden = {"peak_memory_bytes": "peak memory"}
+        if teacher.is_hosted:
+            hidden["disk_bytes"] = "size on disk"
+        if what := hidden.get(asked.figure):
             yield (
                 f"{place} asks for the teacher's {what}, which nobody can measure from here: it "
                 "answers behind an endpoint. Remove `against` and say how large it may be, or "
                 "compare with the champion."
             )
-        elif asked.figure == "memory_bytes" and teacher.declared is None:
+        elif teacher.is_hosted and asked.figure == "memory_bytes" and teacher.declared is None:
             yield (
                 f"{place} asks for the teacher's memory, which nobody can measure from here: it "
                 "answers behind an endpoint. Say what it needs under teacher.declared."

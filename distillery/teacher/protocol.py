@@ -325,8 +325,8 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     identity = {"kind": spec.kind, "weights": weights, "dtype": spec.dtype}
     settings: dict[str, Any] = {"template": spec.chat_template_kwargs}
     if spec.is_served:
-        names = ("quantization", "extra_args", "extra_body")
-        settings |= {name: getattr(spec, name) for name in names}
+        settings |= {"quantization": spec.quantization, "extra_body": spec.extra_body}
+        settings["extra_args"] = [*spec.extra_args]
     return identity | {name: value for name, value in settings.items() if value}
 
 

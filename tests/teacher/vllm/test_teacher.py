@@ -1,5 +1,6 @@
 """A teacher that is served here: asked through one server, which is there only as long."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -162,4 +163,5 @@ def test_where_and_how_it_runs_is_no_part_of_its_identity(stub_python: StubPytho
         {"chat_template_kwargs": {"enable_thinking": False}},
     ):
         changed = teacher.model_copy(update=change)
+        assert json.loads(json.dumps(teacher_identity(changed))) == teacher_identity(changed)
         assert teacher_identity(changed) != teacher_identity(teacher), change
