@@ -277,7 +277,7 @@ class Comparison:
         objective = way.objective
         if way.two_teachers:
             teacher = self.school.recipe.teacher
-            assert not teacher.is_served
+            assert not teacher.is_panel and not teacher.is_served
             other = {"model": self.setting.trained_teacher(1, self._store)}
             panel = (SoftTeacher(name="other", teacher=teacher.model_copy(update=other)),)
             objective = objective.model_copy(update={"panel": panel})

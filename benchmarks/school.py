@@ -29,8 +29,8 @@ from distillery.storage.export import export_model
 from distillery.storage.stage import StageResult, find_stage
 from distillery.storage.store import Store
 from distillery.task_types import task_type
+from distillery.teacher.collection import collect_responses
 from distillery.teacher.generation import (
-    collect_responses,
     generate_chunk,
     generation_stage,
     open_session,
@@ -106,7 +106,7 @@ class School:
 
     def __init__(self, recipe: Recipe, store: StoreSpec) -> None:
         """Have the teacher of ``recipe`` answer its prompts."""
-        assert not recipe.teacher.is_served
+        assert not recipe.teacher.is_panel and not recipe.teacher.is_served
         self.recipe, self._teacher, self._store = recipe, recipe.teacher, store
         self._here = here = (store, recipe.execution)
         self._task_type = task_type(recipe.task)

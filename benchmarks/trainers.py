@@ -78,6 +78,8 @@ def write_rows(store: Store, pairs: Sequence[tuple[str, str]]) -> DatasetRef:
             "messages": dump_messages([{"role": "user", "content": prompt}]),
             "response": response,
             "reasoning": None,
+            "teacher": None,
+            "chosen_because": None,
         }
         for number, (prompt, response) in enumerate(pairs)
     ]

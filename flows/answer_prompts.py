@@ -9,8 +9,8 @@ from schemas.data import DataSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.generation import Generation
+from schemas.panel import AnyTeacher
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from tasks.dispatch import dispatch
 from tasks.prompts import check_prompts, filter_prompts, finish_logs, load_prompts, validate_prompts
 
@@ -19,7 +19,7 @@ from tasks.prompts import check_prompts, filter_prompts, finish_logs, load_promp
 def answer_prompts(
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     filters: FilterSpec = FilterSpec(),
     store: StoreSpec = StoreSpec(),
     execution: ExecutionSpec = ExecutionSpec(),

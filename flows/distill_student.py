@@ -17,10 +17,10 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
 from schemas.gate import GateSpec
+from schemas.panel import AnyTeacher
 from schemas.recipe import Recipe
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.dispatch import dispatch
 from tasks.drift import watch_teacher
@@ -32,7 +32,7 @@ from tasks.prompts import finish_logs
 def distill_student(
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     student: StudentSpec,
     filters: FilterSpec = FilterSpec(),
     training: TrainingSpec = TrainingSpec(),

@@ -14,9 +14,9 @@ from distillery.teacher.generation import (
     rows_per_chunk,
 )
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from tasks.generation import answering, collect_responses, generate_chunk
 from tasks.stage import look_up_stage
 
@@ -28,7 +28,7 @@ def generate_responses(
     store: StoreSpec,
     execution: ExecutionSpec,
     prompts: DatasetRef,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     task: TaskSpec,
 ) -> DatasetRef:
     """Return the responses to the training and validation prompts, each row in a final state.

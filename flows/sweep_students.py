@@ -14,10 +14,10 @@ from schemas.execution import ExecutionSpec, StoreSpec, TrialSpec
 from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
 from schemas.gate import GateSpec
+from schemas.panel import AnyTeacher
 from schemas.student import StudentSpec
 from schemas.sweep import Sweep, SweepRecipe, SweepSpec, Trial
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.dispatch import dispatch
 from tasks.sweep import check_sweep, report_sweep
@@ -27,7 +27,7 @@ from tasks.sweep import check_sweep, report_sweep
 def sweep_students(
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     student: StudentSpec,
     sweep: SweepSpec,
     filters: FilterSpec = FilterSpec(),

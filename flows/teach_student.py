@@ -62,6 +62,7 @@ def gather_material(recipe: Recipe, rows: PromptSet) -> Material:
     training_set = release_dataset(filtered, task, recipe.filters, store, execution)
     soft_targets = None
     if chosen.needs_scores:
+        assert not teacher.is_panel  # its members share no probabilities
         scored = score(training_set, rows.prompts, teacher, task, chosen.training)
         soft_targets = scored.dataset("soft_targets")
     return Material(responses, filtered, training_set, soft_targets, chosen)
@@ -96,7 +97,7 @@ def teach_student(recipe: Recipe) -> Lineage:
         student=student,
         training=chosen.training,
         soft_targets=soft_targets,
-        teacher=recipe.teacher,
+        teacher=None if recipe.teacher.is_panel else recipe.teacher,
         task=recipe.task,
         start=start,
         because=chosen.because,

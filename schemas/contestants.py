@@ -6,6 +6,7 @@ from pydantic import Field
 
 from schemas.base import Spec, runtime_field
 from schemas.export import ExportFormat
+from schemas.panel import AnyTeacher
 from schemas.refs import ModelRef
 from schemas.student import PretrainedStudent
 from schemas.teacher import TeacherSpec
@@ -28,7 +29,7 @@ class TeacherContestant(_Contestant):
     kind: Literal["teacher"] = "teacher"
     """A teacher."""
 
-    teacher: TeacherSpec = Field(title="Teacher")
+    teacher: AnyTeacher = Field(title="Teacher")
     """Who answers."""
 
 

@@ -36,9 +36,9 @@ class ColumnMap(Spec):
     document: intervals and tests count them together. None, and where a row has none: rows of one
     conversation, or with the same prompt, belong together."""
     slices: tuple[str, ...] = ()
-    """Columns that divide the test rows, such as language or source, for `evaluation.slices` and
-    the conditions of the gate. Ignored for the other splits. A row without a value is in no slice
-    of that column."""
+    """Columns that divide the rows, such as language or source: of the test rows for
+    `evaluation.slices` and the conditions of the gate, of all for the rules of a panel of teachers.
+    A row without a value is in no slice of that column."""
 
     text: str | None = None
     """Classification: what is classified."""

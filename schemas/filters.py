@@ -33,6 +33,7 @@ class DropReason(StrEnum):
     TEACHER_REFUSED = "teacher_refused"
     MALFORMED_RESPONSE = "malformed_response"
     NOT_VERIFIED = "not_verified"
+    TEACHERS_DISAGREE = "teachers_disagree"
     LOW_AGREEMENT = "low_agreement"
     EMPTY = "empty"
     TRUNCATED = "truncated"

@@ -13,10 +13,14 @@ import pyarrow
 from pandera.typing.pandas import Series
 
 from schemas.filters import DropReason
+from schemas.panel import REASONS
 
 SPLITS = ("train", "validation", "gold", "selection", "test")
 LABELLED = ("gold", "selection", "test")
 RESPONSE_STATES = ("ok", "empty", "truncated", "malformed", "refused", "failed")
+
+
+_BECAUSE = rf"^({'|'.join(REASONS)})(: .*)?$"
 
 
 class _Frame(pa.DataFrameModel):  # type: ignore[misc]
@@ -31,7 +35,7 @@ class PromptFrame(_Frame):
 
     Rows of one `cluster` belong together: of one customer or document where the recipe names such a
     column, else of one conversation, else with the same prompt.
-    `slices` is a JSON object of column and text of a test row, null where no columns are named.
+    `slices` is a JSON object of column and text, null where no columns are named.
     """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -76,7 +80,9 @@ class ResponseFrame(_Frame):
     """A teacher's responses, one row per prompt: the chosen one, where several were asked for.
 
     `reasoning` is what the teacher thought before it, null where that is not known. `agreement` is
-    null where one response was asked for, 0 where none of them passed its verifier.
+    null where one response was asked for, 0 where none of them passed its verifier. `teacher` is
+    whose response it is, a member's name where there is a panel, and `chosen_because` why that one
+    was taken, null of a single teacher.
     """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -91,12 +97,15 @@ class ResponseFrame(_Frame):
     sample_index: Series[int] = pa.Field(ge=0)
     agreement: Series[float] = pa.Field(ge=0, le=1, nullable=True)
     repaired: Series[bool]
+    teacher: Series[str] = pa.Field(str_length={"min_value": 1})
+    chosen_because: Series[str] = pa.Field(nullable=True, str_matches=_BECAUSE)
 
 
 class TrainingFrame(_Frame):
     """Rows to learn from: a prompt and the response to give.
 
-    `reasoning` is what the teacher thought before it, null where that is not known.
+    `reasoning` is what the teacher thought before it, null where that is not known; `teacher` is
+    null where the response is a reference, `chosen_because` where there was nothing to choose.
     """
 
     prompt_id: Series[str] = pa.Field(str_length={"min_value": 1})
@@ -104,6 +113,8 @@ class TrainingFrame(_Frame):
     messages: Series[str] = pa.Field(str_startswith="[")
     response: Series[str] = pa.Field(str_length={"min_value": 1})
     reasoning: Series[str] = pa.Field(nullable=True)
+    teacher: Series[str] = pa.Field(nullable=True)
+    chosen_because: Series[str] = pa.Field(nullable=True)
 
 
 class RejectedFrame(_Frame):
@@ -120,6 +131,8 @@ class RejectedFrame(_Frame):
     reason: Series[str] = pa.Field(isin=[reason.value for reason in DropReason])
     detail: Series[str]
     score: Series[float] = pa.Field(nullable=True)
+    teacher: Series[str]
+    chosen_because: Series[str] = pa.Field(nullable=True)
 
 
 class ScoreFrame(_Frame):

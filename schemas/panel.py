@@ -165,6 +165,20 @@ class CascadePolicy(_Policy):
         return self
 
 
+JUDGE = "judge"
+"""What plan and report call the judge of a panel."""
+
+REASONS = (
+    *("rule", "rest"),
+    *("majority", "tie"),
+    *("verified", "unverified", "judged"),
+    *("settled", "last"),
+)
+"""Why a row got the response of which member: the word before the colon in `chosen_because`."""
+
+TIE = "tie"
+"""Nobody knows which of two answers is right, so nothing is learnt from the row."""
+
 Policy = Annotated[
     RoutePolicy | VotePolicy | BestOfPolicy | CascadePolicy,
     Field(discriminator="kind"),
@@ -201,11 +215,16 @@ class PanelTeacher(AnswersPrompts):
     @property
     def in_batches(self) -> bool:
         """Return whether one of them is asked by the batch."""
-        return any(each.teacher.in_batches for each in self.teachers)
+        return any(each.in_batches for each in self.everyone.values())
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [each.name for each in self.teachers]
+        if JUDGE in names:
+            raise ValueError(
+                f"a teacher is named {JUDGE!r}, which is what reports call the judge of a panel. "
+                "Give it another name."
+            )
         if len(set(names)) < len(names):
             raise ValueError(
                 f"teachers are named {names!r}, two of them alike, so rows could not say who "
@@ -261,9 +280,30 @@ class PanelTeacher(AnswersPrompts):
         return f"{self.policy.kind} of {', '.join(each.name for each in self.teachers)}"
 
     @property
+    def is_served(self) -> bool:
+        """Return whether some member is asked over HTTP."""
+        return any(each.teacher.is_served for each in self.teachers)
+
+    @property
     def is_hosted(self) -> bool:
         """Return whether others run some member."""
         return any(each.teacher.is_hosted for each in self.teachers)
+
+    @property
+    def judge(self) -> PairJudge | None:
+        """Return who chooses among the members' responses, where it is a judge."""
+        return self.policy.judge if isinstance(self.policy, BestOfPolicy) else None
+
+    @property
+    def everyone(self) -> dict[str, TeacherSpec]:
+        """Return all who are asked, by name: the members, then the judge."""
+        members = {each.name: each.teacher for each in self.teachers}
+        return members | ({JUDGE: self.judge.model} if self.judge else {})
+
+    @property
+    def reads_columns(self) -> bool:
+        """Return whether a rule looks at columns of the source."""
+        return any(isinstance(each.rule, ColumnRule) for each in self.teachers)
 
     @property
     def needs_log_probabilities(self) -> bool:
@@ -274,3 +314,8 @@ class PanelTeacher(AnswersPrompts):
 
 AnyTeacher = Annotated[TeacherSpec | PanelTeacher, Field(discriminator="kind")]
 """A single teacher, or several as one."""
+
+
+def singles(teacher: AnyTeacher) -> tuple[TeacherSpec, ...]:
+    """Return all single teachers that are asked: ``teacher`` itself, or those of a panel."""
+    return tuple(teacher.everyone.values()) if teacher.is_panel else (teacher,)

@@ -20,9 +20,9 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
 from schemas.gate import GateSpec
+from schemas.panel import AnyTeacher
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 RecipeT = TypeVar("RecipeT", bound=BaseModel)
@@ -66,7 +66,7 @@ class GenerationRecipe(Spec):
 
     task: TaskSpec
     data: DataSpec
-    teacher: TeacherSpec
+    teacher: AnyTeacher
     student: StudentSpec | None = None
     filters: FilterSpec = FilterSpec()
     training: TrainingSpec = TrainingSpec()

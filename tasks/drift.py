@@ -8,9 +8,9 @@ from schemas.drift import Drift
 from schemas.errors import DistilleryError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import StoreSpec
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from tasks.artifacts import publish_markdown
 
 logger = logging.getLogger("distillery.run")
@@ -19,7 +19,7 @@ logger = logging.getLogger("distillery.run")
 @prefect_task(name="watch_teacher", task_run_name="watch_teacher", persist_result=False)
 def watch_teacher(
     prompts: DatasetRef,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     task: TaskSpec,
     evaluation: EvaluationSpec,
     store: StoreSpec,
@@ -28,7 +28,7 @@ def watch_teacher(
 
     An endpoint that cannot be reached ends no run: what is in the ledger may be all it needs.
     """
-    if not evaluation.canaries or not teacher.is_hosted:
+    if not evaluation.canaries or teacher.is_panel or not teacher.is_hosted:
         return None
     from distillery.evaluation.drift import drift_sentence
     from distillery.evaluation.drift import watch_teacher as watch

@@ -9,15 +9,15 @@ from distillery.storage.links import file_link
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.comparison import Comparison
-from schemas.contestants import ContestantSpec
+from schemas.contestants import TEACHER, ContestantSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.gate import GateSpec
 from schemas.judge import JudgeSpec
+from schemas.panel import AnyTeacher
 from schemas.promotion import Approval, Promotion, Verdict
 from schemas.refs import DatasetRef, Evaluated, Lineage, ModelRef, ReportRef
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from tasks.approval import ask_for_approval
 from tasks.artifacts import progress_report, publish_markdown, publish_table
 from tasks.stage import stage_task
@@ -122,7 +122,7 @@ def compare_models(
     evaluated: Evaluated,
     judged: DatasetRef | None,
     lineage: Lineage,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     task: TaskSpec,
     evaluation: EvaluationSpec,
     store: StoreSpec,
@@ -133,15 +133,18 @@ def compare_models(
     from distillery.evaluation.cost import Prices
     from distillery.evaluation.markdown import markdown
     from distillery.evaluation.tables import main_rows
+    from distillery.teacher.summary import panel_shares
 
+    answered = Store(store.root).manifest_of(evaluated.answers[TEACHER])
+    shares = panel_shares(answered) if answered else None
     result = compare_models(
         evaluated,
         judged,
         lineage,
         task=task,
         evaluation=evaluation,
-        declared=teacher.declared,
-        prices=Prices.of(teacher, evaluation.machine_price),
+        declared=None if teacher.is_panel else teacher.declared,
+        prices=Prices.of(teacher, evaluation.machine_price, shares),
         store=store,
         execution=execution,
     )

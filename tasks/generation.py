@@ -10,14 +10,15 @@ from prefect.states import Completed
 
 from distillery.models.hardware import cpu_threads
 from distillery.storage.stage import Stage, StageResult
+from distillery.teacher import collection
 from distillery.teacher import generation as library
 from distillery.teacher.local import release_models
-from distillery.teacher.session import TeacherSession, Totals
-from distillery.teacher.summary import summary
+from distillery.teacher.session import Totals
+from distillery.teacher.summary import panel_shares, shares_markdown, summary
 from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from schemas.units import money_text
 from tasks.artifacts import ProgressReport, pairs_markdown, progress_report, publish_markdown
 from tasks.stage import stage_task
@@ -25,10 +26,13 @@ from tasks.stage import stage_task
 
 @contextmanager
 def answering(
-    prompts: DatasetRef, teacher: TeacherSpec, task: TaskSpec, store: StoreSpec, num_rows: int
-) -> Iterator[tuple[TeacherSession, ProgressReport]]:
-    """Yield what the chunks share: the session with the teacher, and the report on its progress."""
-    num_responses = num_rows * teacher.samples.num_samples
+    prompts: DatasetRef, teacher: AnyTeacher, task: TaskSpec, store: StoreSpec, num_rows: int
+) -> Iterator[tuple[library.AnySession, ProgressReport]]:
+    """Yield what the chunks share: the session with the teacher, and the report on its progress.
+
+    Of a panel the rows count that have their response, whoever was asked for it.
+    """
+    num_responses = num_rows * (1 if teacher.is_panel else teacher.samples.num_samples)
     with (
         library.open_session(prompts, teacher, task, store) as session,
         progress_report("generate_responses", "Teacher responses", num_responses) as progress,
@@ -40,7 +44,7 @@ def answering(
 @task(name="generate_chunk", task_run_name="prompts from {chunk.start}", persist_result=False)
 def generate_chunk(
     chunk: library.Chunk,
-    shared: tuple[TeacherSession, ProgressReport],
+    shared: tuple[library.AnySession, ProgressReport],
     task: TaskSpec,
     execution: ExecutionSpec,
 ) -> dict[str, int] | State[None]:
@@ -54,7 +58,7 @@ def generate_chunk(
             num_done,
             part=chunk.start,
             note=lambda: progress_note(session),
-            num_free=session.totals.from_ledger,
+            num_free=0 if session.teacher.is_panel else session.totals.from_ledger,
         )
 
     with cpu_threads(execution):
@@ -65,26 +69,29 @@ def generate_chunk(
 def collect_responses(
     stage: Stage,
     prompts: DatasetRef,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     task: TaskSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
     totals: Totals,
 ) -> tuple[DatasetRef, StageResult]:
     """Return the responses of all chunks as one data set; a local teacher leaves the memory."""
-    result = library.collect_responses(stage, prompts, teacher, task, store, execution, totals)
+    result = collection.collect_responses(stage, prompts, teacher, task, store, execution, totals)
     release_models()
     facts: Any = result.manifest.facts["generation"]
     took = summary(result.manifest.counts, facts, teacher)
+    said = pairs_markdown("teacher responses", took)
+    if (shares := panel_shares(result.manifest)) is not None:
+        said += "\n\n" + shares_markdown(shares)
     publish_markdown(
         "responses",
-        pairs_markdown("teacher responses", took),
+        said,
         "Teacher responses by state, where they came from, and what they cost",
     )
     return result.dataset("responses"), result
 
 
-def progress_note(session: TeacherSession) -> str:
+def progress_note(session: library.AnySession) -> str:
     """Return what is going on beside the count: requests in flight, trouble, the cost."""
     activity, totals = session.activity(), session.totals
     if activity.note is not None:

@@ -12,10 +12,10 @@ from schemas.data import DataSpec
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef, PromptSet
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 from tasks.artifacts import counts_markdown, publish_filtered, publish_markdown
 from tasks.stage import stage_task
@@ -96,7 +96,7 @@ def check_prompts(
     prompts: DatasetRef,
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     student: StudentSpec | None,
     training: TrainingSpec | None,
     store: StoreSpec,

@@ -9,6 +9,7 @@ from distillery.objectives.choice import choose_objective as choose
 from distillery.storage.stage import StageResult
 from distillery.sweep.watch import watched
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef, ModelRef
 from schemas.student import StudentSpec
 from schemas.task import TaskSpec
@@ -28,7 +29,7 @@ _SHOWN = {
 
 @task(name="choose_objective", task_run_name="choose_objective", persist_result=False)
 def choose_objective(
-    teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
+    teacher: AnyTeacher, student: StudentSpec, training: TrainingSpec
 ) -> ChosenObjective:
     """Return the training with its objective decided, and why; refuse what is not possible."""
     return choose(teacher, student, training)

@@ -48,6 +48,8 @@ class TrainedStudent:
                 "messages": [dump_messages(messages) for messages in self.conversations],
                 "response": "yes",
                 "reasoning": None,
+                "teacher": None,
+                "chosen_because": None,
             }
         )
         with attempt.row_writer("rows", arrow_schema(TrainingFrame)) as writer:

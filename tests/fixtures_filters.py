@@ -33,6 +33,8 @@ def response_row(response: str = "fine", **columns: Any) -> Row:
         "sample_index": 0,
         "agreement": None,
         "repaired": False,
+        "teacher": "big",
+        "chosen_because": None,
     } | columns
 
 

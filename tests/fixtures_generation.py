@@ -13,8 +13,8 @@ from distillery.ledger import Ledger, LedgerRow
 from distillery.storage.fingerprint import canonical_json, sha256
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
+from distillery.teacher.collection import collect_responses
 from distillery.teacher.generation import (
-    collect_responses,
     generate_chunk,
     generation_stage,
     open_session,

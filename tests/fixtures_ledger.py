@@ -26,7 +26,7 @@ def row(prompt: str, *, identity: dict[str, Any] = IDENTITY, **changes: Any) -> 
         "prompt_hash": sha256(messages),
         "teacher_id": sha256(identity),
         "teacher": json.dumps(identity, sort_keys=True),
-        "request": json.dumps(request_body(messages, SAMPLING, None, 0), sort_keys=True),
+        "request": json.dumps(request_body(request), sort_keys=True),
         "state": "ok",
         "text": "yes",
         "finish_reason": "stop",

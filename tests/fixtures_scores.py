@@ -51,7 +51,9 @@ def rows_to_score(num_rows: int = 7) -> list[ScoringRow]:
 
 def put_rows(spec: StoreSpec, asked: list[ScoringRow], name: str = "rows") -> DatasetRef:
     rows = [
-        row._asdict() | {"messages": dump_messages(row.messages), "reasoning": None}
+        row._asdict()
+        | {"messages": dump_messages(row.messages)}
+        | dict.fromkeys(("reasoning", "teacher", "chosen_because"))
         for row in asked
     ]
     schema = arrow_schema(TrainingFrame)

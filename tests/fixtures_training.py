@@ -67,6 +67,8 @@ def rows_to_learn(
             "messages": turns(f"question {n % 3}"),
             "response": ANSWERS[(n + (misleading and n >= num_train)) % 3],
             "reasoning": None,
+            "teacher": None,
+            "chosen_because": None,
         }
         for n in range(num_train + num_validation)
     ]

@@ -118,7 +118,7 @@ def _required(source: Table, split: str, kind: TaskType, data: DataSpec) -> tupl
     required += tuple(named for named in (columns.id, columns.cluster) if named)
     if columns.reference and split in LABELLED:
         required += (columns.reference,)
-    return required + (columns.slices if split == "test" else ())
+    return required + columns.slices
 
 
 def prompt_fields(columns: ColumnMap, kind: TaskType, data: DataSpec) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def load_rows(
     loaded["prompt_id"] = None if given is None else as_text(given)
     cluster = values.get(columns.cluster) if columns.cluster else None
     loaded["cluster"] = None if cluster is None else as_text(cluster)
-    if columns.slices and split == "test":
+    if columns.slices:
         loaded["slices"] = _slices(values, columns)
     if columns.reference and split in LABELLED:
         loaded |= _labelled(values.get(columns.reference), source, kind)
@@ -171,7 +171,7 @@ def load_rows(
 
 
 def _slices(values: Mapping[str, Any], columns: ColumnMap) -> str:
-    """Return the columns that divide the test rows, as text, as canonical JSON."""
+    """Return the columns that divide the rows, as text, as canonical JSON."""
     found = {name: values.get(name) for name in columns.slices}
     return canonical_json({n: None if v is None else as_text(v) for n, v in found.items()})
 

@@ -162,7 +162,8 @@ def _gold_rows(valid: pd.DataFrame, kind: TaskType, data: DataSpec) -> pd.DataFr
     gold["split"] = pd.array(split, dtype="str")
     learnt = [kind.target(json.loads(references)) for references in gold["references"]]
     gold["response"] = pd.array(learnt, dtype="str")
-    gold["reasoning"] = pd.array([None] * len(gold), dtype="str")
+    for name in ("reasoning", "teacher", "chosen_because"):
+        gold[name] = pd.array([None] * len(gold), dtype="str")
     return gold[list(TrainingFrame.to_schema().columns)]
 
 

@@ -160,13 +160,14 @@ def questions(
 ) -> Iterator[list[Question]]:
     """Yield the rows of ``split``, a chunk at a time."""
     for batch in store.batches(prompts, splits=(split,), batch_rows=_CHUNK_ROWS):
-        columns = ["prompt_id", "messages", "references", "cluster"]
+        columns = ["prompt_id", "messages", "references", "cluster", "slices"]
         yield [
             Question(
                 row["prompt_id"],
                 json.loads(row["messages"]),
                 tuple(json.loads(row["references"])),
                 row["cluster"],
+                row["slices"],
             )
             for row in batch.select(columns).to_pylist()
         ]

@@ -318,7 +318,9 @@ def _figures(
         memory_bytes=round(shown.memory_gib * 2**30) if shown else memory_bytes,
         disk_bytes=size and size.disk_bytes,
         peak_memory_bytes=measured.peak_memory_bytes,
-        cost=cost_of_requests(measured.performance, prices, is_served=size is None),
+        cost=prices.panel
+        if prices.panel and name == TEACHER
+        else cost_of_requests(measured.performance, prices, is_served=size is None),
         declared_source=shown.source if shown else None,
         performance=measured.performance,
         metrics={name: bootstrap.interval(sums) for name, sums in metrics.items()},

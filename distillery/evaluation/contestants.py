@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from distillery.evaluation.exported import Exported
+from distillery.evaluation.panel import PanelContestant
 from distillery.evaluation.protocol import (
     Answered,
     Ask,
@@ -20,7 +21,8 @@ from distillery.evaluation.protocol import (
     Question,
 )
 from distillery.evaluation.served import ServedModel, answered
-from distillery.models.loading import ModelFiles, kv_cache_bytes, read_template
+from distillery.evaluation.size import size_of, size_of_files
+from distillery.models.loading import ModelFiles, read_template
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.storage.stage import Attempt
@@ -36,7 +38,6 @@ from distillery.teacher import (
 from distillery.teacher.local import release_models
 from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
 from distillery.teacher.session import AskedFor, TeacherSession
-from schemas.comparison import Size
 from schemas.contestants import (
     BASELINE,
     CHAMPION,
@@ -54,14 +55,15 @@ from schemas.errors import TeacherError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import StoreSpec
 from schemas.export import ExportSpec
+from schemas.panel import AnyTeacher, singles
 from schemas.refs import DatasetRef, Lineage, ModelRef
 from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
-from schemas.teacher import TeacherSpec, VLLMTeacher
+from schemas.teacher import TeacherSpec
 
 
 def line_up(
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     student: StudentSpec,
     lineage: Lineage,
     champion: ModelRef | None,
@@ -90,7 +92,9 @@ def line_up(
         contestants.append(trained(BASELINE, lineage.baseline))
     elif isinstance(student, PretrainedStudent):
         contestants.append(PretrainedContestant(name=BASELINE, student=student, device=device))
-    if evaluation.in_context_student and isinstance(student, PretrainedStudent):
+    in_context = evaluation.in_context_student and not teacher.is_panel
+    if in_context and isinstance(student, PretrainedStudent):
+        assert not teacher.is_panel
         contestants.append(
             InContextContestant(name=IN_CONTEXT, student=student, teacher=teacher, device=device)
         )
@@ -107,7 +111,7 @@ def line_up(
 
 
 def trained_contestant(
-    teacher: TeacherSpec, student: StudentSpec, name: str, model: ModelRef
+    teacher: AnyTeacher, student: StudentSpec, name: str, model: ModelRef
 ) -> TrainedContestant:
     """Return a model that was trained as ``student``; it goes to the device of ``teacher``."""
     is_trusted = not isinstance(student, FromScratchStudent) and student.trust_remote_code
@@ -116,8 +120,9 @@ def trained_contestant(
     )
 
 
-def _device(teacher: TeacherSpec) -> str:
-    return "auto" if teacher.is_served else teacher.device
+def _device(teacher: AnyTeacher) -> str:
+    here = (each.device for each in singles(teacher) if not each.is_served)
+    return next(here, "auto")
 
 
 def contestant(
@@ -133,6 +138,8 @@ def contestant(
     """
     match spec:
         case TeacherContestant():
+            if spec.teacher.is_panel:
+                return PanelContestant.of(spec.teacher, prompts, task, evaluation, store)
             return _teacher(spec.teacher, prompts, task, evaluation, store)
         case PretrainedContestant():
             return _pretrained(spec.student, spec.device, evaluation)
@@ -142,7 +149,7 @@ def contestant(
             plain = _pretrained(untold, spec.device, evaluation)
             return dataclasses.replace(
                 plain,
-                inputs=plain.inputs | _read_before(spec.teacher, prompts, task),
+                inputs=plain.inputs | read_before(spec.teacher, prompts, task),
                 prompt=TeacherPrompt(spec.teacher, task, prompts, store),
             )
         case TrainedContestant():
@@ -217,7 +224,7 @@ def trained_model(spec: TrainedContestant, store: Store) -> Iterator[LocalModel]
         yield LocalModel.load(files, dtype="auto", device=spec.device)
 
 
-def _read_before(teacher: TeacherSpec, prompts: DatasetRef, task: TaskSpec) -> dict[str, Any]:
+def read_before(teacher: TeacherSpec, prompts: DatasetRef, task: TaskSpec) -> dict[str, Any]:
     """Return what decides what is read before a row: the settings, and gold rows if any."""
     inputs: dict[str, Any] = {"prompt": prompt_inputs(teacher, task)}
     if teacher.examples is not None:
@@ -241,7 +248,7 @@ def _teacher(
         "teacher": identity,
         "sampling": dataclasses.asdict(sampling),
         "response_schema": schema and dataclasses.asdict(schema),
-        **_read_before(teacher, prompts, task),
+        **read_before(teacher, prompts, task),
     }
     named = (teacher.model, sha256(identity))
     prompt = TeacherPrompt(teacher, task, prompts, store)
@@ -331,27 +338,6 @@ class _Teacher(Contestant):
             yield Opened(answer, size, max_concurrency=most, is_served=True)
 
 
-def size_of_files(teacher: VLLMTeacher, context_tokens: int) -> Size | None:
-    """Return the size of a model that another program loads; None of one with quantised weights.
-
-    What those take once loaded is that program's business.
-    """
-    import torch
-
-    files = ModelFiles.of(teacher)
-    config = files.config()
-    if teacher.quantization or getattr(config, "quantization_config", None):
-        return None
-    itemsize = getattr(torch, teacher.dtype).itemsize
-    num_parameters = files.skeleton().num_parameters()
-    return Size(
-        num_parameters=num_parameters,
-        weight_bytes=num_parameters * itemsize,
-        kv_cache_bytes=kv_cache_bytes(config, context_tokens, itemsize=itemsize),
-        disk_bytes=files.weight_bytes(),
-    )
-
-
 def _timed(
     model: LocalModel,
     sampling: Sampling,
@@ -374,10 +360,4 @@ def _timed(
             for answer in model.answer(asked, batch_size=batch_size, **how)
         ]
 
-    size = Size(
-        num_parameters=model.model.num_parameters(),
-        weight_bytes=model.model.get_memory_footprint(return_buffers=False),
-        kv_cache_bytes=model.kv_cache_bytes(evaluation.context_tokens),
-        disk_bytes=model.disk_bytes,
-    )
-    return Opened(answer, size)
+    return Opened(answer, size_of(model, evaluation))

@@ -6,9 +6,10 @@ from distillery.storage.store import Store
 from schemas.budget import MachinePrice, PriceSpec
 from schemas.comparison import Comparison, Cost, DistillationCost, Performance
 from schemas.contestants import STUDENT, TEACHER
+from schemas.generation import PanelShares
 from schemas.manifest import Manifest
+from schemas.panel import AnyTeacher, PanelTeacher
 from schemas.refs import Lineage
-from schemas.teacher import TeacherSpec
 
 
 class Prices(NamedTuple):
@@ -20,10 +21,32 @@ class Prices(NamedTuple):
     machine: MachinePrice | None = None
     """`evaluation.machine_price`, of what runs here."""
 
+    panel: Cost | None = None
+    """What requests to a panel of teachers cost, by its members' prices."""
+
     @classmethod
-    def of(cls, teacher: TeacherSpec, machine: MachinePrice | None) -> "Prices":
-        """Return the prices of a recipe."""
+    def of(
+        cls, teacher: AnyTeacher, machine: MachinePrice | None, shares: PanelShares | None = None
+    ) -> "Prices":
+        """Return the prices of a recipe; ``shares`` say what the test rows took of a panel."""
+        if teacher.is_panel:
+            return cls(None, machine, cost_of_panel(teacher, shares) if shares else None)
         return cls(teacher.price, machine)
+
+
+def cost_of_panel(panel: PanelTeacher, shares: PanelShares) -> Cost | None:
+    """Return what a thousand requests to a panel cost; None where some member has no price."""
+    num_rows = sum(each.rows for each in shares.teachers)
+    if any(each.charges is None for each in panel.everyone.values()) or not num_rows:
+        return None
+    per_1000 = {each.name: 1000 * (each.cost or 0.0) / num_rows for each in shares.teachers}
+    currency = shares.currency or ""
+    parts = [f"{cost:.3g} for {name}" for name, cost in per_1000.items()]
+    return Cost(
+        per_1000=sum(per_1000.values()),
+        currency=currency,
+        source=f"{', '.join(parts)}: their tokens on {num_rows:,} test rows, at their prices",
+    )
 
 
 def cost_of_requests(speed: Performance, prices: Prices, *, is_served: bool) -> Cost | None:
@@ -40,7 +63,7 @@ def cost_of_requests(speed: Performance, prices: Prices, *, is_served: bool) -> 
     >>> cost_of_requests(speed, prices, is_served=False).per_1000
     0.025
     """
-    tokens, machine = prices
+    tokens, machine = prices.tokens, prices.machine
     if is_served:
         read, written = speed.prompt_tokens, speed.new_tokens
         if tokens is None or read is None or written is None:
@@ -106,6 +129,11 @@ def _cost_of_responses(
     bill: Any = generation.facts.get("bill") if generation else None
     if bill is None:
         return None
+    panel: Any = generation.facts.get("panel") if generation else None
+    if panel is not None:
+        rows = sum(each["rows"] for each in panel["teachers"])
+        known = all(each["cost"] is not None for each in panel["teachers"])
+        return panel["cost"] if known else of_request and of_request * rows
     if price is not None:
         return price.cost(bill["prompt_tokens"], bill["completion_tokens"])
     return None if of_request is None else of_request * bill["responses"]

@@ -40,7 +40,8 @@ _FILE = "harness.json"
 def takes_harness(spec: ContestantSpec, evaluation: EvaluationSpec) -> bool:
     """Return whether the harness is run on ``spec``: on models that are loaded here."""
     if isinstance(spec, TeacherContestant):
-        return bool(evaluation.lm_eval) and not spec.teacher.is_served
+        is_here = not spec.teacher.is_panel and not spec.teacher.is_served
+        return bool(evaluation.lm_eval) and is_here
     return bool(evaluation.lm_eval) and isinstance(spec, PretrainedContestant | TrainedContestant)
 
 

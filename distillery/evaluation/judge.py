@@ -5,33 +5,23 @@ responses but no reference: how near a response comes to that, the metrics say a
 """
 
 import contextlib
-import dataclasses
 import heapq
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from distillery.data.chat import Message
 from distillery.data.sources import source_identity
 from distillery.evaluation.answers import questions
-from distillery.ledger import LedgerRow
 from distillery.models.hardware import cpu_threads
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.task_types import TaskType, task_type
-from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
+from distillery.teacher import teacher_identity
 from distillery.teacher.generation import ROWS_PER_BATCH
 from distillery.teacher.local import release_models
-from distillery.teacher.pair import (
-    IN_A_WORD,
-    IN_JSON,
-    TEMPLATE,
-    VERDICT,
-    Pair,
-    read_verdict,
-)
+from distillery.teacher.pair import Pair, PairAsker, judging_inputs
 from distillery.teacher.session import AskedFor, TeacherSession
 from schemas.base import versioned
 from schemas.contestants import STUDENT
@@ -57,7 +47,6 @@ def judging_stage(
 
     The test rows are part of the answers' identity.
     """
-    schema = _schema(judge)
     preferences = judge.preferences
     return Stage(
         StageName.JUDGE_ANSWERS,
@@ -68,9 +57,7 @@ def judging_stage(
             "preferences": preferences and source_identity(preferences.source),
         },
         spec={
-            "sampling": dataclasses.asdict(Sampling.of(judge.model)),
-            "response_schema": schema and dataclasses.asdict(schema),
-            "prompt": [TEMPLATE, IN_JSON if schema else IN_A_WORD, judge.rubric],
+            **judging_inputs(judge),
             "max_rows": judge.max_rows,
             "preferences": preferences and versioned(preferences),
             "task_type": task.type,
@@ -162,36 +149,23 @@ class _Asking:
     """The judge at work, pairs after pairs."""
 
     def __init__(self, session: TeacherSession, judge: JudgeSpec) -> None:
-        self._session, self._judge, self._schema = session, judge, _schema(judge)
-        self._identity = teacher_identity(judge.model)
-        self._sampling = Sampling.of(judge.model)
+        self._session, self._asker = session, PairAsker(judge)
         self._num_pairs = self._num_missing = 0
 
     def judged(self, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         """Return a row of the output for each pair; one that lacks an answer is counted."""
-        both_orders = {
-            number: (
-                self._request(pair, str(pair.first), str(pair.second)),
-                self._request(pair, str(pair.second), str(pair.first)),
-            )
-            for number, pair in enumerate(pairs)
-            if pair.is_asked
-        }
+        both_orders = [self._asker.requests(pair) for pair in pairs]
         asked_for = AskedFor()
-        for requests in both_orders.values():
+        for requests in both_orders:
             asked_for.add(requests)
         self._session.answer(asked_for)
         found = self._session.ledger.get(asked_for.requests)
-        most = self._sampling.max_new_tokens
         rows = []
-        for number, pair in enumerate(pairs):
-            hashes = [r.request_hash for r in both_orders[number]] if pair.is_asked else []
-            answers = [found[request_hash] for request_hash in hashes if request_hash in found]
-            self._num_pairs += pair.is_asked
-            self._num_missing += pair.is_asked and not (
-                len(answers) == 2 and all(answer.is_final(most) for answer in answers)
-            )
-            rows.append(pair.judged([_read(answer) for answer in answers]))
+        for pair, requests in zip(pairs, both_orders, strict=True):
+            self._num_pairs += bool(requests)
+            row = self._asker.judged(pair, requests, found)
+            self._num_missing += row is None
+            rows.append(row or pair.judged([]))
         return rows
 
     def refuse_missing(self) -> None:
@@ -203,25 +177,10 @@ class _Asking:
                 "kept. Run again: only the missing ones are asked."
             )
 
-    def _request(self, pair: Pair, a: str, b: str) -> Request:
-        how = IN_JSON if self._schema else IN_A_WORD
-        text = pair.question(a, b, rubric=self._judge.rubric, how=how)
-        return make_request(
-            self._identity,
-            [Message(role="user", content=text)],
-            self._sampling,
-            response_schema=self._schema,
-            prompt_id=pair.prompt_id,
-        )
-
 
 def _judged(answers: Mapping[str, DatasetRef], judge: JudgeSpec) -> dict[str, DatasetRef]:
     """Return the answers of those whom the judge looks at."""
     return {name: answers[name] for name in (STUDENT, *judge.against) if name in answers}
-
-
-def _schema(judge: JudgeSpec) -> ResponseSchema | None:
-    return ResponseSchema.of(judge.model, VERDICT)
 
 
 def _preferences(judge: JudgeSpec, kind: TaskType) -> list[Pair]:
@@ -283,11 +242,6 @@ def _pairs(
             if name != STUDENT:
                 both = student[row.prompt_id], theirs[row.prompt_id]
                 yield Pair(row.prompt_id, name, row.conversation, *both)
-
-
-def _read(answer: LedgerRow) -> Literal["A", "B", "tie"] | None:
-    """Return the verdict in an answer; a cut one may have meant to go on."""
-    return read_verdict(answer.text) if answer.state in ("ok", "malformed") else None
 
 
 def _verdict_frame(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":

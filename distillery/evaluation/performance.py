@@ -20,6 +20,7 @@ from schemas.contestants import ContestantSpec, ExportedContestant, TeacherConte
 from schemas.errors import StoreError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.panel import singles
 from schemas.refs import DatasetRef, Evaluated, ReportRef
 from schemas.task import TaskSpec
 
@@ -59,7 +60,7 @@ def performance_stage(
     )
 
 
-def _where(spec: ContestantSpec, evaluation: EvaluationSpec) -> str | int | None:
+def _where(spec: ContestantSpec, evaluation: EvaluationSpec) -> str | int | list[str | int] | None:
     """Return what decides a contestant's speed and none of its answers.
 
     The device of a local model; of a served one the most requests in flight, as far as it counts.
@@ -68,9 +69,11 @@ def _where(spec: ContestantSpec, evaluation: EvaluationSpec) -> str | int | None
         return None
     if not isinstance(spec, TeacherContestant):
         return spec.device
-    if spec.teacher.is_served:
-        return min(spec.teacher.concurrency, max(evaluation.concurrencies))
-    return spec.teacher.device
+    found = [
+        min(each.concurrency, max(evaluation.concurrencies)) if each.is_served else each.device
+        for each in singles(spec.teacher)
+    ]
+    return found if spec.teacher.is_panel else found[0]
 
 
 def measure_performance(

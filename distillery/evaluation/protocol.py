@@ -26,6 +26,9 @@ class Question:
     cluster: str = ""
     """Rows of one cluster belong together."""
 
+    slices: str | None = None
+    """Columns that divide the rows, as in a PromptFrame."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Answered:

@@ -35,6 +35,11 @@ class ServedModel:
         with ThreadPoolExecutor(concurrency) as users:
             return [_timed(*found) for found in users.map(ask, requests)]
 
+    def responses(self, requests: Sequence[Request], concurrency: int) -> list[Response]:
+        """Return the responses in order, none of them streamed; otherwise as :meth:`answer`."""
+        with ThreadPoolExecutor(concurrency) as users:
+            return [response for response, _ in users.map(self._ask, requests)]
+
     def _ask_alone(self, request: Request) -> tuple[Response, float]:
         """Return a response that was streamed if that can be, and its seconds.
 

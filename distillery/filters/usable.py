@@ -3,6 +3,7 @@
 from distillery.filters.base import Drop, Row, RowFilter
 from distillery.task_types import TaskType
 from schemas.filters import DropReason
+from schemas.panel import TIE
 
 _UNUSABLE = {
     "failed": Drop(DropReason.TEACHER_FAILED, "the teacher could not answer this row"),
@@ -14,16 +15,23 @@ _UNUSABLE = {
 
 
 class Usable(RowFilter[None]):
-    """Drops what failed, was refused or is malformed, and what no sample bears out."""
+    """Drops what failed, was refused or is malformed, and what no sample or teacher bears out."""
 
     def row(self, row: Row, task: TaskType) -> Drop | None:
         """Return the state's drop, if it has one, or that of a choice that nothing passed."""
+        because = row["chosen_because"] or ""
+        if because.startswith(f"{TIE}:"):
+            return Drop(
+                DropReason.TEACHERS_DISAGREE,
+                f"two answers have equally many votes ({because})",
+                row["agreement"],
+            )
         if row["agreement"] != 0 or row["state"] in _UNUSABLE:
             return _UNUSABLE.get(row["state"])
         if row["state"] == "truncated":  # raising max_new_tokens is what helps
             return Drop(DropReason.TRUNCATED, f"cut after {row['completion_tokens']} tokens")
         return Drop(
             DropReason.NOT_VERIFIED,
-            "no sample of this prompt has what teacher.samples.choice asks for",
+            "no response to this prompt has what teacher.samples.choice or teacher.policy asks for",
             0.0,
         )

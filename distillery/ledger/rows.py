@@ -62,6 +62,10 @@ class LedgerRow:
     model_reported: str | None
     """The model's name according to the endpoint."""
 
+    mean_log_probability: float | None = None
+    """Mean log-probability of the response's tokens by the teacher's own account, nats. None: it
+    was not asked for, or not told."""
+
     latency_s: float
     """Seconds from the last sending to the response; 0 for one that came in a batch."""
 

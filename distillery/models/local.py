@@ -42,6 +42,10 @@ class LocalResponse:
     """Seconds until the first token of its batch was there, the prompt's rendering included. None:
     there was no room for one."""
 
+    mean_log_probability: float | None = dataclasses.field(default=None, compare=False)
+    """Mean log-probability of the tokens generated, nats, at temperature 1. None: not asked for,
+    or there is no token."""
+
 
 class LocalModel:
     """A causal LM and its chat format, ready to answer. Make one with :meth:`load`."""
@@ -119,6 +123,7 @@ class LocalModel:
         sampling_temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        with_log_probability: bool = False,
     ) -> Iterator[dict[int, LocalResponse]]:
         """Yield the responses of one batch after the other, by their index in ``conversations``.
 
@@ -137,6 +142,7 @@ class LocalModel:
             top_p: Nucleus; matters above temperature 0 only.
             seed: With the conversation it decides the random numbers, so a sampled answer is
                 reproduced in whatever batch it comes (on the same kind of device).
+            with_log_probability: Whether responses say how probable the model held their tokens.
 
         Raises:
             RecipeError: The chat template refuses the messages.
@@ -154,10 +160,15 @@ class LocalModel:
                 keys = [f"{seed}:{prompts[i]}" for i in batch]
                 sampler = _GumbelSampler(keys, sampling_temperature, top_p, self.model.device)
                 processors = [sampler, first_token]
+            log_probabilities = _LogProbabilities(processors)
+            if with_log_probability:
+                processors = [log_probabilities]
             generated = self._generate([prompts[i] for i in batch], limit, processors)
+            means = log_probabilities.means([len(new_ids) for new_ids in generated])
+            first_token_s = first_token.at - start
             yield {
-                i: self._response(len(prompts[i]), new_ids, first_token.at - start)
-                for i, new_ids in zip(batch, generated, strict=True)
+                i: self._response(len(prompts[i]), new_ids, first_token_s, mean)
+                for i, new_ids, mean in zip(batch, generated, means, strict=True)
             }
             start = time.perf_counter()
 
@@ -239,12 +250,13 @@ class LocalModel:
         return [_through_end(row, end_ids) for row in sequences_BT[:, width:].tolist()]
 
     def _response(
-        self, prompt_tokens: int, new_ids: list[int], first_token_s: float
+        self, prompt_tokens: int, new_ids: list[int], first_token_s: float, mean: float | None
     ) -> LocalResponse:
         stopped = bool(new_ids) and new_ids[-1] in self.chat_format.end_ids
         reasoning, text = self.chat_format.split(new_ids)
         reason: Literal["stop", "length"] = "stop" if stopped else "length"
-        return LocalResponse(text, reasoning, reason, prompt_tokens, len(new_ids), first_token_s)
+        count = len(new_ids)
+        return LocalResponse(text, reasoning, reason, prompt_tokens, count, first_token_s, mean)
 
 
 class _FirstToken:
@@ -261,6 +273,34 @@ class _FirstToken:
                 torch.cuda.synchronize(self._device)
             self.at = time.perf_counter()
         return scores_BV
+
+
+class _LogProbabilities:
+    """Notes how probable each token was that other processors of a greedy decoding let through."""
+
+    def __init__(self, processors: Sequence[Any]) -> None:
+        self._processors = processors
+        self._of_tokens: list[Any] = []
+
+    def __call__(self, input_ids: Any, scores_BV: Any) -> Any:
+        raw_BV = scores_BV.float().clone()  # a sampler may work in place
+        for processor in self._processors:
+            scores_BV = processor(input_ids, scores_BV)
+        chosen_B = scores_BV.argmax(-1, keepdim=True)
+        self._of_tokens.append(raw_BV.log_softmax(-1).gather(-1, chosen_B)[:, 0])
+        return scores_BV
+
+    def means(self, lengths: Sequence[int]) -> list[float | None]:
+        """Return the mean over the first so many tokens of each row; None where none was noted."""
+        import torch
+
+        if not self._of_tokens:
+            return [None] * len(lengths)
+        noted_BT = torch.stack(self._of_tokens, dim=1)
+        return [
+            float(row_T[:length].mean()) if length else None
+            for row_T, length in zip(noted_BT, lengths, strict=True)
+        ]
 
 
 class _GumbelSampler:

@@ -13,8 +13,8 @@ from distillery.objectives.rationales import RationalesObjective
 from distillery.objectives.soft_targets import SoftTargetObjective
 from schemas.errors import RecipeError, TrainingError
 from schemas.objectives import AutoObjective, CrossTokenizer, OnPolicy
+from schemas.panel import AnyTeacher
 from schemas.student import StudentSpec
-from schemas.teacher import TeacherSpec
 from schemas.training import TrainingSpec
 
 logger = logging.getLogger("distillery.run")
@@ -77,7 +77,7 @@ def reads_with_teacher(training: TrainingSpec) -> bool:
 
 
 def choose_objective(
-    teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
+    teacher: AnyTeacher, student: StudentSpec, training: TrainingSpec
 ) -> ChosenObjective:
     """Return ``training`` with an objective in place of `auto`, and the reason.
 
@@ -94,7 +94,7 @@ def choose_objective(
     """
     wanted = training.objective
     if not isinstance(wanted, AutoObjective):
-        obstacle = objective_class(training).obstacle(training, teacher, student)
+        obstacle = _obstacle(training, teacher, student)
         if obstacle is None:
             return decided(training, f"{wanted.kind}: as the recipe says")
         raise RecipeError(f"training.objective.kind is {wanted.kind!r}, but {obstacle}")
@@ -103,8 +103,25 @@ def choose_objective(
     return chosen
 
 
+def _obstacle(training: TrainingSpec, teacher: AnyTeacher, student: StudentSpec) -> str | None:
+    """Return why the training's objective is not possible, or None; see `Objective.obstacle`."""
+    if not teacher.is_panel:
+        return objective_class(training).obstacle(training, teacher, student)
+    if not reads_with_teacher(training):
+        found = (
+            objective_class(training).obstacle(training, each.teacher, student)
+            for each in teacher.teachers
+        )
+        return next((obstacle for obstacle in found if obstacle is not None), None)
+    return (
+        f"the teacher is a panel of {len(teacher.teachers)}, whose responses are of several "
+        "models, and this needs the probabilities or layers of one. Name a single teacher, or set "
+        "training.objective.kind to hard_targets."
+    )
+
+
 def _best_possible(
-    wanted: AutoObjective, teacher: TeacherSpec, student: StudentSpec, training: TrainingSpec
+    wanted: AutoObjective, teacher: AnyTeacher, student: StudentSpec, training: TrainingSpec
 ) -> ChosenObjective:
     """Return the first objective that is possible, in the order of docs/objectives.md.
 
@@ -131,7 +148,7 @@ def _best_possible(
     obstacles: list[str] = []
     for objective, because in candidates:
         tried = training.model_copy(update={"objective": objective})
-        obstacle = objective_class(tried).obstacle(tried, teacher, student)
+        obstacle = _obstacle(tried, teacher, student)
         if obstacle is None:
             passed = "".join(f"; not {each}" for each in obstacles)
             return ChosenObjective(tried, f"{objective.kind}: {because}{passed}")

@@ -6,11 +6,11 @@ from distillery.task_types import TaskType
 from schemas.base import nearest
 from schemas.evaluation import EvaluationSpec
 from schemas.gate import Condition, GateSpec, LimitCondition, QualityCondition
-from schemas.teacher import TeacherSpec
+from schemas.panel import AnyTeacher, singles
 
 
 def unanswerable_conditions(
-    gate: GateSpec, kind: TaskType, teacher: TeacherSpec, evaluation: EvaluationSpec
+    gate: GateSpec, kind: TaskType, teacher: AnyTeacher, evaluation: EvaluationSpec
 ) -> list[str]:
     """Return a line for every condition that could only fail, as its figure will not be there."""
     asked: list[tuple[str, Condition]] = [
@@ -95,7 +95,7 @@ def _slice(
 
 
 def _limit(
-    place: str, asked: LimitCondition, teacher: TeacherSpec, evaluation: EvaluationSpec
+    place: str, asked: LimitCondition, teacher: AnyTeacher, evaluation: EvaluationSpec
 ) -> Iterator[str]:
     if asked.figure == "cost_per_1000":
         yield from _cost(place, asked, teacher, evaluation)
@@ -109,7 +109,9 @@ def _limit(
                 "answers behind an endpoint. Remove `against` and say how large it may be, or "
                 "compare with the champion."
             )
-        elif teacher.is_hosted and asked.figure == "memory_bytes" and teacher.declared is None:
+        elif asked.figure == "memory_bytes" and any(
+            each.is_hosted and each.declared is None for each in singles(teacher)
+        ):
             yield (
                 f"{place} asks for the teacher's memory, which nobody can measure from here: it "
                 "answers behind an endpoint. Say what it needs under teacher.declared."
@@ -117,7 +119,7 @@ def _limit(
 
 
 def _cost(
-    place: str, asked: LimitCondition, teacher: TeacherSpec, evaluation: EvaluationSpec
+    place: str, asked: LimitCondition, teacher: AnyTeacher, evaluation: EvaluationSpec
 ) -> Iterator[str]:
     machine = evaluation.machine_price
     if machine is None:
@@ -127,13 +129,15 @@ def _cost(
         )
     if asked.against != "teacher" or not teacher.is_hosted:
         return
-    if teacher.price is None:
+    prices = [each.price for each in singles(teacher)]
+    if None in prices:
         yield (
             f"{place} asks what the teacher costs, but teacher.price is missing. Add the "
             "endpoint's prices per million tokens."
         )
-    elif machine is not None and machine.currency != teacher.price.currency:
+    elif other := {p.currency for p in prices if p and machine} - {machine and machine.currency}:
         yield (
-            f"{place} compares costs, but teacher.price is in {teacher.price.currency} and "
-            f"evaluation.machine_price in {machine.currency}. Give both in one currency."
+            f"{place} compares costs, but teacher.price is in {min(other)} and "
+            f"evaluation.machine_price in {machine and machine.currency}. Give both in one "
+            "currency."
         )

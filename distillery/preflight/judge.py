@@ -15,9 +15,10 @@ from schemas.errors import DistilleryError
 from schemas.execution import ExecutionSpec
 from schemas.export import ExportSpec
 from schemas.judge import JudgeSpec
+from schemas.panel import AnyTeacher
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskKind
-from schemas.teacher import TeacherSpec, VLLMTeacher
+from schemas.teacher import VLLMTeacher
 
 JUDGED_TYPES = (TaskKind.CONVERSATION, TaskKind.SUMMARIZATION)
 
@@ -56,7 +57,7 @@ def check_judges_endpoint(judge: JudgeSpec, kind: TaskType, execution: Execution
 
 
 def self_preference(
-    judge: JudgeSpec, teacher: TeacherSpec, student: StudentSpec | None
+    judge: JudgeSpec, teacher: AnyTeacher, student: StudentSpec | None
 ) -> Iterator[str]:
     """Yield a warning for whom the judge would judge its own responses."""
     name = judge.model.model

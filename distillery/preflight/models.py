@@ -20,6 +20,7 @@ from schemas.errors import DistilleryError, RecipeError
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.objectives import SoftTeacher
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -49,7 +50,7 @@ class _Reader(NamedTuple):
 
 def _readers(
     student: StudentSpec | None,
-    teacher: TeacherSpec | None,
+    teacher: AnyTeacher | None,
     training: TrainingSpec | None,
     evaluation: EvaluationSpec | None,
 ) -> Iterator[_Reader]:
@@ -58,17 +59,29 @@ def _readers(
     if student is not None and not is_new:
         thinks = training is not None and training.learn_reasoning
         yield _Reader("student", student, True, prompt_of=None, learns_thoughts=thinks)
-    if teacher is not None and not teacher.is_hosted:
-        scores = training is not None and reads_with_teacher(training)
-        yield _Reader("teacher", teacher, renders_responses=scores, prompt_of=teacher)
+    scores = training is not None and reads_with_teacher(training)
+    for name, single in _members(teacher).items():
+        if not single.is_hosted:
+            yield _Reader(name, single, renders_responses=scores, prompt_of=single)
     for each in panel_of(training):
         if not each.teacher.is_hosted:
             role = f"teacher {each.name!r} of training.objective.panel"
             yield _Reader(role, each.teacher, renders_responses=True, prompt_of=each.teacher)
     in_context = evaluation is not None and evaluation.in_context_student
-    if in_context and isinstance(student, PretrainedStudent) and teacher is not None:
+    if teacher is None or teacher.is_panel:
+        return
+    if in_context and isinstance(student, PretrainedStudent):
         untold = student.model_copy(update={"system_prompt": None})
         yield _Reader(IN_CONTEXT, untold, renders_responses=False, prompt_of=teacher)
+
+
+def _members(teacher: AnyTeacher | None) -> dict[str, TeacherSpec]:
+    """Return the teachers that answer rows, by what messages call them."""
+    if teacher is None:
+        return {}
+    if not teacher.is_panel:
+        return {"teacher": teacher}
+    return {f"teacher {each.name!r}": each.teacher for each in teacher.teachers}
 
 
 def panel_of(training: TrainingSpec | None) -> tuple[SoftTeacher, ...]:
@@ -78,7 +91,7 @@ def panel_of(training: TrainingSpec | None) -> tuple[SoftTeacher, ...]:
 
 def check_models(
     student: StudentSpec | None,
-    teacher: TeacherSpec | None,
+    teacher: AnyTeacher | None,
     task: TaskSpec,
     data: DataSpec,
     execution: ExecutionSpec,
@@ -122,7 +135,7 @@ def _check_machine(spec: StudentSpec | OwnTeacher) -> None:
 def check_prompts(
     prompts: DatasetRef,
     student: StudentSpec | None,
-    teacher: TeacherSpec | None,
+    teacher: AnyTeacher | None,
     task: TaskSpec,
     store: StoreSpec,
     training: TrainingSpec | None = None,
@@ -141,8 +154,7 @@ def check_prompts(
     def prompt_of(spec: TeacherSpec) -> TeacherPrompt:
         return TeacherPrompt(spec, task, prompts, store)
 
-    everyone = [] if teacher is None else [teacher]
-    for spec in (*everyone, *(each.teacher for each in panel_of(training))):
+    for spec in (*_members(teacher).values(), *(each.teacher for each in panel_of(training))):
         prompt_of(spec).around([[_QUESTION]])
     readers = [
         (

@@ -9,12 +9,12 @@ import logging
 import re
 from collections.abc import Callable
 
-from distillery.evaluation.cost import Prices
 from distillery.evaluation.harness import check_harness
 from distillery.filters import prompt_filters
 from distillery.preflight.export import unwritable_formats
 from distillery.preflight.gate import unanswerable_conditions
 from distillery.preflight.judge import check_judges_endpoint, judge_problems, self_preference
+from distillery.preflight.panel import panel_problems, panel_warnings, places
 from distillery.storage.fingerprint import model_identity, tokenizer_identity
 from distillery.task_types import TaskType, task_type
 from distillery.teacher.choice import check_samples
@@ -28,6 +28,7 @@ from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
 from schemas.gate import GateSpec
 from schemas.judge import JudgeSpec
+from schemas.panel import AnyTeacher, singles
 from schemas.refs import DatasetRef
 from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
 from schemas.task import TaskSpec
@@ -65,7 +66,7 @@ class _Problems:
 def check_recipe(
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     student: StudentSpec | None,
     training: TrainingSpec | None,
     store: StoreSpec,
@@ -86,15 +87,22 @@ def check_recipe(
     kind = task_type(task)
     if problems.collect(kind.check):
         problems.lines += _unknown_labels(kind, data)
-    problems.collect(check_samples, teacher, task)
     for _, chosen in prompt_filters(filters.prompts) if filters else ():
         problems.collect(chosen.check)
-    is_instructed = problems.collect(instructions, teacher, task)
-    teacher_is_there = _check_teacher(problems, teacher)
+    is_instructed = teacher_is_there = True
+    for place, each in places(teacher).items():
+        is_instructed &= problems.collect(check_samples, each, task)
+        is_instructed &= problems.collect(instructions, each, task)
+        teacher_is_there &= _check_teacher(problems, each, place)
+    if teacher.is_panel:
+        judged = student is not None
+        problems.lines += panel_problems(teacher, kind, data, evaluation, judges_rows=judged)
+        for warning in panel_warnings(teacher):
+            logger.warning(warning)
     panel = training.objective.soft_teachers if training else ()
-    for number, each in enumerate(panel):
-        problems.collect(instructions, each.teacher, task)
-        _check_teacher(problems, each.teacher, f"training.objective.panel[{number}].teacher")
+    for number, soft in enumerate(panel):
+        problems.collect(instructions, soft.teacher, task)
+        _check_teacher(problems, soft.teacher, f"training.objective.panel[{number}].teacher")
     student_is_there = student is not None and _check_student(problems, student)
     if data.train is None:
         problems.lines.append(
@@ -105,7 +113,7 @@ def check_recipe(
             "data.gold is missing, so a from-scratch student has no baseline to be compared with. "
             "Add the labelled rows that you have."
         )
-    shown = [teacher.examples, *(each.teacher.examples for each in panel)]
+    shown = [each.examples for each in (*singles(teacher), *(soft.teacher for soft in panel))]
     if any(examples is not None for examples in shown) and data.gold is None:
         problems.lines.append(
             "data.gold is missing, so teacher.examples has no rows to show. Add the labelled rows "
@@ -155,7 +163,7 @@ def check_first_request(
     prompts: DatasetRef,
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     student: StudentSpec | None,
     training: TrainingSpec | None,
     store: StoreSpec,
@@ -185,7 +193,7 @@ def _open_and_ask(
     problems: _Problems,
     task: TaskSpec,
     data: DataSpec,
-    teacher: TeacherSpec | None,
+    teacher: AnyTeacher | None,
     student: StudentSpec | None,
     training: TrainingSpec | None,
     execution: ExecutionSpec,
@@ -195,7 +203,7 @@ def _open_and_ask(
     from distillery.preflight.models import check_models
 
     problems.lines += check_models(student, teacher, task, data, execution, training, evaluation)
-    teachers: list[TeacherSpec] = [teacher] if teacher else []
+    teachers = [*singles(teacher)] if teacher else []
     if training is not None:
         teachers += [each.teacher for each in training.objective.soft_teachers]
     for each in teachers:
@@ -251,7 +259,7 @@ def _check_student(problems: _Problems, student: StudentSpec) -> bool:
     return student.tokenizer is None or problems.collect(tokenizer_identity, student.tokenizer)
 
 
-def _check_teacher(problems: _Problems, teacher: TeacherSpec, role: str = "teacher") -> bool:
+def _check_teacher(problems: _Problems, teacher: TeacherSpec, role: str) -> bool:
     """Note a local model that is not there, or a key that is not set; return whether it is.
 
     A secret is not looked up: it may be readable only where the teacher is asked.
@@ -284,19 +292,20 @@ def _untrained_student(student: StudentSpec, evaluation: EvaluationSpec | None) 
     ]
 
 
-def _two_currencies(teacher: TeacherSpec, evaluation: EvaluationSpec) -> list[str]:
-    tokens, machine = Prices.of(teacher, evaluation.machine_price)
-    if tokens is None or machine is None or tokens.currency == machine.currency:
+def _two_currencies(teacher: AnyTeacher, evaluation: EvaluationSpec) -> list[str]:
+    machine = evaluation.machine_price
+    tokens = {each.price.currency for each in singles(teacher) if each.price is not None}
+    if machine is None or not tokens - {machine.currency}:
         return []
     return [
-        f"teacher.price is in {tokens.currency!r} and evaluation.machine_price in "
+        f"teacher.price is in {min(tokens - {machine.currency})!r} and evaluation.machine_price in "
         f"{machine.currency!r}, so what teacher and student cost cannot be compared. Give both in "
         "one currency."
     ]
 
 
-def _unasked_canaries(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -> list[str]:
-    if evaluation is None or not evaluation.canaries or teacher.is_hosted:
+def _unasked_canaries(teacher: AnyTeacher, evaluation: EvaluationSpec | None) -> list[str]:
+    if evaluation is None or not evaluation.canaries or teacher.is_panel or teacher.is_hosted:
         return []
     return [
         f"evaluation.canaries is {evaluation.canaries}, but a local teacher cannot change behind "
@@ -322,7 +331,7 @@ def _impatient_batches(execution: ExecutionSpec, evaluation: EvaluationSpec | No
     return problems
 
 
-def _unpaid_teacher(teacher: TeacherSpec, evaluation: EvaluationSpec | None) -> list[str]:
+def _unpaid_teacher(teacher: AnyTeacher, evaluation: EvaluationSpec | None) -> list[str]:
     if evaluation is None or evaluation.stop_at_width is None or teacher.is_hosted:
         return []
     return [

@@ -60,6 +60,8 @@ def student_identity(recipe: Recipe) -> str:
     if isinstance(training.objective, AutoObjective):
         soft = training.objective.as_soft_targets()
         training = training.model_copy(update={"objective": soft})
+        if teacher.is_panel:  # whose probabilities nobody learns from
+            training = training.with_hard_targets()
     chosen = decided(training, "")
     unread = DatasetRef(uri="", fingerprint="", num_rows=0, columns=())
     valid = PromptSet(prompts=unread, gold=unread, quarantined=unread)
@@ -67,8 +69,9 @@ def student_identity(recipe: Recipe) -> str:
     responses = _rows(generation_stage(prompts, teacher, task))
     rows = _rows(response_filtering_stage(responses, task, recipe.filters))
     soft_targets = start = None
-    if chosen.needs_scores:
-        soft_targets = _rows(scoring_stage(rows, prompts, teacher, task, chosen.training))
+    single = None if teacher.is_panel else teacher
+    if chosen.needs_scores and single is not None:
+        soft_targets = _rows(scoring_stage(rows, prompts, single, task, chosen.training))
     if isinstance(student, PrunedStudent):
         start = _model(pruning_stage(rows, student))
     if chosen.first is not None:
@@ -81,7 +84,7 @@ def student_identity(recipe: Recipe) -> str:
         student,
         chosen.training,
         soft_targets,
-        teacher,
+        single,
         task,
         start,
     ).fingerprint

@@ -63,7 +63,7 @@ def choose(responses: Sequence[Sample], choice: Choice, *, task: TaskSpec) -> Ch
     if isinstance(choice, MajorityChoice):
         borne_out = _most_common(texts, kind)
     else:
-        borne_out = [i for i, text in texts.items() if _passes(text, choice, kind)]
+        borne_out = [i for i, text in texts.items() if passes(text, choice, kind)]
     if not borne_out:
         return Chosen(next(iter(texts), 0), 0.0)
     return Chosen(borne_out[0], len(borne_out) / len(responses))
@@ -84,7 +84,7 @@ def _most_common(texts: dict[int, str], kind: TaskType) -> list[int]:
     return max((indices for _, indices in groups), key=len, default=[])  # of equals the first
 
 
-def _passes(text: str, choice: LabelChoice | RegexChoice | JsonChoice, kind: TaskType) -> bool:
+def passes(text: str, choice: LabelChoice | RegexChoice | JsonChoice, kind: TaskType) -> bool:
     """Return whether the verifier lets a response through."""
     if isinstance(choice, RegexChoice):
         return re.fullmatch(choice.pattern, text.strip()) is not None
@@ -100,10 +100,18 @@ def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
     >>> from schemas.teacher import TransformersTeacher
     >>> check_samples(TransformersTeacher(model="m"), TaskSpec(name="t", type="classification"))
     """
-    samples, found = teacher.samples, task.answer_format
-    if samples.num_samples == 1:
-        return  # nothing is chosen, so the choice is not read
-    match samples.choice:
+    if teacher.samples.num_samples > 1:  # otherwise nothing is chosen
+        check_verifier(teacher.samples.choice, task, "teacher.samples.choice")
+
+
+def check_verifier(choice: Choice, task: TaskSpec, place: str) -> None:
+    """Raise when no response could pass ``choice``, which stands at ``place`` of the recipe.
+
+    Raises:
+        RecipeError: The verifier needs an answer format that the task does not have.
+    """
+    found = task.answer_format
+    match choice:
         case LabelChoice() if not task_type(task).labels:
             wanted = "labels"
         case JsonChoice() if not isinstance(found, JsonFormat):
@@ -112,7 +120,7 @@ def check_samples(teacher: TeacherSpec, task: TaskSpec) -> None:
             return
     is_found = "missing" if found is None else f"of kind {found.kind!r}"
     raise RecipeError(
-        f"teacher.samples.choice has kind={samples.choice.kind!r} but task.answer_format is "
+        f"{place} has kind={choice.kind!r} but task.answer_format is "
         f"{is_found}, so no response could be chosen. Set task.answer_format to kind {wanted!r}, "
         "or choose otherwise."
     )

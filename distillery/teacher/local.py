@@ -1,5 +1,6 @@
 """A teacher that is loaded here with transformers."""
 
+import collections
 import dataclasses
 import gc
 import itertools
@@ -31,10 +32,14 @@ _SEED_PER_ATTEMPT = 7_919 * _SEED_PER_SAMPLE
 
 @dataclasses.dataclass
 class _Loaded:
-    """The one model that this process holds, so that chunk tasks share a load."""
+    """The models that this process holds, so that chunk tasks share a load.
 
-    key: str | None = None
-    model: LocalModel | None = None
+    Beside each other are those of teachers that are open at once, such as the members of a panel.
+    """
+
+    models: dict[str, LocalModel] = dataclasses.field(default_factory=dict)
+    in_use: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """Open teachers, by the key of their model."""
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
@@ -44,7 +49,7 @@ _loaded = _Loaded()
 def release_models() -> None:
     """Drop the loaded teacher, so that training in this process has the memory."""
     with _loaded.lock:
-        _drop()
+        _drop([*_loaded.models])
 
 
 class LocalTeacher:
@@ -53,6 +58,7 @@ class LocalTeacher:
     def __init__(self, spec: TransformersTeacher) -> None:
         """Describe the teacher; it is loaded when it is first asked."""
         self._spec = spec
+        self._key: str | None = None
         self._in_flight = 0
         self._retries = 0
         self._thoughts = ThoughtsOnly(
@@ -81,7 +87,7 @@ class LocalTeacher:
         if not requests:
             return
         with _loaded.lock:
-            model = self._model()
+            model = self.model()
             for _, alike in itertools.groupby(sorted(requests, key=_alike), key=_alike):
                 left = [Attempts(request) for request in alike]
                 while left:
@@ -89,16 +95,21 @@ class LocalTeacher:
 
     def close(self) -> None:
         """Keep the model for the next one to ask; :func:`release_models` drops it."""
+        if self._key is not None:
+            _loaded.in_use[self._key] -= 1
+            self._key = None
 
-    def _model(self) -> LocalModel:
-        """Return the loaded model; the caller holds the lock."""
+    def model(self) -> LocalModel:
+        """Return the loaded model; one who shares the process holds its lock."""
         spec = self._spec
-        key = sha256({"identity": teacher_identity(spec), "device": spec.device})
-        if _loaded.key != key or _loaded.model is None:
-            _drop()  # first, as two may not fit
-            _loaded.model = LocalModel.of(spec, device=spec.device)
-            _loaded.key = key
-        return _loaded.model
+        if self._key is None:
+            self._key = sha256({"identity": teacher_identity(spec), "device": spec.device})
+            _loaded.in_use[self._key] += 1
+        if self._key not in _loaded.models:
+            # First, as two may not fit.
+            _drop([key for key in _loaded.models if not _loaded.in_use[key]])
+            _loaded.models[self._key] = LocalModel.of(spec, device=spec.device)
+        return _loaded.models[self._key]
 
     def _round(
         self, model: LocalModel, asked: list[Attempts], on_response: OnResponse
@@ -136,6 +147,7 @@ class LocalTeacher:
             seed=sampling.seed
             + _SEED_PER_SAMPLE * request.sample_index
             + _SEED_PER_ATTEMPT * asked[0].count,
+            with_log_probability=request.with_log_probability,
         )
         left = len(asked)
         while left:
@@ -157,7 +169,8 @@ class LocalTeacher:
 
 def _alike(request: Request) -> tuple[float, ...]:
     """Return what requests of one batch have in common."""
-    return (*dataclasses.astuple(request.sampling), request.sample_index)
+    how = dataclasses.astuple(request.sampling)
+    return (*how, request.sample_index, request.with_log_probability)
 
 
 def _hand_over(responses: list[Response], on_response: OnResponse) -> None:
@@ -190,16 +203,18 @@ def _outcome(
         prompt_tokens=said.prompt_tokens,
         completion_tokens=said.completion_tokens,
         latency_s=latency_s,
+        mean_log_probability=said.mean_log_probability,
     )
     # Greedy decoding repeats itself.
     return attempts.take(response, may_differ=request.sampling.sampling_temperature > 0)
 
 
-def _drop() -> None:
-    """Drop the loaded model; the caller holds the lock."""
-    if _loaded.model is None:
+def _drop(keys: list[str]) -> None:
+    """Drop loaded models; the caller holds the lock."""
+    if not keys:
         return
-    _loaded.key = _loaded.model = None
+    for key in keys:
+        del _loaded.models[key]
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

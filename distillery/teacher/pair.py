@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from distillery.data.chat import Message
+from distillery.ledger import LedgerRow
 from distillery.task_types import Answer
 from distillery.task_types.answer_formats import read_answer
+from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
+from schemas.judge import PairJudge
 from schemas.task import JsonFormat, LabelSet, TaskKind, TaskSpec
 
 TEMPLATE = """\
@@ -92,6 +95,59 @@ class Pair:
             "verdict": verdict,
             "preferred": self.preferred,
         }
+
+
+class PairAsker:
+    """Makes the requests of a judge and reads what it says."""
+
+    def __init__(self, judge: PairJudge) -> None:
+        """Describe what is asked."""
+        self._judge, self._identity = judge, teacher_identity(judge.model)
+        self._sampling = Sampling.of(judge.model)
+        self._schema = ResponseSchema.of(judge.model, VERDICT)
+
+    def requests(self, pair: Pair) -> list[Request]:
+        """Return the requests for both orders; none where there is nothing to judge."""
+        if not pair.is_asked:
+            return []
+        first, second = str(pair.first), str(pair.second)
+        return [self._request(pair, first, second), self._request(pair, second, first)]
+
+    def judged(
+        self, pair: Pair, requests: Sequence[Request], found: Mapping[str, LedgerRow]
+    ) -> dict[str, Any] | None:
+        """Return a row of a VerdictFrame; None while an answer is missing."""
+        answers = [found[r.request_hash] for r in requests if r.request_hash in found]
+        most = self._sampling.max_new_tokens
+        if len(answers) < len(requests) or not all(each.is_final(most) for each in answers):
+            return None
+        return pair.judged([_read(answer) for answer in answers])
+
+    def _request(self, pair: Pair, a: str, b: str) -> Request:
+        how = IN_JSON if self._schema else IN_A_WORD
+        text = pair.question(a, b, rubric=self._judge.rubric, how=how)
+        return make_request(
+            self._identity,
+            [Message(role="user", content=text)],
+            self._sampling,
+            response_schema=self._schema,
+            prompt_id=pair.prompt_id,
+        )
+
+
+def judging_inputs(judge: PairJudge) -> dict[str, Any]:
+    """Return what decides a judge's verdicts beside its identity and the pairs."""
+    schema = ResponseSchema.of(judge.model, VERDICT)
+    return {
+        "sampling": dataclasses.asdict(Sampling.of(judge.model)),
+        "response_schema": schema and dataclasses.asdict(schema),
+        "prompt": [TEMPLATE, IN_JSON if schema else IN_A_WORD, judge.rubric],
+    }
+
+
+def _read(answer: LedgerRow) -> Literal["A", "B", "tie"] | None:
+    """Return the verdict in an answer; a cut one may have meant to go on."""
+    return read_verdict(answer.text) if answer.state in ("ok", "malformed") else None
 
 
 def _shown(conversation: Sequence[Message]) -> str:

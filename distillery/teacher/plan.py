@@ -8,8 +8,8 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import find_stage
@@ -19,8 +19,11 @@ from distillery.teacher.generation import (
     ROWS_PER_BATCH,
     generation_stage,
     prompt_requests,
+    prompt_rows,
 )
+from distillery.teacher.panel.rounds import Rounds, Row
 from schemas.execution import StoreSpec
+from schemas.panel import PanelTeacher
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
 from schemas.student import PrunedStudent
@@ -29,7 +32,7 @@ from schemas.teacher import TeacherSpec
 from schemas.units import money_text
 
 if TYPE_CHECKING:
-    from distillery.ledger import Averages, Ledger, Spending
+    from distillery.ledger import Averages, Ledger, LedgerRow, Spending
 
 _CHARS_PER_TOKEN = 4
 """English prose under the vocabularies of today's models; other text takes more tokens."""
@@ -39,7 +42,7 @@ _UNKNOWN = "the ledger has no count of this teacher's tokens"
 _REQUESTS_PER_LOOKUP = 2048
 _BATCH_S = 86_400.0
 
-_NOTES = ("store", "evaluation", "student")
+_NOTES = ("store", "evaluation", "student", "judge")
 """What is said of the run, beside what its estimates rest on."""
 
 
@@ -97,7 +100,39 @@ class GenerationPlan:
         return self.in_ledger + self.to_ask
 
 
-def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemberPlan:
+    """What one member of a panel would be asked."""
+
+    name: str
+    most: GenerationPlan
+    """If every row went on to it that can."""
+    least: int
+    """Distinct requests that it would be asked in any case."""
+    share: float | None = None
+    """Share of the rows that went on to it, of those on which the ledger can say so. None: it
+    knows of none, or nothing has to be settled before."""
+
+    @property
+    def expected(self) -> int | None:
+        """Return how many requests to expect; None where nobody knows."""
+        if self.least == self.most.to_ask:
+            return self.least
+        if self.share is None:
+            return None
+        return self.least + round(self.share * (self.most.to_ask - self.least))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PanelPlan:
+    """What `generate_responses` would do with a panel of teachers."""
+
+    policy: str
+    members: tuple[MemberPlan, ...]
+    assumptions: tuple[tuple[str, str], ...] = ()
+
+
+def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan | PanelPlan:
     """Return the plan of the teacher's stage of ``recipe``; its prompts are sealed in the store.
 
     Raises:
@@ -115,7 +150,11 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan:
     valid = validate_prompts(loaded, task, data, store, recipe.execution)
     made = filter_prompts(prompt_set(valid), task, recipe.filters, store, recipe.execution)
     prompts = made.dataset("prompts")
-    plan = plan_generation(prompts, teacher, task, store)
+    plan: GenerationPlan | PanelPlan = (
+        plan_panel(prompts, teacher, task, store)
+        if teacher.is_panel
+        else plan_generation(prompts, teacher, task, store)
+    )
     assumptions = plan.assumptions
     if find_stage(generation_stage(prompts, teacher, task), store, recipe.execution):
         assumptions += (("store", "it has these responses, so the run asks nothing at all"),)
@@ -153,9 +192,58 @@ def plan_generation(
     from distillery.ledger import Ledger
 
     with Ledger.open(store) as ledger:
-        tally = _tally(prompt_requests(prompts, teacher, task, store), teacher, ledger)
-        averages = ledger.averages(sha256(teacher_identity(teacher)))
+        tally = _Tally(teacher, ledger)
+        requests = prompt_requests(prompts, teacher, task, store)
+        while some := list(itertools.islice(requests, _REQUESTS_PER_LOOKUP)):
+            tally.add(some)
         spent = ledger.spent(generation_stage(prompts, teacher, task).fingerprint)
+        return _plan_of(teacher, tally.sums, ledger, spent)
+
+
+def plan_panel(
+    prompts: DatasetRef, panel: PanelTeacher, task: TaskSpec, store: StoreSpec
+) -> PanelPlan:
+    """Return what each member would be asked about ``prompts``; nobody is asked.
+
+    Whom a row goes to in a cascade is not known before the members in front have answered it. So
+    there are bounds, and between them an estimate where the ledger knows rows that were settled.
+
+    Raises:
+        StoreError: The prompts or the ledger cannot be read.
+    """
+    from distillery.ledger import Ledger
+
+    purpose = generation_stage(prompts, panel, task).fingerprint
+    with Ledger.open(store) as ledger:
+        looking = _PanelTally(panel, task, prompts, store, ledger)
+        for rows in prompt_rows(prompts, store):
+            looking.add(rows)
+        members = []
+        for each in panel.teachers:
+            spent = ledger.spent(f"{purpose}:{each.name}")
+            members.append(
+                MemberPlan(
+                    name=each.name,
+                    most=_plan_of(each.teacher, looking.most[each.name].sums, ledger, spent),
+                    least=looking.least[each.name].sums["to_ask"],
+                    share=looking.share(each.name),
+                )
+            )
+    notes: tuple[tuple[str, str], ...] = ()
+    if panel.judge is not None:
+        why = f"not planned: up to {2 * (len(panel.teachers) - 1)} requests per row, two per pair"
+        notes = (("judge", why),)
+    return PanelPlan(policy=panel.policy.kind, members=tuple(members), assumptions=notes)
+
+
+def _plan_of(
+    teacher: TeacherSpec,
+    tally: "collections.Counter[str]",
+    ledger: "Ledger",
+    spent: "Spending",
+) -> GenerationPlan:
+    """Return the plan of one teacher whose requests are counted."""
+    averages = ledger.averages(sha256(teacher_identity(teacher)))
     to_ask, is_local = tally["to_ask"], not teacher.is_served
     source = f"this teacher's average over {averages.num_rows:,} responses in the ledger"
     per_char, why_chars = _per_char(averages, source)
@@ -195,19 +283,24 @@ def plan_generation(
     return dataclasses.replace(plan, caps=tuple(_caps(teacher, spent, plan)))
 
 
-def _tally(
-    requests: Iterable[Request], teacher: TeacherSpec, ledger: "Ledger"
-) -> "collections.Counter[str]":
-    """Return sums over the distinct requests; of all of them only the hashes are kept."""
-    tally, seen, rest = collections.Counter[str](), set[bytes](), iter(requests)
-    while some := list(itertools.islice(rest, _REQUESTS_PER_LOOKUP)):
+class _Tally:
+    """Sums over the distinct requests to a teacher; of all of them only the hashes are kept."""
+
+    def __init__(self, teacher: TeacherSpec, ledger: "Ledger") -> None:
+        self._most, self._ledger = teacher.max_new_tokens, ledger
+        self._seen: set[bytes] = set()
+        self.sums: collections.Counter[str] = collections.Counter()
+
+    def add(self, some: Sequence[Request]) -> None:
+        """Add requests."""
+        tally = self.sums
         tally["num_rows"] += sum(request.sample_index == 0 for request in some)
-        fresh = {r.request_hash: r for r in some if bytes.fromhex(r.request_hash) not in seen}
-        seen.update(map(bytes.fromhex, fresh))
-        rows = ledger.get(fresh)
+        fresh = {r.request_hash: r for r in some if bytes.fromhex(r.request_hash) not in self._seen}
+        self._seen.update(map(bytes.fromhex, fresh))
+        rows = self._ledger.get(fresh)
         for request_hash, request in fresh.items():
             row = rows.get(request_hash)
-            if row is not None and row.is_final(teacher.max_new_tokens):
+            if row is not None and row.is_final(self._most):
                 tally["in_ledger"] += 1
                 tally["saved_read"] += row.prompt_tokens or 0
                 tally["saved_written"] += row.completion_tokens or 0
@@ -215,7 +308,65 @@ def _tally(
                 tally["to_ask"] += 1
                 tally["cut_before"] += row is not None and row.state == "truncated"
                 tally["chars_to_ask"] += request.num_chars
-    return tally
+
+
+class _PanelTally:
+    """What the ledger says of each row of a panel: whom it went to, and whom it may go to."""
+
+    def __init__(
+        self,
+        panel: PanelTeacher,
+        task: TaskSpec,
+        prompts: DatasetRef,
+        store: StoreSpec,
+        ledger: "Ledger",
+    ) -> None:
+        self._names = [each.name for each in panel.teachers]
+        self._is_cascade = panel.policy.kind == "cascade"
+        self._asks_everybody = panel.policy.kind in ("vote", "best_of")
+        self._rounds, self._ledger = Rounds(panel, task, prompts, store), ledger
+        self.least = {e.name: _Tally(e.teacher, ledger) for e in panel.teachers}
+        self.most = {e.name: _Tally(e.teacher, ledger) for e in panel.teachers}
+        self._settled: collections.Counter[str] = collections.Counter()
+        self._went_on: collections.Counter[str] = collections.Counter()
+
+    def add(self, values: Sequence[dict[str, Any]]) -> None:
+        """Add rows of the prompts."""
+        rows = [Row(each) for each in values]
+        self._rounds.settle(rows, self._look_up)
+        for name in self._names:
+            certain = [row for row in rows if self._is_certain(row, name)]
+            possible = [row for row in rows if self._is_possible(row, name)]
+            for tally, wanted in ((self.least, certain), (self.most, certain + possible)):
+                requests = self._rounds.askers[name].requests([row.values for row in wanted])
+                tally[name].add([request for of_row in requests for request in of_row])
+        for row in rows:
+            for name in row.known.said:
+                is_settled = row.taken is not None and row.taken.member == name
+                (self._settled if is_settled else self._went_on)[name] += 1
+
+    def share(self, name: str) -> float | None:
+        """Return the share of rows that go on to ``name``, of those that nobody can tell yet."""
+        if not self._is_cascade:
+            return None
+        share = 1.0
+        for before in self._names[: self._names.index(name)]:
+            num_known = self._settled[before] + self._went_on[before]
+            if not num_known:
+                return None
+            share *= self._went_on[before] / num_known
+        return share
+
+    def _is_certain(self, row: Row, name: str) -> bool:
+        return name in row.known.said or name == row.stuck_at or self._asks_everybody
+
+    def _is_possible(self, row: Row, name: str) -> bool:
+        if not self._is_cascade or row.stuck_at is None:
+            return False
+        return self._names.index(name) > self._names.index(row.stuck_at)
+
+    def _look_up(self, _: str, requests: Sequence[Request]) -> "Mapping[str, LedgerRow]":
+        return self._ledger.get({request.request_hash for request in requests})
 
 
 def _per_char(averages: "Averages", source: str) -> tuple[float, str]:
@@ -277,8 +428,10 @@ def _caps(teacher: TeacherSpec, spent: "Spending", plan: GenerationPlan) -> Iter
         yield Cap(name="max_tokens", limit=budget.max_tokens, spent=before, expected=expected)
 
 
-def sentences(plan: GenerationPlan) -> list[str]:
+def sentences(plan: GenerationPlan | PanelPlan) -> list[str]:
     """Return the plan in lines for people, a label in front of each."""
+    if isinstance(plan, PanelPlan):
+        return _panel_sentences(plan)
     roughly = "about " if plan.to_ask else ""
     most = f"up to {roughly}" if plan.is_upper_bound and plan.to_ask else roughly
     samples = "1 sample" if plan.num_samples == 1 else f"{plan.num_samples} samples"
@@ -299,6 +452,22 @@ def sentences(plan: GenerationPlan) -> list[str]:
     ]
     labels = ["" if i and pairs[i - 1][0] == label else label for i, (label, _) in enumerate(pairs)]
     return [f"{label:<19}{text}" for label, (_, text) in zip(labels, pairs, strict=True)]
+
+
+def _panel_sentences(plan: PanelPlan) -> list[str]:
+    lines = []
+    for member in plan.members:
+        lines += [f"{member.name} ({plan.policy})", *sentences(member.most)]
+        if (expected := member.expected) != member.most.to_ask:
+            before = "nothing that it knows says how many"
+            if expected is not None and member.share is not None:
+                before = (
+                    f"about {expected:,}, as {member.share:.1%} of the rows in the ledger went on"
+                )
+            bounds = f"between {member.least:,} and {member.most.to_ask:,}"
+            lines.append(f"{'expected':<19}{bounds} to ask: {before}")
+        lines.append("")
+    return [*lines, *(f"{'note':<19}{name}: {why}" for name, why in plan.assumptions)]
 
 
 def _cost(plan: GenerationPlan, most: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, Self
 from distillery.data.chat import Message
 from distillery.storage.fingerprint import model_identity, sha256
 from distillery.task_types.thoughts import split_thoughts
+from schemas.panel import AnyTeacher
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import TeacherSpec
 
@@ -91,6 +92,10 @@ class Request:
     prompt_id: str = ""
     """The prompt, for messages to people; no part of the hash."""
 
+    with_log_probability: bool = False
+    """Whether the response has to say how probable its teacher held it. Part of the hash where it
+    is true: a response that does not say so is no answer to this request."""
+
     is_suspect: bool = False
     """Whether it failed in an earlier run, which answered others; no part of the hash."""
 
@@ -136,6 +141,9 @@ class Response:
 
     first_token_s: float | None = None
     """Seconds from the last sending to the first token. None: the response was not streamed."""
+
+    mean_log_probability: float | None = None
+    """Mean log-probability of its tokens by the teacher's own account, nats. None: unknown."""
 
     attempts: int = 1
     """Attempts that it took in this run."""
@@ -244,27 +252,27 @@ def make_request(
     response_schema: ResponseSchema | None = None,
     sample_index: int = 0,
     prompt_id: str = "",
+    with_log_probability: bool = False,
 ) -> Request:
     """Return the request for ``messages`` to the teacher of ``identity``, with its hash."""
-    body = request_body(messages, sampling, response_schema, sample_index)
-    request_hash = sha256({"teacher": identity, **body})
-    return Request(messages, sampling, request_hash, response_schema, sample_index, prompt_id)
+    request = Request(
+        messages, sampling, "", response_schema, sample_index, prompt_id, with_log_probability
+    )
+    request_hash = sha256({"teacher": identity, **request_body(request)})
+    return dataclasses.replace(request, request_hash=request_hash)
 
 
-def request_body(
-    messages: list[Message],
-    sampling: Sampling,
-    response_schema: ResponseSchema | None,
-    sample_index: int,
-) -> dict[str, Any]:
+def request_body(request: Request) -> dict[str, Any]:
     """Return the part of a request that is hashed beside the teacher's identity."""
-    sampled = dataclasses.asdict(sampling)
+    sampled = dataclasses.asdict(request.sampling)
     del sampled["max_new_tokens"]
+    schema = request.response_schema
     return {
-        "messages": messages,
+        "messages": request.messages,
         "sampling": sampled,
-        "response_schema": response_schema and dataclasses.asdict(response_schema),
-        "sample_index": sample_index,
+        "response_schema": schema and dataclasses.asdict(schema),
+        "sample_index": request.sample_index,
+        **({"with_log_probability": True} if request.with_log_probability else {}),
     }
 
 
@@ -304,7 +312,7 @@ def read_response(
     return Response(request, state, text, thoughts, finish_reason=finish_reason, **facts)
 
 
-def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
+def teacher_identity(spec: AnyTeacher) -> dict[str, Any]:
     """Return what tells a teacher's responses from another's, as plain JSON; loads no model.
 
     Weights and precision, or who serves what under which name. Never a host, port, batch size or
@@ -313,6 +321,12 @@ def teacher_identity(spec: TeacherSpec) -> dict[str, Any]:
     Raises:
         RecipeError: A local teacher is neither a folder with a model nor a pinned hub id.
     """
+    if spec.is_panel:
+        return {
+            "kind": spec.kind,
+            "policy": spec.policy.kind,
+            "teachers": [[name, teacher_identity(each)] for name, each in spec.everyone.items()],
+        }
     if spec.is_hosted:
         return {
             "kind": spec.kind,

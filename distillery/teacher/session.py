@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from distillery.teacher.protocol import (
     request_body,
     teacher_identity,
 )
+from schemas.budget import PriceSpec
 from schemas.errors import DistilleryError, StoreError
 from schemas.execution import StoreSpec
 from schemas.teacher import TeacherSpec
@@ -91,6 +92,25 @@ class Totals:
     last_error: str | None = None
     """What went wrong with the last request that failed in all attempts."""
 
+    @classmethod
+    def of_all(cls, totals: "Iterable[Totals]") -> "Totals":
+        """Return what several sessions have done side by side."""
+        found = [*totals]
+
+        def known(name: str) -> list[Any]:
+            return [value for each in found if (value := getattr(each, name)) is not None]
+
+        whole = [field.name for field in dataclasses.fields(cls) if field.type is int]
+        counted = {name: sum(known(name)) for name in whole}
+        return cls(
+            **counted,
+            cost=sum(known("cost")) if known("cost") else None,
+            saved_cost=sum(known("saved_cost")) if known("saved_cost") else None,
+            currency=next(iter(known("currency")), None),
+            seconds=max(known("seconds"), default=None),
+            last_error=next(iter(known("last_error")), None),
+        )
+
     def facts(self) -> dict[str, Any]:
         """Return the figures for a manifest; None where unknown."""
         named = dataclasses.asdict(self)
@@ -120,9 +140,7 @@ class TeacherSession:
         """
         self.teacher, self.store, self._purpose = teacher, store, purpose
         self._price = teacher.charges
-        identity = teacher_identity(teacher)
-        self._teacher_id = sha256(identity)
-        self._identity = json.dumps(identity, sort_keys=True)
+        self._identity = teacher_identity(teacher)
         self.totals = Totals()
         if self._price is not None:
             self.totals = Totals(cost=0.0, saved_cost=0.0, currency=self._price.currency)
@@ -226,7 +244,7 @@ class TeacherSession:
     def keep(self, response: Response) -> "Future[None]":
         """Commit a response; the future is done when it is safe."""
         self._note_response(response)
-        kept = self.ledger.commit_soon(self._ledger_row(response), purpose=self._purpose)
+        kept = self.ledger.commit_soon(self._row(response), purpose=self._purpose)
         if self._budget.is_capped:
             kept.add_done_callback(self._read_spending)
         return kept
@@ -277,36 +295,9 @@ class TeacherSession:
                 self.given_up.add(response.request.request_hash)
             totals.seconds = time.monotonic() - (self._first_asked or time.monotonic())
 
-    def _ledger_row(self, response: Response) -> LedgerRow:
-        request, price = response.request, self._price
-        body = request_body(
-            request.messages, request.sampling, request.response_schema, request.sample_index
-        )
-        tokens = (response.billed_prompt_tokens, response.billed_completion_tokens)
-        return LedgerRow(
-            request_hash=request.request_hash,
-            prompt_hash=sha256(request.messages),
-            teacher_id=self._teacher_id,
-            teacher=self._identity,
-            request=json.dumps(body, sort_keys=True),
-            state=response.state,
-            text=response.text,
-            reasoning=response.reasoning,
-            finish_reason=response.finish_reason,
-            max_new_tokens=request.sampling.max_new_tokens,
-            prompt_tokens=response.prompt_tokens,
-            completion_tokens=response.completion_tokens,
-            billed_prompt_tokens=tokens[0],
-            billed_completion_tokens=tokens[1],
-            cost=price.cost(*tokens) if price else None,
-            currency=price.currency if price else None,
-            model_reported=response.model_reported,
-            latency_s=response.latency_s,
-            attempts=response.attempts,
-            failed_runs=int(self._blames_request(response)),
-            repaired=response.repaired,
-            error=response.error,
-        )
+    def _row(self, response: Response) -> LedgerRow:
+        failed_runs = int(self._blames_request(response))
+        return ledger_row(response, self._identity, self._price, failed_runs=failed_runs)
 
     def _blames_request(self, response: Response) -> bool:
         """Return whether a response failed for its request's sake, and not for the endpoint's.
@@ -386,6 +377,43 @@ class _Asking:
         self.by_state[state] += self._asked_for.num_rows[request_hash]
         if self._on_progress is not None:
             self._on_progress(self.by_state.total())
+
+
+def ledger_row(
+    response: Response,
+    identity: dict[str, Any],
+    price: PriceSpec | None,
+    *,
+    failed_runs: int = 0,
+) -> LedgerRow:
+    """Return what the ledger keeps of a response of the teacher with ``identity``."""
+    request = response.request
+    tokens = (response.billed_prompt_tokens, response.billed_completion_tokens)
+    return LedgerRow(
+        request_hash=request.request_hash,
+        prompt_hash=sha256(request.messages),
+        teacher_id=sha256(identity),
+        teacher=json.dumps(identity, sort_keys=True),
+        request=json.dumps(request_body(request), sort_keys=True),
+        state=response.state,
+        text=response.text,
+        reasoning=response.reasoning,
+        finish_reason=response.finish_reason,
+        max_new_tokens=request.sampling.max_new_tokens,
+        prompt_tokens=response.prompt_tokens,
+        completion_tokens=response.completion_tokens,
+        billed_prompt_tokens=tokens[0],
+        billed_completion_tokens=tokens[1],
+        cost=price.cost(*tokens) if price else None,
+        currency=price.currency if price else None,
+        model_reported=response.model_reported,
+        mean_log_probability=response.mean_log_probability,
+        latency_s=response.latency_s,
+        attempts=response.attempts,
+        failed_runs=failed_runs,
+        repaired=response.repaired,
+        error=response.error,
+    )
 
 
 def _num_tokens(spent: Spending) -> int:

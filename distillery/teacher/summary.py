@@ -13,9 +13,11 @@ from distillery.storage.store import Store
 from distillery.teacher.protocol import State
 from schemas.data import DataSpec, FileSource, LogSource
 from schemas.errors import RecipeError, StoreError
+from schemas.generation import PanelShares
+from schemas.manifest import Manifest
+from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
-from schemas.teacher import TeacherSpec
-from schemas.units import money_text
+from schemas.units import money_text, percent_text
 
 _JSONL_COLUMNS = (
     *("prompt_id", "split", "state", "response", "prompt_tokens", "completion_tokens"),
@@ -28,7 +30,7 @@ _HINTS = {"truncated": "; raise teacher.max_new_tokens and only these are asked 
 def summary(
     counts: dict[str, int],
     facts: dict[str, Any],
-    teacher: TeacherSpec,
+    teacher: AnyTeacher,
     *,
     reused_from: datetime | None = None,
 ) -> list[tuple[str, str]]:
@@ -63,7 +65,62 @@ def summary(
     return lines
 
 
-def _cost(facts: dict[str, Any], teacher: TeacherSpec) -> str:
+def panel_shares(generation: Manifest) -> PanelShares | None:
+    """Return who of a panel did what, by the manifest of its responses; None of one teacher."""
+    found = generation.facts.get("panel")
+    return None if found is None else PanelShares.model_validate(found)
+
+
+SHARE_COLUMNS = ("teacher", "rows", "asked", "agreement", "tokens read", "written", "cost")
+
+
+def share_rows(shares: PanelShares) -> list[tuple[str, ...]]:
+    """Return one row of text per member, in the columns ``SHARE_COLUMNS``."""
+    return [
+        (
+            f"{each.name} ({each.model})",
+            f"{each.rows:,}",
+            f"{each.asked:,}",
+            percent_text(each.agreement),
+            f"{each.prompt_tokens:,}",
+            f"{each.completion_tokens:,}",
+            money_text(each.cost, each.currency),
+        )
+        for each in shares.teachers
+    ]
+
+
+def saved_sentence(shares: PanelShares) -> str | None:
+    """Return what the panel saved against its dearest member alone; None where nobody has a price.
+
+    >>> shares = PanelShares(policy="cascade", teachers=(), dearest="big", dearest_cost=2.0,
+    ...     cost=0.5, currency="USD")
+    >>> saved_sentence(shares)
+    'All of them cost 0.5 USD; big alone would have cost 2.00 USD: 75.0 % saved.'
+    """
+    if shares.saved is None or not shares.dearest_cost:
+        return None
+    cost, alone = (money_text(x, shares.currency) for x in (shares.cost, shares.dearest_cost))
+    share = shares.saved / shares.dearest_cost
+    word = "saved" if share >= 0 else "more"
+    return (
+        f"All of them cost {cost}; {shares.dearest} alone would have cost {alone}: "
+        f"{percent_text(abs(share))} {word}."
+    )
+
+
+def shares_markdown(shares: PanelShares) -> str:
+    """Return the figures of a panel as a Markdown table, and what it saved."""
+    lines = [
+        "| " + " | ".join(SHARE_COLUMNS) + " |",
+        "|---" + "|---:" * (len(SHARE_COLUMNS) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in share_rows(shares)),
+    ]
+    saved = saved_sentence(shares)
+    return "\n".join(lines) + (f"\n\n{saved}" if saved else "")
+
+
+def _cost(facts: dict[str, Any], teacher: AnyTeacher) -> str:
     """Return the cost in words, with what the ledger saved at the same price."""
     if facts["cost"] is None:
         return "unknown: set teacher.price" if teacher.is_hosted else "none: the teacher runs here"

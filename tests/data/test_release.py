@@ -31,6 +31,8 @@ def _rows(num_train: int = 6, num_validation: int = 2, **columns: Any) -> list[R
             "messages": '[{"content":"q","role":"user"}]',
             "response": "yes",
             "reasoning": None,
+            "teacher": None,
+            "chosen_because": None,
         }
         | columns
         for n, split in enumerate(splits)

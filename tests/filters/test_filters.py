@@ -201,7 +201,7 @@ def test_agreement_is_kept_from_its_bound_upwards(agreement: float, is_kept: boo
         (response_row("", state="refused"), "teacher_refused", "declines this prompt for good"),
         (response_row("{", state="malformed"), "malformed_response", "breaks the schema"),
         (response_row("{", state="malformed", agreement=0.0), "malformed_response", "breaks"),
-        (response_row(agreement=0.0), "not_verified", "no sample of this prompt has what"),
+        (response_row(agreement=0.0), "not_verified", "no response to this prompt has what"),
         # Raising max_new_tokens is what helps.
         (response_row("cut", state="truncated", agreement=0.0), "truncated", "cut after 2 tokens"),
     ],

@@ -237,7 +237,7 @@ def test_a_training_frame_refuses_a_bad_row_with_its_column(change: Row) -> None
     import pandera.errors
 
     row = {"prompt_id": "p", "split": "train", "messages": "[]", "response": "a"}
-    row |= {"reasoning": "b"} | change
+    row |= {"reasoning": "b", "teacher": "c", "chosen_because": "d"} | change
     with pytest.raises(pandera.errors.SchemaErrors) as caught:
         check_frame(pd.DataFrame([row]), TrainingFrame)
     assert list(change) == caught.value.failure_cases["column"].unique().tolist()

@@ -64,6 +64,8 @@ def test_an_objective_of_ones_own_is_learnt_and_told_of_in_the_log(
             "messages": messages,
             "response": "on its way",
             "reasoning": None,
+            "teacher": None,
+            "chosen_because": None,
             "references": None,
             "content_hash": content_hash(json.loads(messages)),
             "cluster": str(n),

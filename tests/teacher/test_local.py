@@ -38,7 +38,8 @@ def teacher(folder: Path) -> Iterator[LocalTeacher]:
     assert isinstance(opened, LocalTeacher)
     yield opened
     # release_models() would collect garbage too, half a second in a large process.
-    _loaded.key = _loaded.model = None
+    _loaded.models.clear()
+    _loaded.in_use.clear()
     torch.set_num_threads(threads)
 
 
@@ -71,8 +72,8 @@ class _Scripted:
 
     def __init__(self, teacher: LocalTeacher, script: Script) -> None:
         with _loaded.lock:
-            self._model = teacher._model()
-        self._model.model.generate = self._generate
+            self.model = teacher.model()
+        self.model.model.generate = self._generate
         self._script = script
         self.batch_sizes: list[int] = []
         self.seeds: list[int] = []
@@ -86,17 +87,17 @@ class _Scripted:
         for processor in logits_processor:  # what samples, and what notes the first token
             generators = getattr(processor, "_generators", ())
             self.seeds += [generator.initial_seed() for generator in generators]
-        limit = self._model.model.generation_config.max_new_tokens
+        limit = self.model.model.generation_config.max_new_tokens
         new = []
         for ids_T, mask_T in zip(input_ids, attention_mask, strict=True):
-            prompt = self._model.tokenizer.decode(ids_T[mask_T.bool()])
+            prompt = self.model.tokenizer.decode(ids_T[mask_T.bool()])
             self.prompts.append(prompt)
             self._times_asked[prompt] = self._times_asked.get(prompt, 0) + 1
             text = self._script(prompt, self._times_asked[prompt])
-            ids = self._model.tokenizer(text, add_special_tokens=False)["input_ids"]
-            new.append([*ids, self._model.tokenizer.eos_token_id][:limit])
+            ids = self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            new.append([*ids, self.model.tokenizer.eos_token_id][:limit])
         width = max(map(len, new))
-        new = [ids + [self._model.tokenizer.pad_token_id] * (width - len(ids)) for ids in new]
+        new = [ids + [self.model.tokenizer.pad_token_id] * (width - len(ids)) for ids in new]
         return torch.cat([input_ids, torch.tensor(new)], dim=1)
 
 
@@ -186,7 +187,7 @@ def test_a_response_goes_up_to_the_end_of_the_context(
 
 def test_a_prompt_without_a_limit_to_its_context_is_answered(teacher: LocalTeacher) -> None:
     with _loaded.lock:
-        teacher._model()._config.max_position_embeddings = 0
+        teacher.model()._config.max_position_embeddings = 0
     _Scripted(teacher, lambda prompt, time: "yes")
     [response] = _ask(teacher, _request("!" * 1000))
     assert (response.state, response.text) == ("ok", "yes")
@@ -280,7 +281,7 @@ def test_a_response_that_keeps_the_schema_is_left_alone(teacher: LocalTeacher) -
 def roomy(folder: Path, teacher: LocalTeacher) -> LocalTeacher:
     """Return a teacher with room for a repair: the tiny tokenizer takes a token per character."""
     with _loaded.lock:
-        teacher._model()._config.max_position_embeddings = 4096
+        teacher.model()._config.max_position_embeddings = 4096
     return teacher
 
 
@@ -298,7 +299,7 @@ def test_a_response_that_breaks_the_schema_is_repaired_once(roomy: LocalTeacher)
     assert "at $: 'a' is a required property" in repair
     assert response.prompt_tokens is not None
     assert response.billed_prompt_tokens == response.prompt_tokens + len(
-        roomy._model().tokenizer(first, add_special_tokens=False)["input_ids"]
+        roomy.model().tokenizer(first, add_special_tokens=False)["input_ids"]
     )
 
 
@@ -363,4 +364,4 @@ def test_repairs_of_many_prompts_share_batches(roomy: LocalTeacher) -> None:
 def test_no_request_at_all_loads_nothing(teacher: LocalTeacher) -> None:
     release_models()
     assert _ask(teacher) == []
-    assert _loaded.model is None
+    assert not _loaded.models

@@ -60,10 +60,12 @@ class Case:
     @property
     def requests(self) -> list[Request]:
         recipe = self.recipe
+        assert not recipe.teacher.is_panel
         return list(prompt_requests(self.prompts, recipe.teacher, recipe.task, recipe.store))
 
     def plan(self) -> GenerationPlan:
         recipe = self.recipe
+        assert not recipe.teacher.is_panel
         return plan_generation(self.prompts, recipe.teacher, recipe.task, recipe.store)
 
     def keep(self, *requests: Request, purpose: str | None = None, **fields: Any) -> None:
@@ -261,6 +263,7 @@ def test_without_a_price_the_cost_is_unknown_not_zero(folder: Path) -> None:
 def test_a_plan_seals_the_prompts_and_asks_nobody(folder: Path) -> None:
     case = Case(folder, _texts(4))
     before = plan_recipe(case.recipe)
+    assert isinstance(before, GenerationPlan)
     assert before.to_ask == 5
     assert load_prompts(
         case.recipe.task, case.recipe.data, case.recipe.store, case.recipe.execution
@@ -271,6 +274,7 @@ def test_a_plan_seals_the_prompts_and_asks_nobody(folder: Path) -> None:
 def test_a_plan_of_the_spine_says_that_the_evaluation_is_not_in_it(folder: Path) -> None:
     raw = make_recipe(folder, "http://127.0.0.1:9/v1")
     plan = plan_recipe(validate_recipe(raw, Recipe, source="a test's recipe"))
+    assert isinstance(plan, GenerationPlan)
     assert plan.num_rows == 240
     assert dict(plan.assumptions)["evaluation"].endswith("up to 80 test rows besides")
 

@@ -38,6 +38,8 @@ def request_json(spec: OpenAITeacher, request: Request, messages: list[Message])
     elif schema is not None and schema.mode == "json_schema":
         described = {"name": "response", "schema": json.loads(schema.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": described}
+    if request.with_log_probability:
+        body["logprobs"] = True
     if request.is_streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     body |= spec.extra_body
@@ -91,6 +93,7 @@ def _read_choice(
     if not (content is None or isinstance(content, str)):
         raise TypeError
     thoughts = message.get("reasoning_content") or message.get("reasoning") or hidden
+    facts["mean_log_probability"] = _mean_log_probability(choice)
     response = read_response(request, content or "", reason, reasoning=_text(thoughts), **facts)
     if reason in _GAVE_UP:
         spent = (response.prompt_tokens or 0, response.completion_tokens or 0)
@@ -102,6 +105,19 @@ def _read_choice(
     else:
         return response
     return dataclasses.replace(response, state="refused", text="", error=error)
+
+
+def _mean_log_probability(choice: dict[str, Any]) -> float | None:
+    """Return the mean log-probability of a choice's tokens, nats; None where it does not say.
+
+    >>> tokens = [{"token": "re", "logprob": -0.5}, {"token": "fund", "logprob": -0.25}]
+    >>> _mean_log_probability({"logprobs": {"content": tokens}})
+    -0.375
+    >>> _mean_log_probability({"logprobs": None})
+    """
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    found = [float(token["logprob"]) for token in tokens]
+    return sum(found) / len(found) if found else None
 
 
 def _text(value: Any) -> str | None:

@@ -1,0 +1,1 @@
+"""Several teachers as one: each row gets the response of one of them."""
