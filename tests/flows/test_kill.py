@@ -19,6 +19,7 @@ ANSWER, NUM_CONTESTANTS = StageName.ANSWER_TEST_PROMPTS, 3
 STAGES = [
     StageName.LOAD_PROMPTS,
     StageName.VALIDATE_PROMPTS,
+    StageName.FILTER_PROMPTS,
     StageName.GENERATE_RESPONSES,
     StageName.FILTER_RESPONSES,
     StageName.RELEASE_DATASET,
@@ -73,7 +74,9 @@ def test_a_run_killed_in_any_stage_goes_on_from_there(tmp_path: Path, prefect_se
             ]
             if stage is StageName.GENERATE_RESPONSES:
                 asked_after_generation = teacher.num_requests
-            elif position > STAGES.index(StageName.GENERATE_RESPONSES) and position < 7:
+            elif position > STAGES.index(StageName.GENERATE_RESPONSES) and position < STAGES.index(
+                ANSWER
+            ):
                 assert teacher.num_requests == asked_after_generation
 
         done = run(["-m", "cli", "run", str(recipe)])
