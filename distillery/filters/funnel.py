@@ -15,6 +15,8 @@ from schemas.frames import arrow_schema, check_frame
 from schemas.refs import DatasetRef
 
 _BATCH_ROWS = 4096
+# Rows beyond it go to the scratch folder while a filter looks at all of them together.
+_MEMORY = "400MB"
 
 _WITH_DROPS = """
     SELECT rows.*, drops.position IS NOT NULL AS is_dropped, drops.detail, drops.score
@@ -75,6 +77,7 @@ class Funnel:
 
     def _together(self, name: str, chosen: SetFilter[Any], rows: Iterable[Rows]) -> Iterator[Rows]:
         with querying(incoming=self._schema.empty_table()) as sql:
+            sql.execute(f"SET memory_limit = '{_MEMORY}'")
             sql.execute("CREATE TABLE rows AS FROM incoming")
             for batch in rows:
                 sql.register("incoming", pa.Table.from_pylist(batch, self._schema))

@@ -183,18 +183,21 @@ def _hashed(values: Words32) -> Words64:
     return hashed
 
 
-def _in_buckets(bands: Words32, rows: Positions) -> Iterator[tuple[int, list[int]]]:
+def _in_buckets(bands: Words32, rows: npt.NDArray[Any]) -> Iterator[tuple[int, list[int]]]:
     """Yield of ``rows``, in order, those that share a bucket with another, and their buckets."""
+    rows = rows.astype(np.int32)  # there are as many as bands and rows: half the memory counts
     found_rows, found_buckets, num_buckets = [rows[:0]], [rows[:0]], 0
     for band in range(bands.shape[1]):
         _, bucket, sizes = np.unique(bands[rows, band], return_inverse=True, return_counts=True)
         shared = sizes[bucket] > 1
         found_rows.append(rows[shared])
-        found_buckets.append(bucket[shared] + num_buckets)
+        found_buckets.append((bucket[shared] + num_buckets).astype(np.int32))
         num_buckets += len(sizes)
     all_rows, buckets = np.concatenate(found_rows), np.concatenate(found_buckets)
+    del found_rows, found_buckets
     order = np.argsort(all_rows, kind="stable")
     all_rows, buckets = all_rows[order], buckets[order]
+    del order
     ends = np.flatnonzero(np.diff(all_rows, append=-1)) + 1
     start = 0
     for end in ends.tolist():
