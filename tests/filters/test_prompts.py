@@ -1,9 +1,11 @@
 """Prompts are filtered before a teacher is asked; what is dropped is kept with its reason."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distillery.data.validation import prompt_set
 from distillery.filters.prompts import filter_prompts
@@ -101,3 +103,18 @@ def test_where_nothing_is_left_the_run_stops_with_the_reasons(bench: Bench) -> N
             _filtered(bench, [TEST[0]["text"] + "!"], DecontaminationFilter())
         assert "nothing of the split 'train': found_in_test 1." in str(caught.value)
         assert "No teacher was asked" in str(caught.value)
+
+
+def test_the_filters_of_the_docs_are_filters() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "filters.md").read_text("utf-8")
+    [shown] = re.findall(r"```yaml\nfilters:\n  prompts:(?s:.*?)```", text)
+    named = FilterSpec.model_validate(
+        yaml.safe_load(shown.strip("`").removeprefix("yaml"))["filters"]
+    )
+    assert [each.kind for each in named.prompts] == [
+        "pii",
+        "language",
+        "decontamination",
+        "near_duplicate",
+        "diversity",
+    ]
