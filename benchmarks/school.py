@@ -114,7 +114,9 @@ class School:
         valid = prompt_set(validate_prompts(loaded, recipe.task, recipe.data, *here))
         prompts = filter_prompts(valid, recipe.task, recipe.filters, *here)
         self._prompts = prompts.dataset("prompts")
-        filtered = filter_responses(self._responses(), recipe.task, recipe.filters, *here)
+        filtered = filter_responses(
+            self._responses(), self._prompts, recipe.task, recipe.filters, *here
+        )
         kept = FilteredSet(
             kept=filtered.dataset("kept"),
             rejected=filtered.dataset("rejected"),

@@ -168,8 +168,8 @@ def place(store: "Store", uri: str) -> str:
 def print_plan(recipe: GenerationRecipe) -> None:
     """Print what a run would ask its teacher; refuse what the run would refuse."""
     from distillery.objectives.choice import choose_objective
+    from distillery.preflight.plan import plan_recipe, sentences
     from distillery.preflight.recipe import check_recipe
-    from distillery.teacher.plan import plan_recipe, sentences
 
     task, data, teacher = recipe.task, recipe.data, recipe.teacher
     store, execution = recipe.store, recipe.execution

@@ -58,7 +58,7 @@ def gather_material(recipe: Recipe, rows: PromptSet) -> Material:
     read_by = (teacher, student, chosen.training)
     check_prompts(rows.prompts, task, data, *read_by, store, execution, recipe.evaluation)
     responses = generate(rows.prompts, teacher, task).dataset("responses")
-    filtered = filter_responses(responses, task, recipe.filters, store, execution)
+    filtered = filter_responses(responses, rows.prompts, task, recipe.filters, store, execution)
     training_set = release_dataset(filtered, task, recipe.filters, store, execution)
     soft_targets = None
     if chosen.needs_scores:

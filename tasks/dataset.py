@@ -13,6 +13,7 @@ from tasks.stage import stage_task
 @stage_task
 def filter_responses(
     responses: DatasetRef,
+    prompts: DatasetRef,
     task: TaskSpec,
     filters: FilterSpec,
     store: StoreSpec,
@@ -21,7 +22,7 @@ def filter_responses(
     """Return the responses that pass the filters, and the rejected ones with their reasons."""
     from distillery.filters import responses as filtering
 
-    result = filtering.filter_responses(responses, task, filters, store, execution)
+    result = filtering.filter_responses(responses, prompts, task, filters, store, execution)
     outputs = FilteredSet(
         kept=result.dataset("kept"),
         rejected=result.dataset("rejected"),

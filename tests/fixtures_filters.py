@@ -5,14 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from distillery.data.chat import Message, dump_messages
+from distillery.data.words import asked_text
 from distillery.filters import prompt_filters
 from distillery.filters.funnel import Funnel
-from distillery.filters.words import asked_text
+from distillery.filters.responses import filter_responses
+from distillery.storage.stage import StageResult
 from distillery.storage.store import Store, new_attempt
 from distillery.task_types import task_type
-from schemas.frames import PromptFrame, RejectedPromptFrame, arrow_schema
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.filters import FilterSpec
+from schemas.frames import PromptFrame, RejectedPromptFrame, ResponseFrame, arrow_schema
 from schemas.prompt_filters import PromptFilter
+from schemas.refs import DatasetRef
 from schemas.task import AnswerFormat, TaskKind, TaskSpec
 
 Row = dict[str, Any]
@@ -88,3 +95,30 @@ def through(
 def texts_of(rows: Sequence[Row]) -> list[str]:
     """Return what rows ask."""
     return [asked_text(row["messages"]) for row in rows]
+
+
+def seal_responses(folder: Path, rows: list[Row]) -> DatasetRef:
+    """Store rows of a ResponseFrame as a data set of its own."""
+    store, schema = Store(str(folder)), arrow_schema(ResponseFrame)
+    uri = f"responses/{len(store.list_folders('responses'))}"
+    with store.row_writer(uri, schema) as writer:
+        writer.write(pa.RecordBatch.from_pylist(rows, schema))
+    return writer.ref(uri)
+
+
+def filter_rows(
+    folder: Path,
+    rows: list[Row],
+    filters: FilterSpec,
+    task: TaskSpec,
+    prompts: DatasetRef | None = None,
+) -> StageResult:
+    """Filter rows of a ResponseFrame in the store at ``folder``."""
+    responses = seal_responses(folder, rows)
+    store = StoreSpec(root=str(folder))
+    return filter_responses(responses, prompts or responses, task, filters, store, ExecutionSpec())
+
+
+def read_rows(folder: Path, ref: DatasetRef) -> list[Row]:
+    """Return the rows of a data set."""
+    return [row for batch in Store(str(folder)).batches(ref) for row in batch.to_pylist()]

@@ -147,3 +147,21 @@ def content_hash(messages: Sequence[Message]) -> str:
     """
     asked = [m for m in messages if m["role"] != "system"]
     return sha256([[m["role"], " ".join(m["content"].casefold().split())] for m in asked])
+
+
+def shown(conversation: Sequence[Message]) -> str:
+    """Return a conversation as text to be read: one turn by itself, several with their roles.
+
+    >>> shown([Message(role="user", content="Hi")])
+    'Hi'
+    >>> system = Message(role="system", content="Be brief.")
+    >>> print(shown([system, Message(role="user", content="Hi")]))
+    [system]
+    Be brief.
+    <BLANKLINE>
+    [user]
+    Hi
+    """
+    if len(conversation) == 1:
+        return conversation[0]["content"]
+    return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in conversation)

@@ -7,24 +7,34 @@ that cannot be evaluated releases nothing.
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from distillery.data.card import Embed, make_card
+from distillery.data.card_page import write_card
+from distillery.data.journey import kept_tokens, read_steps
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.task_types import task_type
+from schemas.card import DataCard
 from schemas.errors import ReleaseError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.filters import FilterSpec
-from schemas.refs import DatasetRef, FilteredSet
+from schemas.refs import DatasetRef, FilteredSet, PromptSet
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _SAMPLE_ROWS = 50_000
+
+CARD_BOUNDS = ("min_distinct_2", "max_near_duplicates", "max_imbalance", "max_drift")
+"""Fields of `filters` that bound figures of the data card."""
+
+_DRIFT = "drift: "
 
 _AGGREGATES = """
     SELECT
@@ -40,19 +50,26 @@ _AGGREGATES = """
 
 def release_dataset(
     filtered: FilteredSet,
+    prompts: PromptSet,
     task: TaskSpec,
     filters: FilterSpec,
     store: StoreSpec,
     execution: ExecutionSpec,
+    *,
+    embed: Embed | None = None,
 ) -> StageResult:
-    """Return `training_set`, the kept rows once the suite passes, and `data_docs`.
+    """Return `training_set`, the kept rows once the suite passes, `data_docs` and `data_card`.
+
+    What is released last under a task's name is what the next set is compared with.
 
     Args:
         filtered: The rows that passed the filters, and why the others did not.
+        prompts: What was answered; it leads to the files.
         task: Its labels, if any, are expected of every response.
         filters: Thresholds of the release.
         store: Where the rows are.
         execution: How the run is carried out.
+        embed: Called for the vectors of prompts, where the recipe names an embedding model.
 
     Raises:
         ReleaseError: An expectation failed; the message names each with what was observed, and
@@ -62,16 +79,31 @@ def release_dataset(
     stage = Stage(
         StageName.RELEASE_DATASET,
         _LOGIC_VERSION,
-        inputs={"kept": kept.fingerprint},
+        inputs={"kept": kept.fingerprint, "prompts": prompts.prompts.fingerprint},
         spec={
-            "labels": task_type(task).labels,
+            "task": task,
             "min_keep_fraction": filters.min_keep_fraction,
             "min_train_rows": filters.min_train_rows,
+            "card": {name: getattr(filters, name) for name in CARD_BOUNDS},
+            "embedding": embed is not None,
         },
     )
+    opened = Store(store.root)
+    last_uri = f"released/{task.name}.json"
 
     def work(attempt: Attempt) -> None:
+        raw = attempt.store.read_json(last_uri)
+        card = make_card(
+            kept,
+            task_type(task),
+            read_steps(prompts, filtered, attempt.store),
+            kept_tokens(attempt.store.manifest_of(kept)),
+            None if raw is None else DataCard.model_validate(raw),
+            attempt.store,
+            embed=embed,
+        )
         aggregates, sample = _read(attempt.store, kept, filtered.num_responses)
+        aggregates |= card_aggregates(card)
         attempt.counts["rows"] = kept.num_rows
         attempt.counts["sampled_rows"] = len(sample)
         with scratch_folder("gx") as scratch:
@@ -82,12 +114,23 @@ def release_dataset(
                 reasons = filtered.drop_reasons
                 raise ReleaseError(_refusal(result["failures"], aggregates, reasons, place))
             attempt.add_folder("data_docs", docs)
+            attempt.add_folder("data_card", write_card(card, scratch / "card"))
         attempt.facts["expectations"] = result["num_expectations"]
         attempt.facts["aggregates"] = {**aggregates}
+        attempt.facts["compared_with"] = card.compared_with
         # The rows are the filters' own: another threshold must not train the student again.
         attempt.outputs["training_set"] = kept
 
-    return run_stage(stage, store, execution, work)
+    result = run_stage(stage, store, execution, work)
+    _note_released(result, opened, last_uri)
+    return result
+
+
+def _note_released(result: StageResult, store: Store, uri: str) -> None:
+    """Keep the card of what was released last, whether it was made now or is used again."""
+    card = store.read_bytes(f"{result.report('data_card').uri}/card.json")
+    if card is not None and card != store.read_bytes(uri):
+        store.write_bytes(uri, card)
 
 
 def _read(
@@ -103,8 +146,36 @@ def _read(
     return {str(k): float(v) for k, v in row.fillna(0).iloc[0].items()}, sample
 
 
+def card_aggregates(card: DataCard) -> dict[str, float | None]:
+    """Return the figures of a card that a release can be bound to; None: could not be computed."""
+    return {
+        "distinct_2 of prompts": card.prompts.distinct["2"],
+        "near_duplicates of prompts": card.prompts.near_duplicates,
+        **{f"imbalance of {name}": ratio for name, ratio in card.imbalance.items()},
+        **{f"{_DRIFT}{shift.figure}": shift.divergence for shift in card.drift},
+    }
+
+
+def card_bounds(
+    aggregates: Mapping[str, float | None], filters: FilterSpec
+) -> dict[str, dict[str, float]]:
+    """Return the bounds that the recipe sets, by aggregate; drift has none in a first release."""
+    found: dict[str, dict[str, float]] = {}
+    for column in aggregates:
+        if column.startswith("distinct_2") and filters.min_distinct_2 is not None:
+            found[column] = {"min_value": filters.min_distinct_2}
+        for start, bound in (
+            ("near_duplicates", filters.max_near_duplicates),
+            ("imbalance", filters.max_imbalance),
+            (_DRIFT, filters.max_drift),
+        ):
+            if column.startswith(start) and bound is not None:
+                found[column] = {"max_value": bound}
+    return found
+
+
 def _validate(
-    aggregates: dict[str, float],
+    aggregates: Mapping[str, float | None],
     sample: pd.DataFrame,
     task: TaskSpec,
     filters: FilterSpec,
@@ -130,6 +201,14 @@ def _validate(
                 column="keep_fraction", min_value=filters.min_keep_fraction, max_value=1.0
             ),
             gxe.ExpectColumnValuesToBeBetween(column="num_repeated_ids", max_value=0),
+            *(
+                expectation
+                for column, bounds in card_bounds(aggregates, filters).items()
+                for expectation in (
+                    gxe.ExpectColumnValuesToNotBeNull(column=column),
+                    gxe.ExpectColumnValuesToBeBetween(column=column, **bounds),
+                )
+            ),
         ]
         on_rows = [
             gxe.ExpectColumnValuesToNotBeNull(column="response"),
@@ -197,7 +276,7 @@ def _keep_failed_docs(store: Store, stage: Stage, docs: Path) -> str:
 
 
 def _refusal(
-    failures: list[str], aggregates: dict[str, float], reasons: dict[str, int], docs: str
+    failures: list[str], aggregates: Mapping[str, float | None], reasons: dict[str, int], docs: str
 ) -> str:
     dropped = ", ".join(f"{reason!r} {count}" for reason, count in reasons.items()) or "nothing"
     return (

@@ -1,27 +1,28 @@
 """One file per filter, and the stages that run them: over prompts, and over responses."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from distillery.filters.agreement import Agreement
-from distillery.filters.base import RowFilter, SetFilter
+from distillery.filters.balance import Balance
 from distillery.filters.decontamination import Decontamination
 from distillery.filters.diversity import Diversity
 from distillery.filters.duplicate import Duplicate
 from distillery.filters.empty import Empty
 from distillery.filters.format import Format
+from distillery.filters.funnel import AnyFilter
+from distillery.filters.judge import Judge
 from distillery.filters.language import Language
 from distillery.filters.length import Length
+from distillery.filters.length_outlier import LengthOutlier
 from distillery.filters.near_duplicate import NearDuplicate
 from distillery.filters.pii import Pii
 from distillery.filters.refusal import Refusal
+from distillery.filters.repetition import Repetition
 from distillery.filters.semantic_duplicate import SemanticDuplicate
 from distillery.filters.truncated import Truncated
 from distillery.filters.usable import Usable
 from schemas.filters import EmptyFilter, ResponseFilter
 from schemas.prompt_filters import PromptFilter
-
-AnyFilter = RowFilter[Any] | SetFilter[Any]
 
 PROMPT_FILTERS: dict[str, type[AnyFilter]] = {
     "decontamination": Decontamination,
@@ -40,6 +41,10 @@ RESPONSE_FILTERS: dict[str, type[AnyFilter]] = {
     "format": Format,
     "duplicate": Duplicate,
     "agreement": Agreement,
+    "repetition": Repetition,
+    "length_outlier": LengthOutlier,
+    "balance": Balance,
+    "judge": Judge,
 }
 
 

@@ -1,16 +1,20 @@
 """What a filter is: it keeps a row, drops it with a reason, or rewrites it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from distillery.storage.store import Store
 from distillery.task_types import TaskType
+from schemas.execution import StoreSpec
 from schemas.filters import DropReason, RewriteReason
+from schemas.refs import DatasetRef
 
 SpecT = TypeVar("SpecT")
 Row = Mapping[str, Any]
 """A row of a PromptFrame or a ResponseFrame, as the filters before have left it."""
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,25 @@ class Rewrite:
     reason: RewriteReason
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a filter may look at besides the rows themselves."""
+
+    task: TaskType
+
+    prompts: DatasetRef
+    """Rows of all splits: gold and selection rows have references."""
+
+    store: Store
+    store_spec: StoreSpec
+
+    purpose: str
+    """What money is spent for: the stage's fingerprint."""
+
+    on_progress: Callable[[int], None] | None = None
+    """Called with the rows that a model has looked at."""
+
+
 class _Filter(ABC, Generic[SpecT]):
     """What the two kinds of filters have in common."""
 
@@ -43,6 +66,15 @@ class _Filter(ABC, Generic[SpecT]):
 
     def __init__(self, spec: SpecT) -> None:
         self.spec = spec
+        self.facts: dict[str, Any] = {}
+        """What it has seen, for the manifest."""
+        self.cost: float | None = None
+        """Money spent on what it asked. None: nothing, or no price is known."""
+        self.currency: str | None = None
+
+    def inputs(self, prompts: DatasetRef) -> dict[str, Any]:
+        """Return what a result depends on besides rows and settings: identities of models, rows."""
+        return {}
 
     def check(self) -> None:
         """Return when the filter can run here; before anything is read or asked.
@@ -58,6 +90,12 @@ class _Filter(ABC, Generic[SpecT]):
     def prepare(self, held_out: Iterable[Row]) -> None:
         """Look at the selection and test rows; of a filter over prompts, before its first row."""
 
+    def open(self, context: Context) -> None:
+        """Get ready for the first row."""
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+
 
 class RowFilter(_Filter[SpecT]):
     """Decides about one row at a time."""
@@ -65,6 +103,10 @@ class RowFilter(_Filter[SpecT]):
     @abstractmethod
     def row(self, row: Row, task: TaskType) -> Drop | Rewrite | None:
         """Return what is to be done with a row; None keeps it as it is."""
+
+    def batch(self, rows: Rows, task: TaskType) -> Iterable[Drop | Rewrite | None]:
+        """Return what is to be done with each of ``rows``; for filters that ask a model."""
+        return (self.row(row, task) for row in rows)
 
 
 class SetFilter(_Filter[SpecT]):

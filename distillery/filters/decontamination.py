@@ -3,8 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 
+from distillery.data.words import asked_text, runs, words_of
 from distillery.filters.base import Drop, Row, RowFilter
-from distillery.filters.words import asked_text, runs, words_of
 from distillery.task_types import TaskType
 from schemas.filters import DropReason
 from schemas.prompt_filters import DecontaminationFilter

@@ -3,8 +3,8 @@
 import functools
 from typing import Any
 
+from distillery.data.words import asked_text
 from distillery.filters.base import Drop, Row, RowFilter
-from distillery.filters.words import asked_text
 from distillery.task_types import TaskType
 from schemas.errors import RecipeError
 from schemas.filters import DropReason

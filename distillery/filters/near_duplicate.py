@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distillery.data.words import asked_text, runs, words_of
 from distillery.filters.base import SetFilter
-from distillery.filters.words import asked_text, runs, words_of
 from schemas.filters import DropReason
 from schemas.prompt_filters import NearDuplicateFilter
 

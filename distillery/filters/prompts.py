@@ -6,7 +6,8 @@ from typing import cast
 
 from distillery.data.split_hashes import SplitHashes
 from distillery.filters import prompt_filters
-from distillery.filters.funnel import Funnel, Rows, row_batches, write_rows
+from distillery.filters.base import Context, Rows
+from distillery.filters.funnel import Funnel, note_filters, ready, row_batches, write_rows
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.task_types import task_type
 from schemas.errors import InputDataError
@@ -16,7 +17,7 @@ from schemas.frames import PromptFrame, RejectedPromptFrame, TrainingFrame, arro
 from schemas.refs import PromptSet
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 1
+_LOGIC_VERSION = 2
 _ANSWERED = ("train", "validation")
 _HELD_OUT = ("selection", "test")
 
@@ -31,7 +32,7 @@ def prompt_filtering_stage(valid: PromptSet, filters: FilterSpec) -> Stage:
             "held_out": valid.prompts.identities(*_HELD_OUT),
             "models": [each.identity() for _, each in prompt_filters(filters.prompts)],
         },
-        spec={"filters": filters.prompts},
+        spec={"filters": filters.prompts, "restore": sorted(filters.restore)},
     )
 
 
@@ -62,14 +63,22 @@ def filter_prompts(
         before, kept = Counter[str](), Counter[str]()
         hashes = SplitHashes((*_ANSWERED, "gold"), "references")
         gold: dict[str, str] = {}
+        kind = task_type(task)
+        context = Context(kind, valid.prompts, opened, store, stage.fingerprint)
         with (
+            ready(chosen, context),
             attempt.row_writer("prompts", arrow_schema(PromptFrame)) as writer,
             attempt.row_writer("rejected", arrow_schema(RejectedPromptFrame)) as rejected,
         ):
-            funnel = Funnel(task_type(task), PromptFrame, RejectedPromptFrame, rejected)
-            for splits, through in ((_ANSWERED, chosen), (("gold",), of_gold)):
+            # Two of them: the way of the gold rows is not that of the rows to be answered.
+            funnel, gold_funnel = (
+                Funnel(kind, PromptFrame, RejectedPromptFrame, rejected, restore=filters.restore)
+                for _ in range(2)
+            )
+            ways = ((_ANSWERED, funnel, chosen), (("gold",), gold_funnel, of_gold))
+            for splits, passing, through in ways:
                 rows = _counted(row_batches(opened, valid.prompts, splits), before)
-                for batch in funnel.passing(through, rows):
+                for batch in passing.passing(through, rows):
                     kept.update(row["split"] for row in batch)
                     hashes.update([row[name] for name in hashes.columns] for row in batch)
                     gold |= {r["prompt_id"]: r["messages"] for r in batch if r["split"] == "gold"}
@@ -79,10 +88,13 @@ def filter_prompts(
         _note_hashes(attempt, "prompts", valid.prompts.hashes | hashes.hexdigests())
         _write_gold(attempt, valid, gold)
         attempt.counts |= {f"kept_{split}": kept[split] for split in (*_ANSWERED, "gold")}
-        attempt.counts["rejected"] = funnel.drops.total()
+        note_filters(attempt, funnel, chosen)
         attempt.facts["emptied"] = [split for split in before if not kept[split]]
-        attempt.facts["reasons"] = dict(funnel.drops.most_common())
-        attempt.facts["rewrites"] = dict(funnel.rewrites.most_common())
+        attempt.facts["reasons"] = dict((funnel.drops + gold_funnel.drops).most_common())
+        attempt.facts["rewrites"] = dict((funnel.rewrites + gold_funnel.rewrites).most_common())
+        attempt.counts["rejected"] = (funnel.drops + gold_funnel.drops).total()
+        if restored := funnel.restored | gold_funnel.restored:
+            attempt.counts["restored"] = len(restored)
 
     result = run_stage(stage, store, execution, work)
     _refuse_empty_splits(result, store)

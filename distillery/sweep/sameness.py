@@ -67,7 +67,7 @@ def student_identity(recipe: Recipe) -> str:
     valid = PromptSet(prompts=unread, gold=unread, quarantined=unread)
     prompts = _rows(prompt_filtering_stage(valid, recipe.filters))
     responses = _rows(generation_stage(prompts, teacher, task))
-    rows = _rows(response_filtering_stage(responses, task, recipe.filters))
+    rows = _rows(response_filtering_stage(responses, prompts, task, recipe.filters))
     soft_targets = start = None
     single = None if teacher.is_panel else teacher
     if chosen.needs_scores and single is not None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from distillery.data.chat import Message
+from distillery.data.chat import Message, shown
 from distillery.ledger import LedgerRow
 from distillery.task_types import Answer
 from distillery.task_types.answer_formats import read_answer
@@ -76,7 +76,7 @@ class Pair:
 
         ``how`` is what it is told of its answer.
         """
-        return TEMPLATE.format(rubric=rubric, prompt=_shown(self.conversation), a=a, b=b, how=how)
+        return TEMPLATE.format(rubric=rubric, prompt=shown(self.conversation), a=a, b=b, how=how)
 
     def judged(self, said: Sequence[str | None]) -> dict[str, Any]:
         """Return a row of the output from what was said in the two orders."""
@@ -148,24 +148,6 @@ def judging_inputs(judge: PairJudge) -> dict[str, Any]:
 def _read(answer: LedgerRow) -> Literal["A", "B", "tie"] | None:
     """Return the verdict in an answer; a cut one may have meant to go on."""
     return read_verdict(answer.text) if answer.state in ("ok", "malformed") else None
-
-
-def _shown(conversation: Sequence[Message]) -> str:
-    """Return a conversation as the judge reads it.
-
-    >>> _shown([Message(role="user", content="Hi")])
-    'Hi'
-    >>> system = Message(role="system", content="Be brief.")
-    >>> print(_shown([system, Message(role="user", content="Hi")]))
-    [system]
-    Be brief.
-    <BLANKLINE>
-    [user]
-    Hi
-    """
-    if len(conversation) == 1:
-        return conversation[0]["content"]
-    return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in conversation)
 
 
 def read_verdict(text: str) -> Literal["A", "B", "tie"] | None:

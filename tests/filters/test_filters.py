@@ -52,14 +52,14 @@ def _judge(
             response_row("\n as an AI model"),
             RefusalFilter(patterns=("^as an ai",)),
             "refusal",
-            "'as an AI' matches '^as an ai'",
+            "'as an AI' declines (en)",
             None,
         ),
         (
             response_row("<think>May I?</think>No way"),
             RefusalFilter(patterns=("yes", "^no WAY$")),
             "refusal",
-            "'No way' matches '^no WAY$'",
+            "'No way' declines (filters.responses)",
             None,
         ),
         (

@@ -129,7 +129,7 @@ def _stage(
         writer.write(pa.RecordBatch.from_pylist(rows, arrow_schema(ResponseFrame)))
     ref = writer.ref(uri)
     return filter_responses(
-        ref, task, FilterSpec(responses=rules), StoreSpec(root=str(folder)), INLINE
+        ref, ref, task, FilterSpec(responses=rules), StoreSpec(root=str(folder)), INLINE
     )
 
 
@@ -215,7 +215,7 @@ def test_only_what_the_filters_read_makes_them_run_again(tmp_path: Path) -> None
         pass
 
     def reused(task: TaskSpec = FREE, **named: Any) -> bool:
-        return filter_responses(ref, task, FilterSpec(**named), store, INLINE).reused
+        return filter_responses(ref, ref, task, FilterSpec(**named), store, INLINE).reused
 
     assert not reused()
     assert reused(min_keep_fraction=0.1, min_train_rows=1)

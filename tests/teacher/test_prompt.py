@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from distillery.data.chat import Message, load_messages
+from distillery.preflight.plan import plan_generation
 from distillery.storage.fingerprint import canonical_json
 from distillery.storage.store import Store
 from distillery.teacher.generation import generation_stage
-from distillery.teacher.plan import plan_generation
 from distillery.teacher.prompt import TeacherPrompt, instructions
 from schemas.errors import RecipeError
 from schemas.examples import FixedExamples, NearestExamples

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from distillery.data.chat import load_messages
@@ -38,3 +39,22 @@ def runs(words: Sequence[str], length: int) -> Iterator[str]:
     (['a b', 'b c'], [])
     """
     return (" ".join(words[i : i + length]) for i in range(len(words) - length + 1))
+
+
+def looping_runs(found: Sequence[str], n: int, *, least: int) -> tuple[float, str]:
+    """Return the share of characters in runs that stand ``least`` times, and the first run.
+
+    No character counts twice.
+
+    >>> looping_runs(["so", "it", "goes", "so", "it"], 2, least=2)
+    (0.6666666666666666, 'so it')
+    """
+    grams = list(runs(found, n))
+    counts = Counter(grams)
+    is_inside, first = bytearray(len(found)), ""
+    for start, gram in enumerate(grams):
+        if counts[gram] >= least:
+            is_inside[start : start + n] = b"\1" * n
+            first = first or gram
+    chars = sum(len(word) for word, inside in zip(found, is_inside, strict=True) if inside)
+    return chars / max(1, sum(map(len, found))), first
