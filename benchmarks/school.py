@@ -114,6 +114,7 @@ class School:
         valid = prompt_set(validate_prompts(loaded, recipe.task, recipe.data, *here))
         prompts = filter_prompts(valid, recipe.task, recipe.filters, *here)
         self._prompts = prompts.dataset("prompts")
+        rows = valid.model_copy(update={"prompts": self._prompts})
         filtered = filter_responses(
             self._responses(), self._prompts, recipe.task, recipe.filters, *here
         )
@@ -123,7 +124,7 @@ class School:
             num_responses=filtered.manifest.counts["responses"],
             drop_reasons=filtered.drop_reasons,
         )
-        released = release_dataset(kept, recipe.task, recipe.filters, *here)
+        released = release_dataset(kept, rows, recipe.task, recipe.filters, *here)
         self._rows = released.dataset("training_set")
         self._start = self._pruned()
         self._read_test_rows()

@@ -24,7 +24,9 @@ store = typer.Typer(help="Look after the store of results.", no_args_is_help=Tru
 registry = typer.Typer(
     help="Look up which student is in production, and change it.", no_args_is_help=True
 )
+data = typer.Typer(help="Look at the rows of a recipe.", no_args_is_help=True)
 app.add_typer(gate, name="gate")
+app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(store, name="store")
 app.add_typer(registry, name="registry")
@@ -139,6 +141,43 @@ def simulate(
             champion=champion,
             num_simulations=simulations,
         )
+
+
+@data.command()
+def rejected(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|STORE", help="recipe that was run, or root of a store"),
+    ],
+    overrides: Overrides = None,
+    reason: Annotated[
+        str | None, typer.Option(help="dropped for this reason", metavar="REASON")
+    ] = None,
+    filter: Annotated[
+        str | None, typer.Option(help="dropped by this filter", metavar="FILTER")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="rows shown", min=1)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per row")] = False,
+    restore: Annotated[
+        list[str] | None,
+        typer.Option(help="print what lets the row of this id pass; may be repeated", metavar="ID"),
+    ] = None,
+) -> None:
+    """Print the prompts and responses that filters dropped, with what was seen; restore some."""
+    from cli.data import print_rejected, print_restored
+
+    with clear_errors():
+        if restore:
+            print_restored(target, overrides or [], restore)
+        else:
+            print_rejected(
+                target,
+                overrides or [],
+                reason=reason,
+                filter=filter,
+                limit=limit,
+                as_json=as_json,
+            )
 
 
 @ledger.command()

@@ -56,10 +56,11 @@ def gather_material(recipe: Recipe, rows: PromptSet) -> Material:
     score = dispatch(score_soft_targets, scoring_stage, store, execution)
 
     read_by = (teacher, student, chosen.training)
-    check_prompts(rows.prompts, task, data, *read_by, store, execution, recipe.evaluation)
+    judged_by = (recipe.evaluation, recipe.filters)
+    check_prompts(rows.prompts, task, data, *read_by, store, execution, *judged_by)
     responses = generate(rows.prompts, teacher, task).dataset("responses")
     filtered = filter_responses(responses, rows.prompts, task, recipe.filters, store, execution)
-    training_set = release_dataset(filtered, task, recipe.filters, store, execution)
+    training_set = release_dataset(filtered, rows, teacher, task, recipe.filters, store, execution)
     soft_targets = None
     if chosen.needs_scores:
         assert not teacher.is_panel  # its members share no probabilities

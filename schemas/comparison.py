@@ -6,6 +6,8 @@ figure that could not be computed is None (unscored, not measured, or not known)
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.funnel import FunnelStep
+
 MAJORITY = "most frequent answer"
 """Stands among what contestants are compared with: to name the most frequent reference always."""
 
@@ -388,19 +390,6 @@ class Confusion(_Figures):
 
     num_rows: int
     """Test rows."""
-
-
-class FunnelStep(_Figures):
-    """Rows that reached one point on their way from the files to the student."""
-
-    name: str
-    """Which point, such as `responses`."""
-
-    num_rows: int
-    """Rows there."""
-
-    dropped: dict[str, int] = {}
-    """Rows that went no further, by reason, the most frequent first."""
 
 
 class Comparison(_Figures):

@@ -102,6 +102,7 @@ def check_prompts(
     store: StoreSpec,
     execution: ExecutionSpec,
     evaluation: EvaluationSpec | None = None,
+    filters: FilterSpec | None = None,
 ) -> State[None] | None:
     """Return when models and endpoint can be used on ``prompts``; skipped when all are answered."""
     if find_stage(generation_stage(prompts, teacher, task), store, execution):
@@ -109,6 +110,6 @@ def check_prompts(
     from distillery.preflight.recipe import check_first_request
 
     check_first_request(
-        prompts, task, data, teacher, student, training, store, execution, evaluation
+        prompts, task, data, teacher, student, training, store, execution, evaluation, filters
     )
     return None

@@ -12,10 +12,11 @@ from distillery.evaluation.cost import Prices
 from distillery.evaluation.performance import evaluated
 from distillery.storage.scratch import scratch_folder
 from distillery.storage.stage import Attempt, Stage, run_stage
-from schemas.comparison import Comparison, FunnelStep, Measurement, Measurements, Performance, Size
+from schemas.comparison import Comparison, Measurement, Measurements, Performance, Size
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.frames import PromptFrame, ScoreFrame, arrow_schema, check_frame
+from schemas.funnel import FunnelStep
 from schemas.refs import DatasetRef, Evaluated, ModelRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel

@@ -10,12 +10,12 @@ from schemas.comparison import (
     Difference,
     DifferingRow,
     DistillationCost,
-    FunnelStep,
     Interval,
     JudgedPair,
     Judgement,
     SliceFigures,
 )
+from schemas.funnel import FunnelStep
 from schemas.manifest import Manifest
 from tests.fixtures_comparison import SCORES, comparison
 

@@ -37,7 +37,9 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _ROWS = """
     CREATE VIEW rows AS SELECT
         split, prompt_id, response, {teacher} AS teacher,
-        coalesce(json_extract_string(messages, '$[#-1].content'), '') AS prompt
+        CASE WHEN json_valid(messages)
+            THEN coalesce(json_extract_string(messages, '$[#-1].content'), '') ELSE ''
+        END AS prompt
     FROM kept
 """
 _SAMPLE = "SELECT prompt, response FROM rows ORDER BY md5(prompt_id), split LIMIT {limit}"

@@ -1,13 +1,14 @@
 """The way of the rows from the files to the training set, and what the dropped ones had cost."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from distillery.storage.store import Store
 from schemas.budget import PriceSpec
 from schemas.funnel import FunnelStep
 from schemas.manifest import Manifest
+from schemas.panel import AnyTeacher, PanelTeacher
 from schemas.refs import DatasetRef, FilteredSet, PromptSet
 from schemas.units import MISSING, money_text
 
@@ -38,7 +39,7 @@ def read_steps(rows: PromptSet, filtered: FilteredSet, store: Store) -> tuple[Fu
 
 
 def reasons_by_split(ref: DatasetRef | None, store: Store) -> dict[str, dict[str, int]]:
-    """Return the rows of ``ref``, which were put aside, by split and reason, most frequent first."""
+    """Return the rows of ``ref``, put aside, by split and reason, the most frequent first."""
     if ref is None or not ref.num_rows or not store.holds(ref):
         return {}
     table = store.dataset(ref).to_table(columns=["split", "reason"])
@@ -63,13 +64,21 @@ def kept_tokens(made: Manifest | None) -> tuple[int, int] | None:
 
 
 def priced(
-    steps: Iterable[FunnelStep], prices: Mapping[str, PriceSpec | None]
+    steps: Iterable[FunnelStep], price_of: Callable[[str], PriceSpec | None]
 ) -> tuple[FunnelStep, ...]:
     """Return steps with what the dropped responses cost, by the prices of their teachers.
 
     Unknown where a teacher has no price, or two have theirs in different currencies.
     """
-    return tuple(step.model_copy(update=_cost(step, prices)) for step in steps)
+    return tuple(step.model_copy(update=_cost(step, price_of)) for step in steps)
+
+
+def prices_of(teacher: AnyTeacher) -> Callable[[str], PriceSpec | None]:
+    """Return what gives the price of a teacher by the name under which its rows are kept."""
+    if isinstance(teacher, PanelTeacher):
+        prices = {each.name: each.teacher.price for each in teacher.teachers}
+        return prices.get
+    return lambda _: teacher.price
 
 
 def funnel_rows(steps: Sequence[FunnelStep]) -> list[dict[str, str]]:
@@ -97,8 +106,8 @@ def _step(name: str, counts: Mapping[str, int], dropped: dict[str, int]) -> Funn
     return FunnelStep(name=name, num_rows=num_rows, dropped=dropped)
 
 
-def _cost(step: FunnelStep, prices: Mapping[str, PriceSpec | None]) -> dict[str, Any]:
-    found = [(prices.get(name), tokens) for name, tokens in step.dropped_tokens.items()]
+def _cost(step: FunnelStep, price_of: Callable[[str], PriceSpec | None]) -> dict[str, Any]:
+    found = [(price_of(name), tokens) for name, tokens in step.dropped_tokens.items()]
     known = [(price, tokens) for price, tokens in found if price is not None]
     currencies = {price.currency for price, _ in known}
     if not known or len(known) < len(found) or len(currencies) > 1:

@@ -102,8 +102,8 @@ def release_dataset(
             attempt.store,
             embed=embed,
         )
-        aggregates, sample = _read(attempt.store, kept, filtered.num_responses)
-        aggregates |= card_aggregates(card)
+        counted, sample = _read(attempt.store, kept, filtered.num_responses)
+        aggregates = {**counted, **card_aggregates(card)}
         attempt.counts["rows"] = kept.num_rows
         attempt.counts["sampled_rows"] = len(sample)
         with scratch_folder("gx") as scratch:

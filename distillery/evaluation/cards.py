@@ -11,9 +11,10 @@ from distillery.evaluation.lineage import Origins, licence_of
 from distillery.evaluation.markdown import markdown_table
 from distillery.evaluation.tables import main_rows, quality_rows
 from distillery.evaluation.verdict import verdict
-from schemas.comparison import Comparison, FunnelStep
+from schemas.comparison import Comparison
 from schemas.contestants import BASELINE, STUDENT, TEACHER
 from schemas.frames import LABELLED
+from schemas.funnel import FunnelStep
 from schemas.task import TaskSpec
 from schemas.units import count_text
 

@@ -35,7 +35,6 @@ from schemas.comparison import (
     MAJORITY,
     Comparison,
     ContestantFigures,
-    FunnelStep,
     HarnessFigures,
     Judgement,
     Measurement,
@@ -44,6 +43,7 @@ from schemas.comparison import (
 from schemas.contestants import STUDENT, TEACHER
 from schemas.evaluation import EvaluationSpec
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
+from schemas.funnel import FunnelStep
 from schemas.refs import DatasetRef, Evaluated, Lineage, ReportRef
 from schemas.task import TaskSpec
 from schemas.teacher import DeclaredModel
@@ -120,7 +120,7 @@ def compare_models(
                 "measure_performance": evaluated.measurements.fingerprint,
                 "compare_models": stage.fingerprint,
             },
-            funnel=funnel(lineage, origins),
+            funnel=funnel(lineage, origins, prices.tokens),
             harness={
                 name: read_figures(ref, "harness.json", HarnessFigures, opened)
                 for name, ref in evaluated.harness.items()

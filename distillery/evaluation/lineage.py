@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distillery.data.journey import LEARNT_SPLITS, filter_steps, priced, reasons_by_split
 from distillery.evaluation.tables import Row
 from distillery.storage.store import Store
 from distillery.training.pruning import pruning_text
 from schemas.base import Ref
-from schemas.comparison import Comparison, FunnelStep
+from schemas.budget import PriceSpec
+from schemas.comparison import Comparison
 from schemas.contestants import BASELINE
+from schemas.funnel import FunnelStep
 from schemas.manifest import Manifest
 from schemas.refs import DatasetRef, Evaluated, Lineage
 from schemas.units import seconds_text
-
-_LEARNT = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -88,51 +89,62 @@ def read_origins(
         loaded = store.find("load_prompts", str(validated.inputs.get("loaded")))
         known = ({"load_prompts": loaded} if loaded else {}) | known
     aside = (lineage.prompts.quarantined, lineage.prompts.rejected)
-    return Origins(known, *(_reasons(ref, store) for ref in aside))
+    return Origins(known, *(reasons_by_split(ref, store) for ref in aside))
 
 
-def _reasons(ref: DatasetRef | None, store: Store) -> dict[str, dict[str, int]]:
-    if ref is None or not ref.num_rows or not store.holds(ref):
-        return {}
-    table = store.dataset(ref).to_table(columns=["split", "reason"])
-    by_split: dict[str, Counter[str]] = {}
-    for row in table.group_by(["split", "reason"]).aggregate([([], "count_all")]).to_pylist():
-        by_split.setdefault(row["split"], Counter())[row["reason"]] += row["count_all"]
-    return {split: dict(reasons.most_common()) for split, reasons in by_split.items()}
-
-
-def funnel(lineage: Lineage, origins: Origins) -> tuple[FunnelStep, ...]:
+def funnel(
+    lineage: Lineage, origins: Origins, price: PriceSpec | None = None
+) -> tuple[FunnelStep, ...]:
     """Return the rows to learn from, from the files to the training; steps not known are left out.
 
-    Rows for tests and gold rows are not counted: they take another way.
+    Rows for tests and gold rows are not counted: they take another way. What the responses that
+    were dropped had cost is known by the teacher's ``price``.
     """
     filtered = lineage.filtered
-    loaded = _sum(origins.counts("load_prompts"), *_LEARNT)
-    valid = _sum(origins.counts("validate_prompts"), *_LEARNT)
-    put_aside: Counter[str] = Counter()
+    loaded = _sum(origins.counts("load_prompts"), *LEARNT_SPLITS)
+    valid = _sum(origins.counts("validate_prompts"), *LEARNT_SPLITS)
     training = origins.counts("train_student")
-    rejected: Counter[str] = Counter()
-    for split in _LEARNT:
-        put_aside.update(origins.quarantined.get(split, {}))
-        rejected.update(origins.rejected.get(split, {}))
+    by_prompt_filter = _filter_steps(origins, "filter_prompts")
+    by_filter = _filter_steps(origins, "filter_responses")
     left_out = {
         name.removeprefix("left_out_"): count
         for name, count in training.items()
         if name.startswith("left_out") and count
     }
-    steps: tuple[tuple[str, int | None, dict[str, int]], ...] = (
-        ("prompts loaded", loaded, dict(put_aside.most_common())),
-        ("valid prompts", valid, dict(rejected.most_common())),
-        ("responses", filtered.num_responses, filtered.drop_reasons),
-        ("kept", filtered.kept.num_rows, left_out),
-        ("learnt from", training.get("train_rows"), {}),
-        ("for validation", training.get("validation_rows"), {}),
-    )
-    return tuple(
-        FunnelStep(name=name, num_rows=rows, dropped=dropped)
-        for name, rows, dropped in steps
-        if rows is not None
-    )
+    rejected = {} if by_prompt_filter else _learnt(origins.rejected)
+    dropped = {} if by_filter else filtered.drop_reasons
+    steps = [
+        _step("prompts loaded", loaded, _learnt(origins.quarantined)),
+        _step("valid prompts", valid, rejected),
+        *by_prompt_filter,
+        _step("responses", filtered.num_responses, dropped),
+        *by_filter,
+        _step("kept", filtered.kept.num_rows, left_out),
+        _step("learnt from", training.get("train_rows")),
+        _step("for validation", training.get("validation_rows")),
+    ]
+    return priced((step for step in steps if step is not None), lambda _: price)
+
+
+def _filter_steps(origins: Origins, stage: str) -> list[FunnelStep]:
+    made = origins.manifests.get(stage)
+    return filter_steps(made) if made else []
+
+
+def _step(
+    name: str, num_rows: int | None, dropped: dict[str, int] | None = None
+) -> FunnelStep | None:
+    if num_rows is None:
+        return None
+    return FunnelStep(name=name, num_rows=num_rows, dropped=dropped or {})
+
+
+def _learnt(reasons: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return reasons over the splits to learn from, the most frequent first."""
+    found: Counter[str] = Counter()
+    for split in LEARNT_SPLITS:
+        found.update(reasons.get(split, {}))
+    return dict(found.most_common())
 
 
 def _sum(counts: Mapping[str, int], *names: str) -> int | None:

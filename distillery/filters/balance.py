@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from distillery.data.answer_classes import LABEL, answer_classes, class_of
 from distillery.filters.base import Context, SetFilter
+from distillery.task_types import TaskType
 from schemas.errors import RecipeError
 from schemas.filters import BalanceFilter, DropReason
 
@@ -48,19 +49,9 @@ class Balance(SetFilter[BalanceFilter]):
         Raises:
             RecipeError: The answers have no such classes.
         """
-        self._task, known = context.task, answer_classes(context.task)
-        self._name = self.spec.field or LABEL
-        if self._name not in known:
-            named = f"filters.responses: balance.field is {self.spec.field!r}"
-            if not known:
-                raise RecipeError(
-                    f"{named}, but answers of this task are open: they have no labels to balance. "
-                    "Remove the filter balance."
-                )
-            raise RecipeError(
-                f"{named}, but answers can be balanced by {', '.join(known)}. Set it."
-            )
-        self._known = known[self._name]
+        check_field(self.spec, context.task)
+        self._task, self._name = context.task, self.spec.field or LABEL
+        self._known = answer_classes(context.task)[self._name]
 
     def rows(self, sql: Any) -> Any:
         """Return the rows beyond the ratio, those with the highest hash of seed and id first."""
@@ -98,3 +89,22 @@ class Balance(SetFilter[BalanceFilter]):
         missing = {name: least - counts[name] for name in self._known if counts[name] < least}
         rarest_first = sorted(missing.items(), key=lambda pair: -pair[1])
         return {"rows": dict(counts.most_common()), "prompts_needed": dict(rarest_first)}
+
+
+def check_field(spec: BalanceFilter, task: TaskType) -> None:
+    """Return when answers have the classes that are to be balanced.
+
+    Raises:
+        RecipeError: They have not.
+    """
+    known = answer_classes(task)
+    if not known:
+        raise RecipeError(
+            "filters.responses has a filter 'balance', but answers of this task are open: they "
+            "have no labels. Remove it."
+        )
+    if (spec.field or LABEL) not in known:
+        raise RecipeError(
+            f"balance.field in filters.responses is {spec.field!r}, but answers can be balanced "
+            f"by {', '.join(known)}. Set it to one of them."
+        )

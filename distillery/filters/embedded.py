@@ -1,7 +1,7 @@
 """Rows as vectors, for the filters that go by what a prompt means."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from distillery.filters.near_duplicate import asked_texts
 from distillery.models.embedding import Encoder, Vectors
 from distillery.storage.scratch import scratch_folder
+from schemas.filters import FilterSpec
 from schemas.prompt_filters import EmbeddingModel
 
 
@@ -30,3 +31,12 @@ def embedded_rows(sql: Any, spec: EmbeddingModel, where: str = "true") -> Iterat
             vectors[start : start + len(texts)] = encoder.embed(texts)
             start += len(texts)
         yield vectors
+
+
+def embedder(filters: FilterSpec) -> Callable[[Sequence[str]], Vectors] | None:
+    """Return what makes vectors of texts by the first embedding model of ``filters``, or None.
+
+    The model is loaded when it is called.
+    """
+    specs = [each.embedding for each in filters.prompts if hasattr(each, "embedding")]
+    return (lambda texts: Encoder.load(specs[0]).embed(texts)) if specs else None

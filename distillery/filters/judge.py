@@ -78,7 +78,7 @@ class Judge(RowFilter[JudgeFilter]):
         self._schema = ResponseSchema.of(self.spec.model, SCORE)
         self._identity = teacher_identity(self.spec.model)
         self._sampling = Sampling.of(self.spec.model)
-        self._num_rows = self._num_missing = 0
+        self._num_scored = 0
         self._session = TeacherSession(self.spec.model, context.store_spec, purpose=context.purpose)
         self._check()
 
@@ -124,7 +124,8 @@ class Judge(RowFilter[JudgeFilter]):
         for request in requests:
             asked_for.add([request])
         with naming_the_judge():
-            self._session.answer(asked_for, on_progress=self._context.on_progress)
+            self._session.answer(asked_for, on_progress=self._show)
+        self._num_scored += len(pairs)
         found = self._session.ledger.get(asked_for.requests)
         most = self._sampling.max_new_tokens
         answers = [found.get(request.request_hash) for request in requests]
@@ -136,6 +137,10 @@ class Judge(RowFilter[JudgeFilter]):
                 "again: only the missing ones are asked."
             )
         return [read_score(answer) for answer in answers if answer is not None]
+
+    def _show(self, num_done: int) -> None:
+        if self._context.on_progress is not None:
+            self._context.on_progress(self._num_scored + num_done)
 
     def _request(self, conversation: list[Message], response: str) -> Request:
         text = TEMPLATE.format(

@@ -64,7 +64,9 @@ def rejected_by_recipe(recipe: GenerationRecipe) -> list[DatasetRef]:
     prompts, found = filtered.dataset("prompts"), [filtered.dataset("rejected")]
     answered = find_stage(generation_stage(prompts, recipe.teacher, task), store, execution)
     if answered is not None:
-        stage = response_filtering_stage(answered.dataset("responses"), prompts, task, recipe.filters)
+        stage = response_filtering_stage(
+            answered.dataset("responses"), prompts, task, recipe.filters
+        )
         if made := find_stage(stage, store, execution):
             found.append(made.dataset("rejected"))
     return found

@@ -10,8 +10,8 @@ from distillery.task_types.thoughts import split_thoughts
 from schemas.filters import DropReason, RepetitionFilter
 
 # Gopher's bounds, as shares: Rae et al. 2021, arXiv:2112.11446, table A1. Those on the most
-# frequent 2-, 3- and 4-gram are left out: made for web pages, they drop 15 % of the solutions of
-# GSM8K with 50 words or more, in which "the total number" stands three times for good reason.
+# frequent 2-, 3- and 4-gram are left out: made for web pages, they drop a tenth of GSM8K's
+# solutions, in which "the total number" stands three times for good reason.
 _LINES = 0.30
 _CHARS_OF_LINES = 0.20
 _NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}

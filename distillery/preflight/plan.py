@@ -23,6 +23,7 @@ from distillery.teacher.generation import (
 )
 from distillery.teacher.panel.rounds import Rounds, Row
 from schemas.execution import StoreSpec
+from schemas.filters import JudgeFilter
 from schemas.panel import PanelTeacher
 from schemas.recipe import GenerationRecipe, Recipe
 from schemas.refs import DatasetRef
@@ -42,7 +43,7 @@ _UNKNOWN = "the ledger has no count of this teacher's tokens"
 _REQUESTS_PER_LOOKUP = 2048
 _BATCH_S = 86_400.0
 
-_NOTES = ("store", "evaluation", "student", "judge")
+_NOTES = ("store", "filters", "evaluation", "student", "judge")
 """What is said of the run, beside what its estimates rest on."""
 
 
@@ -158,6 +159,7 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan | PanelPlan:
     assumptions = plan.assumptions
     if find_stage(generation_stage(prompts, teacher, task), store, recipe.execution):
         assumptions += (("store", "it has these responses, so the run asks nothing at all"),)
+    assumptions += tuple(_judging(recipe, plan.num_rows))
     if isinstance(recipe, Recipe):
         num_rows = valid.manifest.counts["test"]
         why = f"not planned: evaluate_models asks the teacher up to {num_rows:,} test rows besides"
@@ -165,6 +167,20 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan | PanelPlan:
         if isinstance(recipe.student, PrunedStudent):
             assumptions += (("student", _pruning(recipe.student)),)
     return dataclasses.replace(plan, assumptions=assumptions)
+
+
+def _judging(recipe: GenerationRecipe, num_rows: int) -> Iterator[tuple[str, str]]:
+    """Yield what judges among the filters over responses would be asked besides."""
+    if not isinstance(recipe, Recipe):
+        return
+    for spec in recipe.filters.responses or ():
+        if isinstance(spec, JudgeFilter):
+            most = num_rows + (2 * spec.check_rows if recipe.data.gold else 0)
+            yield (
+                "filters",
+                f"not planned: filter_responses asks the judge {spec.model.model!r} for up to "
+                f"{most:,} scores besides",
+            )
 
 
 def _pruning(student: PrunedStudent) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from distillery.evaluation.harness import check_harness
 from distillery.filters import prompt_filters
 from distillery.preflight.export import unwritable_formats
+from distillery.preflight.filters import check_judging_endpoints, filter_problems
 from distillery.preflight.gate import unanswerable_conditions
 from distillery.preflight.judge import check_judges_endpoint, judge_problems, self_preference
 from distillery.preflight.panel import panel_problems, panel_warnings, places
@@ -87,8 +88,12 @@ def check_recipe(
     kind = task_type(task)
     if problems.collect(kind.check):
         problems.lines += _unknown_labels(kind, data)
-    for _, chosen in prompt_filters(filters.prompts) if filters else ():
-        problems.collect(chosen.check)
+    wrong_filters: list[str] = []
+    if filters is not None:
+        for _, chosen in prompt_filters(filters.prompts):
+            problems.collect(chosen.check)
+        wrong_filters = [*filter_problems(filters, kind)]
+        problems.lines += wrong_filters
     is_instructed = teacher_is_there = True
     for place, each in places(teacher).items():
         is_instructed &= problems.collect(check_samples, each, task)
@@ -156,6 +161,8 @@ def check_recipe(
         _open_and_ask(problems, task, data, *there, training, execution, evaluation)
         if judge is not None and not wrong_judge:
             problems.collect(_ask_judge, judge, task, execution)
+        if filters is not None and not wrong_filters:
+            problems.collect(_ask_judging_filters, filters)
     problems.refuse()
 
 
@@ -169,6 +176,7 @@ def check_first_request(
     store: StoreSpec,
     execution: ExecutionSpec,
     evaluation: EvaluationSpec | None = None,
+    filters: FilterSpec | None = None,
 ) -> None:
     """Return when models and endpoint can be used on ``prompts``; the last look before spending.
 
@@ -181,6 +189,8 @@ def check_first_request(
     _open_and_ask(problems, task, data, teacher, student, training, execution, evaluation)
     if evaluation is not None and evaluation.judge is not None:
         problems.collect(_ask_judge, evaluation.judge, task, execution)
+    if filters is not None:
+        problems.collect(_ask_judging_filters, filters)
     if not problems.lines:
         from distillery.preflight.models import check_prompts
 
@@ -220,6 +230,11 @@ def _ask_endpoint(teacher: OpenAITeacher, task: TaskSpec) -> None:
 
 def _ask_judge(judge: JudgeSpec, task: TaskSpec, execution: ExecutionSpec) -> None:
     for warning in check_judges_endpoint(judge, task_type(task), execution):
+        logger.warning(warning)
+
+
+def _ask_judging_filters(filters: FilterSpec) -> None:
+    for warning in check_judging_endpoints(filters):
         logger.warning(warning)
 
 

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 
 from distillery.data.release import release_dataset
+from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import StageResult
 from distillery.storage.store import Store
 from schemas.errors import ReleaseError
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import FilterSpec
 from schemas.frames import TrainingFrame, arrow_schema
-from schemas.refs import DatasetRef, FilteredSet
+from schemas.refs import DatasetRef, FilteredSet, PromptSet
 from schemas.task import LabelSet, TaskKind, TaskSpec
 
 QA = TaskSpec(name="t", type="classification")
@@ -52,14 +53,19 @@ class Bench:
         filters: FilterSpec = FILTERS,
     ) -> StageResult:
         filtered = self.filtered(rows, num_responses or len(rows))
-        return release_dataset(filtered, task, filters, self.store, ExecutionSpec())
+        # Nothing leads from here to the files.
+        unknown = filtered.kept.model_copy(update={"uri": "validate_prompts/0/a/prompts"})
+        prompts = PromptSet(prompts=unknown, gold=unknown, quarantined=unknown)
+        return release_dataset(filtered, prompts, task, filters, self.store, ExecutionSpec())
 
     def filtered(self, rows: list[Row], num_responses: int) -> FilteredSet:
         schema = arrow_schema(TrainingFrame)
-        with Store(self.store.root).row_writer("filter_responses/0/a/kept", schema) as writer:
+        fingerprint = sha256(rows)
+        uri = f"filter_responses/{fingerprint}/a/kept"
+        with Store(self.store.root).row_writer(uri, schema) as writer:
             if rows:
                 writer.write(pd.DataFrame(rows, columns=schema.names))
-        kept = writer.ref("kept-fingerprint")
+        kept = writer.ref(fingerprint)
         dropped = {"truncated": num_responses - len(rows)}
         return FilteredSet(
             kept=kept, rejected=kept, num_responses=num_responses, drop_reasons=dropped
@@ -219,3 +225,62 @@ def test_the_labels_of_nli_are_expected_without_an_answer_format(tmp_path: Path)
     Bench(tmp_path / "a").release(_rows(response="neutral"), task=task)
     with pytest.raises(ReleaseError, match=r"has to be one of .*'contradiction'"):
         Bench(tmp_path / "b").release(_rows(response="maybe"), task=task)
+
+
+def _varied(num_rows: int, label: str = "yes") -> list[Row]:
+    """Return rows whose prompts differ."""
+    rows = _rows(num_rows, 2)
+    for n, row in enumerate(rows):
+        text = f"how is colour {n} with number {n * 7}"
+        row |= {"messages": f'[{{"content":"{text}","role":"user"}}]', "response": label}
+    rows[0]["response"] = "no"
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("bounds", "failure"),
+    [
+        (
+            {"min_distinct_2": 0.9},
+            "distinct_2 of prompts has to be at least 0.9, but is 0.",
+        ),
+        ({"max_imbalance": 5}, "imbalance of label has to be at most 5, but is 7"),
+        (
+            {"max_near_duplicates": 0.1},
+            "near_duplicates of prompts has to be at most 0.1, but is 0.875",
+        ),
+    ],
+)
+def test_bounds_on_the_data_card_are_expectations(
+    bench: Bench, bounds: dict[str, float], failure: str
+) -> None:
+    rows = _varied(6)
+    if "max_near_duplicates" in bounds:
+        rows = [row | {"messages": rows[0]["messages"]} for row in rows]
+    assert failure in bench.refusal(rows, filters=FILTERS.model_copy(update=bounds))
+
+
+def test_a_figure_that_cannot_be_computed_breaks_its_bound(bench: Bench) -> None:
+    filters = FILTERS.model_copy(update={"max_imbalance": 100.0})
+    rows = [row | {"response": "yes"} for row in _varied(6)]
+    assert "imbalance of label has to be there, but is " in bench.refusal(rows, filters=filters)
+
+
+def test_drift_is_measured_against_the_set_released_last(bench: Bench) -> None:
+    filters = FILTERS.model_copy(update={"max_drift": 0.2})
+    first = bench.release(_varied(6), filters=filters)  # there is nothing to compare with
+    assert first.manifest.facts["compared_with"] is None
+    message = bench.refusal(_varied(40, "no"), filters=filters)
+    assert "drift: answers: label has to be at most 0.2, but is " in message
+    looser = FILTERS.model_copy(update={"max_drift": 1.0})
+    accepted = bench.release(_varied(40, "no"), filters=looser)
+    assert accepted.manifest.facts["compared_with"] == first.dataset("training_set").fingerprint
+    card = Store(bench.store.root).read_json(f"{accepted.report('data_card').uri}/card.json")
+    assert card == Store(bench.store.root).read_json("released/t.json")
+
+
+def test_a_refused_set_is_not_what_the_next_is_compared_with(bench: Bench) -> None:
+    bench.release(_varied(6))
+    before = Store(bench.store.root).read_json("released/t.json")
+    bench.refusal(_varied(1))
+    assert Store(bench.store.root).read_json("released/t.json") == before
