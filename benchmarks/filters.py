@@ -25,8 +25,8 @@ from benchmarks.report import Metric
 from benchmarks.results import Line, goal_table, heading, load_average, result_path
 from distillery.data.chat import Message, dump_messages
 from distillery.filters import prompt_filters
-from distillery.filters.base import RowFilter
-from distillery.filters.funnel import Funnel, Rows
+from distillery.filters.base import RowFilter, Rows
+from distillery.filters.funnel import Funnel
 from distillery.models.hardware import process_peak_bytes
 from distillery.storage.store import Store
 from distillery.task_types import task_type

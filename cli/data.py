@@ -13,7 +13,6 @@ from distillery.filters.rejected import (
     RejectedRow,
     first_rows,
     newest_rejected,
-    rejected_by_recipe,
     rejected_rows,
     restored,
 )
@@ -68,7 +67,41 @@ def _rejected(target: str, overrides: Sequence[str]) -> tuple[list[DatasetRef], 
         store = Store(target)
         return newest_rejected(store), store, []
     recipe = load_recipe(target, overrides, GenerationRecipe)
-    return rejected_by_recipe(recipe), Store(recipe.store.root), list(recipe.filters.restore)
+    return _rejected_by_recipe(recipe), Store(recipe.store.root), list(recipe.filters.restore)
+
+
+def _rejected_by_recipe(recipe: GenerationRecipe) -> list[DatasetRef]:
+    """Return the rejected rows of the filter stages that a run of ``recipe`` has finished.
+
+    The prompts are loaded, validated and filtered as a run would do it, which is quick where it
+    has been done; nobody is asked anything.
+
+    Raises:
+        InputDataError: The prompts cannot be used.
+        RecipeError: The recipe asks for something that cannot be done.
+    """
+    from distillery.data.loading import load_prompts
+    from distillery.data.validation import prompt_set, validate_prompts
+    from distillery.filters.prompts import filter_prompts
+    from distillery.filters.responses import response_filtering_stage
+    from distillery.logs.stage import read_logs
+    from distillery.storage.stage import find_stage
+    from distillery.teacher.generation import generation_stage
+
+    task, data, store, execution = recipe.task, recipe.data, recipe.store, recipe.execution
+    sources = read_logs(data, store, execution)
+    loaded = load_prompts(task, sources, store, execution).dataset("prompts")
+    valid = prompt_set(validate_prompts(loaded, task, data, store, execution))
+    filtered = filter_prompts(valid, task, recipe.filters, store, execution)
+    prompts, found = filtered.dataset("prompts"), [filtered.dataset("rejected")]
+    answered = find_stage(generation_stage(prompts, recipe.teacher, task), store, execution)
+    if answered is not None:
+        stage = response_filtering_stage(
+            answered.dataset("responses"), prompts, task, recipe.filters
+        )
+        if made := find_stage(stage, store, execution):
+            found.append(made.dataset("rejected"))
+    return found
 
 
 def _table(rows: Sequence[RejectedRow]) -> Table:

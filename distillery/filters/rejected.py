@@ -9,12 +9,10 @@ from typing import Any
 import pyarrow.dataset as pads
 
 from distillery.data.chat import load_messages, shown
-from distillery.storage.stage import find_stage
 from distillery.storage.store import Store
 from schemas.errors import InputDataError, RecipeError, StoreError
 from schemas.execution import StageName
 from schemas.filters import NOT_RESTORABLE, DropReason
-from schemas.recipe import GenerationRecipe
 from schemas.refs import DatasetRef
 
 STAGES = (StageName.FILTER_PROMPTS, StageName.FILTER_RESPONSES)
@@ -39,37 +37,6 @@ class RejectedRow:
     def is_restorable(self) -> bool:
         """Whether `filters.restore` can let it pass: there has to be something to learn from."""
         return DropReason(self.reason) not in NOT_RESTORABLE
-
-
-def rejected_by_recipe(recipe: GenerationRecipe) -> list[DatasetRef]:
-    """Return the rejected rows of the filter stages that a run of ``recipe`` has finished.
-
-    The prompts are loaded, validated and filtered as a run would do it, which is quick where it
-    has been done; nobody is asked anything.
-
-    Raises:
-        InputDataError: The prompts cannot be used.
-        RecipeError: The recipe asks for something that cannot be done.
-    """
-    from distillery.data.loading import load_prompts
-    from distillery.data.validation import prompt_set, validate_prompts
-    from distillery.filters.prompts import filter_prompts
-    from distillery.filters.responses import response_filtering_stage
-    from distillery.teacher.generation import generation_stage
-
-    task, data, store, execution = recipe.task, recipe.data, recipe.store, recipe.execution
-    loaded = load_prompts(task, data, store, execution).dataset("prompts")
-    valid = prompt_set(validate_prompts(loaded, task, data, store, execution))
-    filtered = filter_prompts(valid, task, recipe.filters, store, execution)
-    prompts, found = filtered.dataset("prompts"), [filtered.dataset("rejected")]
-    answered = find_stage(generation_stage(prompts, recipe.teacher, task), store, execution)
-    if answered is not None:
-        stage = response_filtering_stage(
-            answered.dataset("responses"), prompts, task, recipe.filters
-        )
-        if made := find_stage(stage, store, execution):
-            found.append(made.dataset("rejected"))
-    return found
 
 
 def newest_rejected(store: Store) -> list[DatasetRef]:
@@ -131,7 +98,7 @@ def restored(
 
     Args:
         prompt_ids: Ids of rejected rows.
-        refs: What :func:`rejected_by_recipe` or :func:`newest_rejected` gives.
+        refs: Data sets of rejected rows.
         store: Where these are.
         before: Ids that are restored already.
 
