@@ -159,7 +159,11 @@ def plan_recipe(recipe: GenerationRecipe) -> GenerationPlan | PanelPlan:
     assumptions = plan.assumptions
     if find_stage(generation_stage(prompts, teacher, task), store, recipe.execution):
         assumptions += (("store", "it has these responses, so the run asks nothing at all"),)
-    assumptions += tuple(_judging(recipe, plan.num_rows))
+    assumptions += tuple(
+        _judging(
+            recipe, made.manifest.counts["kept_train"] + made.manifest.counts["kept_validation"]
+        )
+    )
     if isinstance(recipe, Recipe):
         num_rows = valid.manifest.counts["test"]
         why = f"not planned: evaluate_models asks the teacher up to {num_rows:,} test rows besides"
