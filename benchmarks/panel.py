@@ -109,7 +109,7 @@ class Bench:
         recipe = self.recipe
         made = self._responses(teacher)
         filtered = filter_responses(
-            made.dataset("responses"), self._prompts, recipe.task, recipe.filters, *self._here
+            made.dataset("responses"), self.prompts, recipe.task, recipe.filters, *self._here
         )
         kept = filtered.dataset("kept")
         rows = _rows(kept, self._here[0])

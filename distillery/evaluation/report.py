@@ -85,6 +85,7 @@ def render_report(
         lstrip_blocks=True,
     )
     # A figure and its unit stay on one line.
+    environment.filters["money"] = money_text
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     page = environment.get_template("report.html.jinja")
     return page.render(
