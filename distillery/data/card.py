@@ -36,7 +36,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _ROWS = """
     CREATE VIEW rows AS SELECT
-        split, prompt_id, response, {teacher} AS teacher,
+        split, prompt_id, coalesce(response, '') AS response, {teacher} AS teacher,
         CASE WHEN json_valid(messages)
             THEN coalesce(json_extract_string(messages, '$[#-1].content'), '') ELSE ''
         END AS prompt

@@ -47,7 +47,7 @@ def card_notes(card: DataCard) -> list[str]:
         compared = (
             f"Compared with {card.compared_with[:12]}, the last released set. Drift is the "
             "Jensen-Shannon divergence in bits: 0 for equal distributions, 1 for nothing in "
-            "common; `by chance` is what two samples of these sizes of one distribution have."
+            "common; by chance is what two samples of these sizes of one distribution have."
         )
     return [
         f"Fingerprint {card.training_set[:12]}, made {card.made_at:%Y-%m-%d %H:%M} UTC.",

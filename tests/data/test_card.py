@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from distillery.data.answer_classes import class_of
@@ -25,8 +26,6 @@ LABELS = LabelSet(labels=("yes", "no", "maybe"))
 
 
 def _kept(folder: Path, pairs: list[tuple[str, str]], fingerprint: str = "f") -> DatasetRef:
-    import pandas as pd
-
     schema = arrow_schema(TrainingFrame)
     rows = [
         {
@@ -39,7 +38,7 @@ def _kept(folder: Path, pairs: list[tuple[str, str]], fingerprint: str = "f") ->
     ]
     uri = f"filter_responses/{fingerprint}/a/kept"
     with Store(str(folder)).row_writer(uri, schema) as writer:
-        writer.write(pd.DataFrame(rows, columns=schema.names))
+        writer.write(pa.RecordBatch.from_pylist(rows, schema))
     return writer.ref(fingerprint)
 
 
