@@ -10,11 +10,12 @@ from typing import Any
 from distillery.data.journey import LEARNT_SPLITS, filter_steps, priced, reasons_by_split
 from distillery.evaluation.tables import Row
 from distillery.storage.store import Store
+from distillery.teacher.summary import SHARE_COLUMNS, panel_shares, saved_sentence, share_rows
 from distillery.training.pruning import pruning_text
 from schemas.base import Ref
 from schemas.budget import PriceSpec
 from schemas.comparison import Comparison
-from schemas.contestants import BASELINE
+from schemas.contestants import BASELINE, TEACHER
 from schemas.funnel import FunnelStep
 from schemas.manifest import Manifest
 from schemas.refs import DatasetRef, Evaluated, Lineage
@@ -196,8 +197,25 @@ def origin_tables(comparison: Comparison, origins: Origins) -> dict[str, list[Ro
         for name, version in made.versions.items():
             versions.setdefault(name, set()).add(version)
     libraries = [{"library": name, "version": ", ".join(sorted(v))} for name, v in versions.items()]
-    found = {"Stages": stages, "Models": models, "Files": files, "Libraries": libraries}
+    found = {
+        **_panel_tables(origins),
+        **{"Stages": stages, "Models": models, "Files": files, "Libraries": libraries},
+    }
     return {title: rows for title, rows in found.items() if rows}
+
+
+def _panel_tables(origins: Origins) -> dict[str, list[Row]]:
+    """Return what each member of a panel did for the training rows and the test rows."""
+    found = {}
+    stages = {"training rows": "generate_responses", "test rows": f"answer_test_prompts {TEACHER}"}
+    for rows, stage in stages.items():
+        made = origins.manifests.get(stage)
+        if made is None or (shares := panel_shares(made)) is None:
+            continue
+        saved = saved_sentence(shares)
+        title = f"Teachers of the panel, {rows}" + (f". {saved}" if saved else "")
+        found[title] = [dict(zip(SHARE_COLUMNS, row, strict=True)) for row in share_rows(shares)]
+    return found
 
 
 def licence_of(model: str) -> str | None:
