@@ -26,7 +26,7 @@ from schemas.filters import DropReason
 from schemas.frames import LABELLED, SPLITS
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 6
+_LOGIC_VERSION = 7
 _BATCH_ROWS = 4096
 
 _LOADED_SCHEMA = pa.schema(

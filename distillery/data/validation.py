@@ -31,7 +31,7 @@ from schemas.frames import (
 from schemas.refs import TEST_CLUSTERS, DatasetRef, PromptSet
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 6
+_LOGIC_VERSION = 7
 _BATCH_ROWS = 4096
 # Not dirt: rows that must not be seen before the students are judged by them.
 _FOUND_ELSEWHERE = (DropReason.FOUND_IN_TEST, DropReason.FOUND_IN_SELECTION)

@@ -21,7 +21,7 @@ from schemas.units import money_text, percent_text
 
 _JSONL_COLUMNS = (
     *("prompt_id", "split", "state", "response", "prompt_tokens", "completion_tokens"),
-    *("sample_index", "agreement", "repaired"),
+    *("sample_index", "agreement", "repaired", "teacher", "chosen_because"),
 )
 
 _HINTS = {"truncated": "; raise teacher.max_new_tokens and only these are asked again"}

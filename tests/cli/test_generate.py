@@ -84,7 +84,7 @@ def test_prompts_are_answered_and_a_second_run_asks_nothing(
     assert all(row["response"] == label_of(texts[row["prompt_id"]]) for row in rows)
     assert set(rows[0]) == {
         *("prompt_id", "split", "state", "response", "prompt_tokens", "completion_tokens"),
-        *("sample_index", "agreement", "repaired"),
+        *("sample_index", "agreement", "repaired", "teacher", "chosen_because"),
     }
     table = pq.read_table(printed(done, "Parquet:"))
     assert table.column("prompt_id").to_pylist() == [row["prompt_id"] for row in rows]

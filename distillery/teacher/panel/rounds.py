@@ -16,6 +16,7 @@ from distillery.teacher.panel.cascade import Cascade
 from distillery.teacher.panel.route import Route
 from distillery.teacher.panel.vote import Vote
 from distillery.teacher.requests import Asker, Said, asking_inputs
+from schemas.base import versioned
 from schemas.execution import StoreSpec
 from schemas.panel import JUDGE, PanelTeacher
 from schemas.refs import DatasetRef
@@ -177,12 +178,15 @@ def _pair(row: Row, wanted: Compare) -> Pair:
 
 
 def panel_inputs(panel: PanelTeacher, task: TaskSpec) -> dict[str, Any]:
-    """Return what decides a panel's responses beside its identity and the prompts."""
-    return {
-        "policy": panel.policy.model_dump(mode="json", exclude={"judge"}),
-        "judge": panel.judge and judging_inputs(panel.judge),
-        "teachers": {e.name: asking_inputs(e.teacher, task) for e in panel.teachers},
-        "rules": {each.name: each.rule for each in panel.teachers},
-        "task_type": task.type,
-        "answer_format": task.answer_format,
-    }
+    """Return what decides a panel's responses beside its identity and the prompts, as plain JSON."""
+    inputs: dict[str, Any] = versioned(
+        {
+            "policy": panel.policy.model_dump(mode="json", exclude={"judge"}),
+            "judge": panel.judge and judging_inputs(panel.judge),
+            "teachers": {e.name: asking_inputs(e.teacher, task) for e in panel.teachers},
+            "rules": {each.name: each.rule for each in panel.teachers},
+            "task_type": task.type,
+            "answer_format": task.answer_format,
+        }
+    )
+    return inputs
