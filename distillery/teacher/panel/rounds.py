@@ -178,7 +178,7 @@ def _pair(row: Row, wanted: Compare) -> Pair:
 
 
 def panel_inputs(panel: PanelTeacher, task: TaskSpec) -> dict[str, Any]:
-    """Return what decides a panel's responses beside its identity and the prompts, as plain JSON."""
+    """Return what decides a panel's responses beside identity and prompts, as plain JSON."""
     inputs: dict[str, Any] = versioned(
         {
             "policy": panel.policy.model_dump(mode="json", exclude={"judge"}),

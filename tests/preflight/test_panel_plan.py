@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distillery.teacher.plan import PanelPlan, plan_panel, sentences
+from distillery.preflight.plan import PanelPlan, plan_panel, sentences
 from schemas.execution import StoreSpec
 from schemas.task import TaskSpec
 from tests.fixtures_generation import run_all, train_prompts, write_prompts
