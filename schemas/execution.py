@@ -91,6 +91,21 @@ class TrialSpec(Spec):
     """Number of the trial."""
 
 
+class RaySpec(Spec):
+    """A Ray cluster on which the chunks of teacher generation run (`pip install 'distillery[ray]'`).
+
+    Each worker has its own connections to endpoint and ledger, so `teacher.concurrency` counts per
+    worker; a request is paid for once all the same.
+    """
+
+    address: str | None = None
+    """Address of the cluster, such as `ray://head:10001`; its nodes have this package installed.
+    None: a Ray of this machine is started, and ends with the stage."""
+
+    num_workers: int | None = Field(None, ge=1)
+    """Workers of a Ray that is started here. None: one per core. A cluster has its own number."""
+
+
 class ExecutionSpec(Spec):
     """How the run is carried out."""
 
@@ -104,6 +119,10 @@ class ExecutionSpec(Spec):
 
     chunk_rows: int = Field(1000, ge=1)
     """Prompts per chunk of teacher generation. About 1,000 keep the orchestrator's load small."""
+
+    ray: RaySpec | None = Field(None, title="Ray")
+    """Where the chunks are answered. None: in threads of the stage's process, which is enough for
+    any endpoint that one client can keep busy."""
 
     cpu_threads: int | None = Field(None, ge=1)
     """Threads of a model that runs on the CPU. None: one per core. Models of a few million
