@@ -17,6 +17,7 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
+from tasks.fan_out import answer_on_ray
 from tasks.generation import answering, collect_responses, generate_chunk
 from tasks.stage import look_up_stage
 
@@ -39,12 +40,15 @@ def generate_responses(
     if found := look_up_stage(stage, store, execution):
         return found.dataset("responses")
     chunks = plan_chunks(prompts, rows_per_chunk(teacher, execution), store)
-    num_rows = sum(chunk.num_rows for chunk in chunks)
-    with answering(prompts, teacher, task, store, num_rows) as shared:
-        futures = generate_chunk.map(
-            chunks, unmapped(opaque(shared)), unmapped(task), unmapped(execution)
-        )
-        wait(futures)
-        futures.result()
-    session, _ = shared
-    return collect_responses(stage, prompts, teacher, task, store, execution, session.totals)
+    if execution.ray is not None:
+        totals = answer_on_ray(chunks, prompts, teacher, task, store, execution.ray)
+    else:
+        num_rows = sum(chunk.num_rows for chunk in chunks)
+        with answering(prompts, teacher, task, store, num_rows) as shared:
+            futures = generate_chunk.map(
+                chunks, unmapped(opaque(shared)), unmapped(task), unmapped(execution)
+            )
+            wait(futures)
+            futures.result()
+        totals = shared[0].totals
+    return collect_responses(stage, prompts, teacher, task, store, execution, totals)

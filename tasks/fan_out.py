@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -34,11 +33,6 @@ class Answered(NamedTuple):
     """What the worker has done so far, over all its chunks."""
 
 
-_sessions: dict[str, library.AnySession] = {}
-"""Of this worker, by flow run; they end with its process."""
-_opening = threading.Lock()
-
-
 def answer_on_ray(
     chunks: Sequence[library.Chunk],
     prompts: DatasetRef,
@@ -54,7 +48,7 @@ def answer_on_ray(
     """
     from prefect_ray import RayTaskRunner
 
-    settings: dict[str, Any] = {"include_dashboard": False, "logging_level": "WARNING"}
+    settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False}
     runner = RayTaskRunner(
         address=ray.address, init_kwargs=settings | {"num_cpus": ray.num_workers}
     )
@@ -86,10 +80,7 @@ def answer_chunk(
     run: str,
 ) -> Answered:
     """Return what this worker has done for ``run``, once the responses of ``chunk`` are kept."""
-    with _opening:
-        if run not in _sessions:
-            _sessions[run] = library.open_session(prompts, teacher, task, store)
-        session = _sessions[run]
+    session = library.workers_session(run, prompts, teacher, task, store)
     by_state = library.generate_chunk(chunk, session, task)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     return Answered(chunk.start, sum(by_state.values()), worker, session.totals)

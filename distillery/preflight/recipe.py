@@ -5,6 +5,7 @@ asking an endpoint needs the network, so that is done right before the first req
 unchanged run never makes, and whenever the run is refused anyway: then all problems come at once.
 """
 
+import importlib.util
 import logging
 import re
 from collections.abc import Callable
@@ -141,6 +142,7 @@ def check_recipe(
     problems.lines += _unasked_canaries(teacher, evaluation)
     if teacher.in_batches:
         problems.lines += _impatient_batches(execution, evaluation)
+    problems.lines += _no_cluster(teacher, store, execution)
     unusable = _unusable_ledger(store)
     problems.lines += unusable
     if gate is not None and not unusable:
@@ -366,6 +368,29 @@ def _unusable_ledger(store: StoreSpec) -> list[str]:
         problems.append(
             "store.ledger_url holds a password, which would stand in manifests and the UI. Write "
             "${NAME} in its place, the name of an environment variable."
+        )
+    return problems
+
+
+def _no_cluster(teacher: AnyTeacher, store: StoreSpec, execution: ExecutionSpec) -> list[str]:
+    """Return why the chunks cannot be answered on Ray."""
+    if execution.ray is None:
+        return []
+    problems = []
+    if importlib.util.find_spec("prefect_ray") is None:
+        problems.append(
+            "execution.ray needs prefect-ray, which is not installed here. Run "
+            "pip install 'distillery[ray]', on the nodes of a cluster too."
+        )
+    if store.ledger_url is None:
+        problems.append(
+            "execution.ray is set but store.ledger_url is missing: the workers keep one ledger, and "
+            "SQLite's file is for one machine. Set it to a PostgreSQL URL."
+        )
+    if not all(each.is_hosted for each in singles(teacher)):
+        problems.append(
+            "execution.ray is set, but the teacher runs here, and each worker would load it "
+            "again. Name the endpoint of a server, or remove execution.ray."
         )
     return problems
 

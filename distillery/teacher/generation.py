@@ -38,6 +38,8 @@ ROWS_PER_BATCH = 50_000
 AnySession = TeacherSession | PanelSession
 """Who answers, with a ledger and a budget."""
 
+_workers_sessions: dict[str, AnySession] = {}
+
 _BATCH_ROWS = 2048
 _COLUMNS = ["prompt_id", "split", "messages", "slices"]
 
@@ -137,6 +139,18 @@ def open_session(
     if teacher.is_panel:
         return PanelSession(teacher, task, prompts, store, purpose=purpose)
     return TeacherSession(teacher, store, purpose=purpose)
+
+
+def workers_session(
+    run: str, prompts: DatasetRef, teacher: AnyTeacher, task: TaskSpec, store: StoreSpec
+) -> AnySession:
+    """Return the one session that this process has for ``run``; it ends with the process.
+
+    For workers of a cluster, which live as long as they like and answer one chunk at a time.
+    """
+    if run not in _workers_sessions:
+        _workers_sessions[run] = open_session(prompts, teacher, task, store)
+    return _workers_sessions[run]
 
 
 def generate_chunk(
