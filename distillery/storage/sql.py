@@ -11,13 +11,13 @@ from distillery.storage.scratch import scratch_folder
 def querying(**datasets: Any) -> Iterator[Any]:
     """Yield a DuckDB connection in which each Arrow data set is a table of its name.
 
-    One thread, so that rows keep their order; what does not fit into memory spills to a scratch
-    folder.
+    One thread, so that rows keep their order. What is beyond half a gigabyte spills to a scratch
+    folder, so a million rows need no more memory than a hundred thousand.
     """
     import duckdb
 
     with scratch_folder("sql") as scratch, duckdb.connect() as sql:
-        sql.execute("SET enable_progress_bar = false; SET threads = 1")
+        sql.execute("SET enable_progress_bar = false; SET threads = 1; SET memory_limit = '512MB'")
         sql.execute(f"SET temp_directory = '{scratch}'")
         for name, dataset in datasets.items():
             sql.register(name, dataset)
