@@ -85,5 +85,5 @@ $(LOCK): pyproject.toml constraints.txt
 	@echo "Creating $(VENV) (a few minutes the first time) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	@$(PIP) -c constraints.txt -e '.[dev,s3,postgresql,onnx,gguf,pii,mlflow,lm-eval]'
+	@$(PIP) -c constraints.txt -e '.[dev,s3,postgresql,onnx,gguf,pii,ray,mlflow,lm-eval]'
 	@touch $@

@@ -1,6 +1,6 @@
 """The first half of the spine as a flow: prompts in, a training set out; nothing is trained.
 
-    python -m benchmarks.material RECIPE
+python -m benchmarks.material RECIPE
 """
 
 import sys
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 def _load() -> "Flow[..., None]":
     from prefect import flow
 
-    from flows.teach_student import gather_material
+    from flows.teach_student import gather_material, read_prompts
     from schemas.data import DataSpec
     from schemas.execution import ExecutionSpec, StoreSpec
     from schemas.filters import FilterSpec
+    from schemas.panel import AnyTeacher
     from schemas.student import StudentSpec
     from schemas.task import TaskSpec
-    from schemas.teacher import TeacherSpec
     from schemas.training import TrainingSpec
 
     @flow(name="gather-material")
     def gather(
         task: TaskSpec,
         data: DataSpec,
-        teacher: TeacherSpec,
+        teacher: AnyTeacher,
         student: StudentSpec,
         filters: FilterSpec,
         training: TrainingSpec,
@@ -47,7 +47,8 @@ def _load() -> "Flow[..., None]":
             "store": store,
             "execution": execution,
         }
-        gather_material(Recipe(**sections))
+        recipe = Recipe(**sections)
+        gather_material(recipe, read_prompts(recipe))
 
     return gather
 

@@ -178,7 +178,10 @@ def run(folder: Path, stub: Stub, number: int) -> Found:
     paths = sorted((folder / "store").glob("*/*/manifest.json"), key=lambda p: p.stat().st_mtime)
     before = watch.samples[0][0]
     for path in paths:
-        manifest, sealed = Manifest.model_validate_json(path.read_text("utf-8")), path.stat().st_mtime
+        manifest, sealed = (
+            Manifest.model_validate_json(path.read_text("utf-8")),
+            path.stat().st_mtime,
+        )
         name = path.parent.parent.name
         seconds[name], counts[name] = sealed - before, manifest.counts
         peaks[name] = max((rss for at, rss in watch.samples if before <= at <= sealed), default=0)
@@ -237,8 +240,7 @@ def main() -> int:
         f"- Versions: {versions()}",
         f"- Load average at the start: {load}; minutes in all: "
         f"{(time.monotonic() - began) / 60:.1f}",
-        "- Memory: the most resident memory of the flow's process, looked up every "
-        f"{_EVERY_S:g} s",
+        f"- Memory: the most resident memory of the flow's process, looked up every {_EVERY_S:g} s",
         "",
         table(found),
         "",

@@ -84,4 +84,3 @@ def answer_chunk(
     by_state = library.generate_chunk(chunk, session, task)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     return Answered(chunk.start, sum(by_state.values()), worker, session.totals)
-

@@ -372,3 +372,14 @@ def test_what_cannot_wait_for_a_batch_is_refused(tmp_path: Path) -> None:
         check(validate_recipe(raw, Recipe, source="r.yaml"))
     assert "execution.child_timeout_s is 86,400, but teacher.batch" in str(caught.value)
     assert "evaluation.stop_at_width is 0.1, so the teacher would be asked" in str(caught.value)
+
+
+def test_ray_needs_a_common_ledger_and_somebody_elses_endpoint(tmp_path: Path) -> None:
+    raw = make_recipe(tmp_path, "http://127.0.0.1:9/v1", execution={"ray": {}})
+    with pytest.raises(
+        RecipeError, match=r"execution\.ray is set but store\.ledger_url is missing"
+    ):
+        check(validate_recipe(raw, Recipe, source="r.yaml"))
+    raw["teacher"] = {"kind": "transformers", "model": "recipes/demo/teacher"}
+    with pytest.raises(RecipeError, match=r"execution\.ray is set, but the teacher runs here"):
+        check(validate_recipe(raw, Recipe, source="r.yaml"))
