@@ -178,10 +178,8 @@ def run(folder: Path, stub: Stub, number: int) -> Found:
     paths = sorted((folder / "store").glob("*/*/manifest.json"), key=lambda p: p.stat().st_mtime)
     before = watch.samples[0][0]
     for path in paths:
-        manifest, sealed = (
-            Manifest.model_validate_json(path.read_text("utf-8")),
-            path.stat().st_mtime,
-        )
+        manifest = Manifest.model_validate_json(path.read_text("utf-8"))
+        sealed = path.stat().st_mtime
         name = path.parent.parent.name
         seconds[name], counts[name] = sealed - before, manifest.counts
         peaks[name] = max((rss for at, rss in watch.samples if before <= at <= sealed), default=0)

@@ -92,7 +92,7 @@ class TrialSpec(Spec):
 
 
 class RaySpec(Spec):
-    """A Ray cluster on which the chunks of teacher generation run (`pip install 'distillery[ray]'`).
+    """A Ray cluster that answers the chunks of teacher generation (the extra `ray`).
 
     Each worker has its own connections to endpoint and ledger, so `teacher.concurrency` counts per
     worker; a request is paid for once all the same.

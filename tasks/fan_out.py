@@ -56,7 +56,7 @@ def answer_on_ray(
     num_rows = sum(chunk.num_rows for chunk in chunks)
     with runner, progress_report("generate_responses", "Teacher responses", num_rows) as progress:
         shared = {"prompts": prompts, "teacher": teacher, "task": task, "store": store}
-        inputs = {name: unmapped(value) for name, value in shared.items()}
+        inputs: dict[str, Any] = {name: unmapped(value) for name, value in shared.items()}
         inputs |= {"chunk": chunks, "run": unmapped(str(flow_run.get_id()))}
         for future in runner.map(answer_chunk, inputs):
             answered: Answered = future.result()

@@ -384,8 +384,8 @@ def _no_cluster(teacher: AnyTeacher, store: StoreSpec, execution: ExecutionSpec)
         )
     if store.ledger_url is None:
         problems.append(
-            "execution.ray is set but store.ledger_url is missing: the workers keep one ledger, and "
-            "SQLite's file is for one machine. Set it to a PostgreSQL URL."
+            "execution.ray is set but store.ledger_url is missing: the workers keep one ledger, "
+            "and SQLite's file is for one machine. Set it to a PostgreSQL URL."
         )
     if not all(each.is_hosted for each in singles(teacher)):
         problems.append(
