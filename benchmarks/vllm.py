@@ -96,7 +96,7 @@ def _ours(rows: Rows, teacher: VLLMTeacher, root: Path) -> float:
     root.mkdir()
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     source = FileSource(path=str(root / "prompts.jsonl"), columns=ColumnMap(id="id"))
-    data = DataSpec(train=source, validation_fraction=0)
+    data = DataSpec(train=source, validation_fraction=0.1)
     store = StoreSpec(root=str(root))
     loaded = load_prompts(_TASK, data, store, _EXECUTION).dataset("prompts")
     prompts = validate_prompts(loaded, _TASK, data, store, _EXECUTION).dataset("prompts")

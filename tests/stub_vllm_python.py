@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-CONTEXT_LENGTH = 100
+CONTEXT_LENGTH = 1000
 _LEAVES_ITS_GROUP = "import time, os; os.setsid(); time.sleep(600)"
 
 
@@ -48,6 +48,7 @@ def _handler(name: str, settings: dict[str, Any]) -> type[BaseHTTPRequestHandler
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 2**16  # head and body go together
 
         def do_GET(self) -> None:
             self._reply(200, {"data": [{"id": name}]} if self.path == "/v1/models" else {})

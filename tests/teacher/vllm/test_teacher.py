@@ -120,10 +120,10 @@ def test_a_prompt_that_max_model_len_cuts_off_is_an_error_and_not_a_refusal(
         TeacherSession(short, store, purpose="test") as session,
         pytest.raises(TeacherError, match=r"do not fit into teacher\.max_model_len=100"),
     ):
-        session.answer(asked_for(short, "a", "x" * 200))
+        session.answer(asked_for(short, "a", "x" * 2000))
     as_the_model_is = stub_python.teacher()
     with TeacherSession(as_the_model_is, store, purpose="test") as session:
-        states = session.answer(asked_for(as_the_model_is, "a", "x" * 200))
+        states = session.answer(asked_for(as_the_model_is, "a", "x" * 2000))
     assert states == {"ok": 1, "refused": 1}
 
 
