@@ -59,6 +59,14 @@ class Origins:
             return []
         return [(name, loaded.counts.get(name, 0), str(f)) for name, f in loaded.inputs.items()]
 
+    @property
+    def held_out(self) -> dict[str, str]:
+        """Return the hashes of the held-out rows that prompts were compared with, by split."""
+        made = self.manifests.get("filter_prompts")
+        hashes: Any = made.inputs["held_out"] if made else {}
+        num_rows = self.counts("validate_prompts")
+        return {split: text for split, text in hashes.items() if num_rows.get(split)}
+
     def counts(self, stage: str) -> dict[str, int]:
         """Return what a stage counted, or nothing."""
         made = self.manifests.get(stage)
@@ -192,6 +200,14 @@ def origin_tables(comparison: Comparison, origins: Origins) -> dict[str, list[Ro
         {"file of": split, "rows": f"{num_rows:,}", "fingerprint": fingerprint[:12]}
         for split, num_rows, fingerprint in origins.files
     ]
+    held_out = [
+        {
+            "split": split,
+            "rows": f"{origins.counts('validate_prompts')[split]:,}",
+            "hash": text[:12],
+        }
+        for split, text in origins.held_out.items()
+    ]
     versions: dict[str, set[str]] = {}
     for made in origins.manifests.values():
         for name, version in made.versions.items():
@@ -199,7 +215,8 @@ def origin_tables(comparison: Comparison, origins: Origins) -> dict[str, list[Ro
     libraries = [{"library": name, "version": ", ".join(sorted(v))} for name, v in versions.items()]
     found = {
         **_panel_tables(origins),
-        **{"Stages": stages, "Models": models, "Files": files, "Libraries": libraries},
+        **{"Stages": stages, "Models": models, "Files": files},
+        **{"Held out from the prompts": held_out, "Libraries": libraries},
     }
     return {title: rows for title, rows in found.items() if rows}
 

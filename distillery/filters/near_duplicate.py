@@ -60,7 +60,7 @@ class NearDuplicate(SetFilter[NearDuplicateFilter]):
 
 
 class Signatures(NamedTuple):
-    """What is kept of the MinHash signatures of N rows: 230 bytes a row at 128 permutations."""
+    """What is kept of the MinHash signatures of N rows: 264 bytes a row by default."""
 
     low: Bytes
     """The lowest byte of each number, N x permutations: all that an estimate needs (Li and König

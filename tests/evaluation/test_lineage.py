@@ -11,6 +11,7 @@ from distillery.evaluation.lineage import (
     baseline_text,
     funnel,
     licence_of,
+    origin_tables,
     read_origins,
 )
 from distillery.storage.stage import Attempt, Stage, run_stage
@@ -173,3 +174,17 @@ def test_licence_is_what_the_folder_states(
 
 def test_licence_of_a_model_elsewhere_is_not_known() -> None:
     assert licence_of("someone/model") is None
+
+
+def test_the_rows_that_prompts_were_kept_apart_from_are_in_the_report() -> None:
+    hashes = {"selection": "e" * 64, "test": "a1b2" * 16}
+    origins = Origins(
+        {
+            "validate_prompts": manifest("validate_prompts", counts={"selection": 0, "test": 1200}),
+            "filter_prompts": manifest("filter_prompts", inputs={"held_out": hashes}),
+        }
+    )
+    assert origin_tables(comparison(), origins)["Held out from the prompts"] == [
+        {"split": "test", "rows": "1,200", "hash": "a1b2a1b2a1b2"}
+    ]
+    assert "Held out from the prompts" not in origin_tables(comparison(), Origins())
