@@ -31,7 +31,7 @@ _WORD_BINS = 512
 _SHINGLE_WORDS = 3
 _NEAR = 0.8
 _PERMUTATIONS, _BANDS = 128, 16
-_CHARS = {"prompts": "length(prompt)", "responses": "length(response)"}
+_SIDES = ("prompts", "responses")
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 _ROWS = """
@@ -42,13 +42,19 @@ _ROWS = """
         END AS prompt
     FROM kept
 """
+# Messages are JSON text, which is read once.
+_LENGTHS_TABLE = """
+    CREATE TABLE lengths AS SELECT
+        split, teacher, length(prompt) AS prompts, length(response) AS responses
+    FROM rows
+"""
 _SAMPLE = "SELECT prompt, response FROM rows ORDER BY md5(prompt_id), split LIMIT {limit}"
 _LENGTHS = """
-    SELECT min({chars}), {quantiles}, max({chars}), avg({chars}) FROM rows
+    SELECT min({side}), {quantiles}, max({side}), avg({side}) FROM lengths
 """
 _LENGTH_BINS = """
-    SELECT floor(2 * log2({chars}))::INTEGER::VARCHAR, count(*)
-    FROM rows WHERE {chars} > 0 GROUP BY ALL ORDER BY ALL
+    SELECT floor(2 * log2({side}))::INTEGER::VARCHAR, count(*)
+    FROM lengths WHERE {side} > 0 GROUP BY ALL ORDER BY ALL
 """
 
 Embed = Callable[[Sequence[str]], "np.ndarray[Any, Any]"]
@@ -80,21 +86,25 @@ def make_card(
     teacher = "teacher" if "teacher" in kept.columns else "NULL"
     with querying(kept=store.dataset(kept)) as sql:
         sql.execute(_ROWS.format(teacher=teacher))
+        sql.execute(_LENGTHS_TABLE)
         sample = sql.sql(_SAMPLE.format(limit=SAMPLE_ROWS)).fetchall()
         rows = _counts(sql, "split")
         teachers = _counts(sql, "teacher")
         labels = {name: _class_counts(sql, name, known) for name, known in classes.items()}
-        chars = {side: _lengths(sql, side) for side in _CHARS}
+        chars = {side: _lengths(sql, side) for side in _SIDES}
         bins = {
-            f"length of {side}": dict(sql.sql(_LENGTH_BINS.format(chars=expression)).fetchall())
-            for side, expression in _CHARS.items()
+            f"length of {side}": dict(sql.sql(_LENGTH_BINS.format(side=side)).fetchall())
+            for side in _SIDES
         }
     texts: dict[str, list[str]] = {
-        side: [row[number] for row in sample] for number, side in enumerate(_CHARS)
+        side: [row[number] for row in sample] for number, side in enumerate(_SIDES)
     }
     languages = {"prompts": _languages(texts["prompts"])}
     languages["responses"] = Counter() if classes else _languages(texts["responses"])
     found = {side: _texts(of_side, chars[side], languages[side]) for side, of_side in texts.items()}
+    if classes:  # answers of a few kinds repeat each other, and nothing follows from it
+        none = {"near_duplicates": None}
+        found["responses"] = found["responses"].model_copy(update=none)
     if embed is not None and sample:
         spread = {"embedding_spread": _spread(embed(texts["prompts"]))}
         found["prompts"] = found["prompts"].model_copy(update=spread)
@@ -147,7 +157,7 @@ def shifts(
 
 def _counts(sql: Any, column: str) -> dict[str, int]:
     """Return the rows by value of a column, most frequent first."""
-    query = f"SELECT {column}, count(*) FROM rows WHERE {column} IS NOT NULL GROUP BY ALL"
+    query = f"SELECT {column}, count(*) FROM lengths WHERE {column} IS NOT NULL GROUP BY ALL"
     return dict(sql.sql(f"{query} ORDER BY 2 DESC, 1").fetchall())
 
 
@@ -166,8 +176,8 @@ def _class_counts(sql: Any, name: str, known: Sequence[str]) -> dict[str, int]:
 
 def _lengths(sql: Any, side: str) -> dict[str, float]:
     """Return the lengths of a side over all rows, in characters."""
-    quantiles = ", ".join(f"quantile_cont({_CHARS[side]}, {at})" for at in _QUANTILES)
-    (row,) = sql.sql(_LENGTHS.format(chars=_CHARS[side], quantiles=quantiles)).fetchall()
+    quantiles = ", ".join(f"quantile_cont({side}, {at})" for at in _QUANTILES)
+    (row,) = sql.sql(_LENGTHS.format(side=side, quantiles=quantiles)).fetchall()
     names = ["shortest", *(f"{at:.0%}" for at in _QUANTILES), "longest", "mean"]
     return {
         name: round(float(value), 1)
