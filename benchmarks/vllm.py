@@ -59,7 +59,9 @@ def main() -> int:
             raise SystemExit(f"{num_needed} prompts are needed, but there are {len(rows)}.")
         lease = Lease(teacher, while_waiting=lambda note: print(note, end="\r", file=sys.stderr))
         try:
-            _bare(rows[-arguments.rows :], lease, teacher)  # threads, memory, code that is compiled
+            first = rows[-arguments.rows :]  # libraries, threads, memory
+            _bare(first[::2], lease, teacher)
+            _ours(first[1::2], teacher, folder / "first")
             for repeat in range(arguments.repeats):
                 part = rows[repeat * arguments.rows :][: arguments.rows]
                 # Half of the prompts each, so that nobody reads what the other has had read.
