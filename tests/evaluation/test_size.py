@@ -1,6 +1,6 @@
 """The size of a teacher that vLLM loads, told from its files."""
 
-from distillery.evaluation.contestants import size_of_files
+from distillery.evaluation.size import size_of_files
 from distillery.models.local import LocalModel
 from schemas.teacher import TransformersTeacher, VLLMTeacher
 
