@@ -4,6 +4,7 @@
     <root>/<stage>/<fingerprint>/manifest.json      put last, in one piece; names the winner
     <root>/<stage>/<fingerprint>/checkpoints/...    what an attempt leaves for the next one
     <root>/aliases/<task>/<alias>.json              a copy of what the registry says
+    <root>/released/<task>.json                     the data card of the last training set
 
 No renames, so it holds on object stores; a second writer of the same fingerprint harms nobody.
 """
