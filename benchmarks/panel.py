@@ -224,11 +224,11 @@ def ways(bench: Bench) -> dict[str, AnyTeacher]:
     return {
         "small alone": small,
         "large alone": large,
-        "route: up to 110 characters to small": panel({"kind": "route"}, short),
-        "vote of three small ones": PanelTeacher.model_validate(three),
-        "best_of, verifier json": panel({"kind": "best_of", "verifier": {"kind": "json"}}),
-        "cascade, log-probability -0.1": panel({"kind": "cascade", "min_log_probability": -0.1}),
         "cascade, log-probability -0.01": panel({"kind": "cascade", "min_log_probability": -0.01}),
+        "vote of three small ones": PanelTeacher.model_validate(three),
+        "route: up to 110 characters to small": panel({"kind": "route"}, short),
+        "cascade, log-probability -0.1": panel({"kind": "cascade", "min_log_probability": -0.1}),
+        "best_of, verifier json": panel({"kind": "best_of", "verifier": {"kind": "json"}}),
     }
 
 
