@@ -479,7 +479,7 @@ def _panel_sentences(plan: PanelPlan) -> list[str]:
     for member in plan.members:
         lines += [f"{member.name} ({plan.policy})", *sentences(member.most)]
         if (expected := member.expected) != member.most.to_ask:
-            before = "nothing that it knows says how many"
+            before = "the ledger cannot say yet how many"
             if expected is not None and member.share is not None:
                 before = (
                     f"about {expected:,}, as {member.share:.1%} of the rows in the ledger went on"
