@@ -22,7 +22,7 @@ quickstart: $(LOCK) ## distil the demo's teacher into a student on this CPU
 	@$(BIN)/distillery run $(RECIPE)
 
 test: $(LOCK) ## run the tests, but the slow ones
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(LOCK) ## run the slow tests: real servers, workers and kills
 	@$(BIN)/python -m pytest -m "slow and not vllm"
