@@ -63,7 +63,7 @@ class Origins:
     def held_out(self) -> dict[str, str]:
         """Return the hashes of the held-out rows that prompts were compared with, by split."""
         made = self.manifests.get("filter_prompts")
-        hashes: Any = made.inputs["held_out"] if made else {}
+        hashes: Any = made.inputs.get("held_out", {}) if made else {}
         num_rows = self.counts("validate_prompts")
         return {split: text for split, text in hashes.items() if num_rows.get(split)}
 

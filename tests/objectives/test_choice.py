@@ -105,7 +105,7 @@ def test_more_targets_than_tokens_are_refused(models: dict[str, str]) -> None:
 def test_an_endpoint_cannot_run_beside_the_student(models: dict[str, str]) -> None:
     teacher = OpenAITeacher(model="m", base_url="http://127.0.0.1:9/v1")
     online = TrainingSpec(objective=SoftTargets(source="online"))
-    with pytest.raises(RecipeError, match=r"an endpoint cannot do\. Set it to offline, or"):
+    with pytest.raises(RecipeError, match=r"a server cannot do\. Set it to offline, or"):
         choose_objective(teacher, PretrainedStudent(model=models["kin"]), online)
 
 
