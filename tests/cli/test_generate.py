@@ -196,6 +196,7 @@ def test_a_teacher_that_refuses_ends_with_one_message(tmp_path: Path, prefect_se
         (["data.train=null"], "RecipeError: data.train is missing"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_work_is_refused_before_anything_is_asked(
     tmp_path: Path,
     teacher: StubEndpoint,

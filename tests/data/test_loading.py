@@ -161,6 +161,7 @@ def test_a_template_that_is_none_is_refused(bench: Bench, template: str) -> None
         bench.data([{"text": "a"}], prompt_template=template)
 
 
+@pytest.mark.slow
 def test_loading_never_holds_the_rows_of_a_file(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

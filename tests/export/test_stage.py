@@ -76,6 +76,7 @@ def test_gemma_reads_and_writes_as_before(format: ExportFormat, tmp_path: Path) 
     assert (check["prompts_answered"], check["same_answers"]) == (4, 4)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_done_is_reused_and_another_precision_is_another_stage(
     trained: TrainedStudent,
 ) -> None:

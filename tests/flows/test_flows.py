@@ -132,6 +132,7 @@ def test_a_student_that_fails_the_gate_is_not_published_and_the_run_says_by_how_
         assert registry.champion(raw["task"]["name"], "champion") is None
 
 
+@pytest.mark.slow
 def test_a_wrong_key_costs_one_request_and_keeps_what_is_there(tmp_path: Path) -> None:
     refused = Reply(status=401, error="no such key")
     with StubEndpoint(respond=lambda _: refused) as endpoint:

@@ -280,6 +280,7 @@ def _ask_all(spec: StoreSpec, num_rows: int, asked: "Queue[list[str]]", start: A
     asked.put(mine)
 
 
+@pytest.mark.slow
 def test_several_processes_ask_every_request_exactly_once(ledger_spec: StoreSpec) -> None:
     asked: Queue[list[str]] = spawn.Queue()
     start = spawn.Barrier(3)

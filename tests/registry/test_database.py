@@ -102,6 +102,7 @@ def _promote_at_once(
     done.put((digit, gate_decides(student_ref(digit), champion, spec)))
 
 
+@pytest.mark.slow
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_refused(
     ledger_spec: StoreSpec, store: Store, registry: DatabaseRegistry
 ) -> None:
@@ -142,6 +143,7 @@ def _roll_back_at_once(spec: StoreSpec, start: Any, done: "Queue[str]") -> None:
             done.put(str(error))
 
 
+@pytest.mark.slow
 def test_two_rollbacks_at_once_go_one_step_back(
     ledger_spec: StoreSpec, store: Store, registry: DatabaseRegistry
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_sweep_tries_as_many_as_it_says_and_raising_that_goes_on(
     assert len(more) == 11
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_tries_what_it_would_have_tried(
     ledger_spec: StoreSpec, tmp_path: Path
 ) -> None:

@@ -244,6 +244,7 @@ def test_a_response_that_was_cut_is_scored_as_it_is() -> None:
     assert KIND.of_the_set["BLEU"].statistics(rows)[0, 0] == 3
 
 
+@pytest.mark.slow
 def test_intervals_of_bleu_and_chrf_are_those_of_resampled_rows() -> None:
     import sacrebleu
 

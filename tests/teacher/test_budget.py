@@ -320,6 +320,7 @@ def _spend(store: StoreSpec, teacher: OpenAITeacher, prompts: str, backwards: bo
     return "all answered"
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cap(store: StoreSpec) -> None:
     prompts = train_prompts(store, 400)
     both_ask = Reply(delay_s=0.05, when=lambda: stub.max_in_flight >= 4 + 4)

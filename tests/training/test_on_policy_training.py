@@ -59,6 +59,7 @@ def samples(school: School, result: StageResult) -> pd.DataFrame:
     return pd.read_parquet(f"{folder}/{SAMPLES_FILE}")
 
 
+@pytest.mark.slow
 def test_a_student_gets_nearer_to_its_teacher_where_it_writes_itself(school: School) -> None:
     settings = {"student_fraction": 1.0}
     result = school.teach(on_policy(settings, epochs=30, evaluations=1, patience=None))

@@ -200,7 +200,7 @@ def teach(name, width, num_layers, times):
     return school.teach(training).manifest.facts["preflight"]["memory_estimate_bytes"]["peak"]
 
 
-teach("small", 16, 1, 1)  # libraries and kernels
+teach("small", 32, 1, 1)  # libraries and kernels
 before = psutil.Process().memory_info().rss
 estimated = teach("large", 256, 4, 9)
 print((process_peak_bytes() - before) / estimated)

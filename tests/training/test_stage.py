@@ -374,6 +374,7 @@ def test_training_stops_when_the_validation_loss_stays_worse_for_long_enough(
     assert bench.loss(result, "validation") == pytest.approx(min(validation), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_patience_counts_over_attempts(misled: Bench, tmp_path: Path) -> None:
     bench = misled
     untouched = Bench(tmp_path / "other", bench.rows)

@@ -120,6 +120,7 @@ def test_a_trial_that_is_given_up_ends_all_processes(scratch: Path) -> None:
     assert _family(scratch) == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_with_its_signal_and_last_lines(scratch: Path) -> None:
     with pytest.raises(TrainingError) as raised:
         launch(scratch, "die")
