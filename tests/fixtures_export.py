@@ -61,7 +61,8 @@ def make_tiny_gemma(folder: Path) -> Path:
     """Return ``folder`` with a random Gemma 3 in it.
 
     It has what Llama has not: a tokenizer with a mark for spaces and bytes for what it does not
-    know, a token that begins every prompt, two that end a response, and layers of two kinds.
+    know, a token that begins every prompt, two that end a response, and layers of two kinds, in
+    the order that llama.cpp takes them to have.
     """
     import torch
     from tokenizers import (
@@ -115,13 +116,13 @@ def make_tiny_gemma(folder: Path) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=6,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
         query_pre_attn_scalar=32,
         sliding_window=32,
-        layer_types=["sliding_attention", "full_attention"],
+        layer_types=5 * ["sliding_attention"] + ["full_attention"],
         max_position_embeddings=256,
         initializer_range=0.5,
         bos_token_id=2,

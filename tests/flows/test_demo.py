@@ -38,6 +38,6 @@ def test_the_demo_distils_and_the_second_run_reuses_every_stage(tmp_path: Path) 
     assert "Promoted to support-triage/champion" in first.stdout
 
     second = run()
-    assert len(re.findall(r": reused", second.stderr)) == 9
+    assert len(re.findall(r": reused", second.stderr)) == 10
     table = re.compile(r"^ (?:teacher|baseline|student) .*$", re.M)
     assert table.findall(second.stdout) == table.findall(first.stdout)

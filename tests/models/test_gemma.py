@@ -75,6 +75,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
             "messages": json.dumps([*([SYSTEM] if n % 2 else []), _user(question)]),
             "response": label,
             "reasoning": None,
+            "teacher": None,
+            "chosen_because": None,
         }
         for label, questions in QUESTIONS.items()
         for n, question in enumerate(questions)
