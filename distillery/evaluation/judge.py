@@ -4,10 +4,9 @@ Each pair is shown blind, as A and B, in both orders. The judge sees the prompt 
 responses but no reference: how near a response comes to that, the metrics say already.
 """
 
-import contextlib
+import functools
 import heapq
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ from distillery.task_types import TaskType, task_type
 from distillery.teacher import teacher_identity
 from distillery.teacher.generation import ROWS_PER_BATCH
 from distillery.teacher.local import release_models
+from distillery.teacher.naming import named_as, naming_as
 from distillery.teacher.pair import Pair, PairAsker, judging_inputs
 from distillery.teacher.session import AskedFor, TeacherSession
 from schemas.base import versioned
 from schemas.contestants import STUDENT
-from schemas.errors import DistilleryError, TeacherError
+from schemas.errors import TeacherError
 from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.judge import JudgeSpec
 from schemas.refs import DatasetRef
@@ -127,22 +127,9 @@ def judge_answers(
     return run_stage(stage, store, execution, work)
 
 
-@contextlib.contextmanager
-def naming_the_judge() -> Iterator[None]:
-    """Name the recipe's fields in errors as the judge's, which is a teacher like any other."""
-    try:
-        yield
-    except DistilleryError as error:
-        raise type(error)(as_the_judges(str(error))) from error
-
-
-def as_the_judges(text: str) -> str:
-    """Return a message about a teacher as one about the judge.
-
-    >>> as_the_judges("does not know teacher.model 'm'. Correct teacher.model.")
-    "does not know evaluation.judge.model.model 'm'. Correct evaluation.judge.model.model."
-    """
-    return re.sub(r"\bteacher\.(?=\w)", "evaluation.judge.model.", text)
+PLACE = "evaluation.judge.model"
+naming_the_judge = functools.partial(naming_as, PLACE)
+as_the_judges = functools.partial(named_as, PLACE)
 
 
 class _Asking:

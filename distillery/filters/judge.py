@@ -1,9 +1,8 @@
 """Responses that a judge scores below a bound, and how far the judge can be trusted."""
 
-import contextlib
+import functools
 import heapq
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +13,9 @@ from distillery.task_types import Answer, TaskType
 from distillery.task_types.answer_formats import read_answer
 from distillery.task_types.thoughts import split_thoughts
 from distillery.teacher import Request, ResponseSchema, Sampling, make_request, teacher_identity
+from distillery.teacher.naming import named_as, naming_as
 from distillery.teacher.session import AskedFor, TeacherSession
-from schemas.errors import DistilleryError, TeacherError
+from schemas.errors import TeacherError
 from schemas.filters import DropReason, JudgeFilter
 from schemas.refs import DatasetRef
 from schemas.task import JsonFormat, LabelSet, TaskKind, TaskSpec
@@ -197,22 +197,9 @@ class Judge(RowFilter[JudgeFilter]):
         return [(load_messages(m), target(json.loads(references))) for _, m, references in lowest]
 
 
-@contextlib.contextmanager
-def naming_the_judge() -> Iterator[None]:
-    """Name the recipe's fields in errors as the judge's, which is a teacher like any other."""
-    try:
-        yield
-    except DistilleryError as error:
-        raise type(error)(as_the_judges(str(error))) from error
-
-
-def as_the_judges(text: str) -> str:
-    """Return a message about a teacher as one about the judge.
-
-    >>> as_the_judges("teacher.model 'm' is not served.")
-    "filters.responses[judge].model.model 'm' is not served."
-    """
-    return re.sub(r"\bteacher\.(?=\w)", "filters.responses[judge].model.", text)
+PLACE = "filters.responses[judge].model"
+naming_the_judge = functools.partial(naming_as, PLACE)
+as_the_judges = functools.partial(named_as, PLACE)
 
 
 def _others(rows: Sequence[tuple[list[Message], str]], task: TaskType) -> Iterator[str | None]:

@@ -16,7 +16,7 @@ _LOOK = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') i
 _LOOK_S = 60.0
 # They are about our interpreter, and would lead another one to our packages.
 _OF_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-_CACHE = "/root/.cache/huggingface"
+_CACHE = "/huggingface"  # in the container
 
 
 class Command(NamedTuple):
@@ -105,7 +105,7 @@ def serve_command(teacher: VLLMTeacher, port: int, name: str) -> Command:
     assert teacher.image is not None
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser().absolute()
     run = ["docker", "run", "--rm", "--init", "--name", name, "--gpus", "all", "--ipc", "host"]
-    run += ["--network", "host", "--volume", f"{cache}:{_CACHE}"]
+    run += ["--network", "host", "--volume", f"{cache}:{_CACHE}", "--env", f"HF_HOME={_CACHE}"]
     run += ["--volume", f"{served}:{served}:ro"] if model.is_dir() else []
     for passed in ("HF_TOKEN", *_QUIET):
         run += ["--env", passed]
