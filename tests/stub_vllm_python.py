@@ -39,8 +39,12 @@ def main(settings_file: str, *arguments: str) -> int:
         time.sleep(600)
     name = arguments[arguments.index("--served-model-name") + 1]
     port = int(arguments[arguments.index("--port") + 1])
-    ThreadingHTTPServer(("127.0.0.1", port), _handler(name, settings)).serve_forever()
+    _Server(("127.0.0.1", port), _handler(name, settings)).serve_forever()
     return 0
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024  # connections that wait; the default of 5 drops those of a client
 
 
 def _handler(name: str, settings: dict[str, Any]) -> type[BaseHTTPRequestHandler]:
