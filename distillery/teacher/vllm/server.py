@@ -31,6 +31,8 @@ _LAST_LINES, _TAIL_BYTES, _LINE_CHARS = 12, 2**16, 240
 # "(EngineCore pid=7) INFO 11-27 07:56:45 [model.py:733] Resolved ..."; and colours of terminals.
 _PREFIX = re.compile(r"^(\([^)]*\)\s*)?([A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\]\s*)?")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception): .")
+_ERROR_CHARS = 1000
 
 
 class VLLMServer:
@@ -98,9 +100,8 @@ class VLLMServer:
         """Return the error for a server that ended by itself, with its last lines."""
         return TeacherError(
             f"vLLM ended while it served teacher {self._teacher.model!r}, with exit status "
-            f"{self._supervisor.returncode}. Responses so far are kept. Its last lines:\n"
-            f"{self._last_lines()}\nCorrect what they say, and run again: only the missing ones "
-            "are asked."
+            f"{self._supervisor.returncode}. Responses so far are kept. {self._last_words()}\n"
+            "Correct what they say, and run again: only the missing ones are asked."
         )
 
     def stop(self) -> None:
@@ -117,8 +118,8 @@ class VLLMServer:
             if self.has_ended:
                 raise TeacherError(
                     f"vLLM ended before it could serve teacher {teacher.model!r}, with exit "
-                    f"status {self._supervisor.returncode}. Its last lines:\n{self._last_lines()}"
-                    "\nCorrect what they say."
+                    f"status {self._supervisor.returncode}. {self._last_words()}\n"
+                    "Correct what they say."
                 )
             if waited_s > teacher.start_timeout_s:
                 raise TeacherError(
@@ -140,13 +141,22 @@ class VLLMServer:
         except (ValueError, AttributeError):
             return False
 
+    def _last_words(self) -> str:
+        """Return its first error, which the last lines of several processes often hide, and those."""
+        error = next(filter(_ERROR.match, self._lines()), None)
+        first = f"Its first error: {error[:_ERROR_CHARS]}\n" if error else ""
+        return f"{first}Its last lines:\n{self._last_lines()}"
+
     def _last_lines(self, most: int = _LAST_LINES) -> str:
+        return "\n".join(line[:_LINE_CHARS] for line in self._lines()[-most:])
+
+    def _lines(self) -> list[str]:
         """Return the end of what it has written, without times, colours and empty lines."""
         with self._log.open("rb") as log:
             log.seek(max(0, self._log.stat().st_size - _TAIL_BYTES))
             text = log.read().decode("utf-8", "replace")
         lines = [_PREFIX.sub("", _COLOURS.sub("", line)).strip() for line in text.splitlines()]
-        return "\n".join([line[:_LINE_CHARS] for line in lines if line][-most:])
+        return [line for line in lines if line]
 
 
 def free_port(teacher: VLLMTeacher) -> int:

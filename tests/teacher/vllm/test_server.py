@@ -42,12 +42,13 @@ def test_notes_say_how_long_it_loads_and_what(stub_python: StubPython) -> None:
     assert any(re.fullmatch(r"vLLM starts, \d+ s: Loading the weights", note) for note in notes)
 
 
-def test_a_server_that_dies_leaves_its_last_lines_in_the_error(stub_python: StubPython) -> None:
+def test_a_server_that_dies_leaves_its_first_error_and_last_lines_in_the_error(stub_python: StubPython) -> None:
     with pytest.raises(TeacherError) as raised:
         VLLMServer(stub_python.teacher(dies=True))
     assert "exit status 3" in str(raised.value)
     last = "Loading the weights\ntorch.OutOfMemoryError: CUDA out of memory.\nRuntimeError: no\n"
     assert last in str(raised.value)
+    assert "Its first error: torch.OutOfMemoryError: CUDA out of memory.\n" in str(raised.value)
 
 
 def test_a_server_that_is_never_healthy_ends_at_the_timeout(stub_python: StubPython) -> None:
