@@ -7,6 +7,7 @@ drops nothing more.
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from distillery.data.words import asked_text, runs, words_of
 from distillery.filters.base import SetFilter
+from distillery.storage.scratch import scratch_folder
 from schemas.filters import DropReason
 from schemas.prompt_filters import NearDuplicateFilter
 
@@ -39,63 +41,69 @@ class NearDuplicate(SetFilter[NearDuplicateFilter]):
 
     def rows(self, sql: Any) -> Any:
         """Return the rows with a likeness among the kept ones before them."""
-        signatures = self._signatures(sql)
-        drops = near_duplicates(signatures, self.spec.max_similarity)
+        with scratch_folder("signatures") as folder:
+            drops = near_duplicates(self._signatures(sql, folder), self.spec.max_similarity)
         return drop_relation(sql, drops, "worded like", "Jaccard index about")
 
-    def _signatures(self, sql: Any) -> "Signatures":
+    def _signatures(self, sql: Any, folder: Path) -> "Signatures":
         import rensa
 
         spec = self.spec
-        [(num_rows,)] = sql.execute("SELECT count(*) FROM rows").fetchall()
         height = rows_per_band(spec.max_similarity, spec.num_permutations)
-        made = Signatures.empty(num_rows, spec.num_permutations, height)
-        start = 0
+        made = Signatures(folder, spec.num_permutations, height)
         for texts in asked_texts(sql):
             shingles = [_shingles(text, spec.shingle_words) for text in texts]
             digests = rensa.RMinHash.digests_from_token_sets(shingles, spec.num_permutations, _SEED)
-            made.put(start, np.array(digests, np.uint32), height)
-            start += len(texts)
+            made.append(np.array(digests, np.uint32))
         return made
 
 
-class Signatures(NamedTuple):
-    """What is kept of the MinHash signatures of N rows: 264 bytes a row by default."""
+class Signatures:
+    """What is kept of the MinHash signatures of N rows: 264 bytes a row by default, in files.
 
-    low: Bytes
-    """The lowest byte of each number, N x permutations: all that an estimate needs (Li and König
-    2010, b-bit minwise hashing)."""
+    Few rows share a band with another, and only those are ever compared, so memory holds little.
+    """
 
-    bands: Words32
-    """A hash of each band, N x bands: rows that agree in one are compared."""
+    def __init__(self, folder: Path, num_permutations: int, height: int) -> None:
+        """No row is there yet, and nothing in ``folder``."""
+        self._folder, self._width, self._height = folder, num_permutations, height
+        self.num_bands = num_permutations // height
+        self._write("whole", np.empty(0, np.uint64))
 
-    whole: Words64
-    """A hash of the signature, N."""
+    def append(self, digests: Words32) -> None:
+        """Keep the signatures of the next rows, each N x permutations."""
+        in_bands = digests[:, : self.num_bands * self._height]
+        bands = _hashed(in_bands.reshape(len(digests), -1, self._height)) >> np.uint64(32)
+        for number in range(self.num_bands):
+            self._write(f"band-{number}", bands[:, number].astype(np.uint32))
+        self._write("low", digests.astype(np.uint8))
+        self._write("whole", _hashed(digests))
 
-    @classmethod
-    def empty(cls, num_rows: int, num_permutations: int, height: int) -> "Signatures":
-        """Return room for the signatures of so many rows."""
-        return cls(
-            low=np.empty((num_rows, num_permutations), np.uint8),
-            bands=np.empty((num_rows, num_permutations // height), np.uint32),
-            whole=np.empty(num_rows, np.uint64),
-        )
+    def whole(self) -> Words64:
+        """Return a hash of each signature, N."""
+        return np.fromfile(self._folder / "whole", np.uint64)
 
-    def put(self, start: int, digests: Words32, height: int) -> None:
-        """Keep the signatures of the rows from ``start`` on."""
-        rows = slice(start, start + len(digests))
-        self.low[rows] = digests & 0xFF
-        in_bands = digests[:, : self.bands.shape[1] * height].reshape(len(digests), -1, height)
-        self.bands[rows] = _hashed(in_bands) >> np.uint64(32)
-        self.whole[rows] = _hashed(digests)
+    def band(self, number: int) -> Words32:
+        """Return a hash of one band of each signature, N: rows that agree in it are compared."""
+        return np.fromfile(self._folder / f"band-{number}", np.uint32)
 
-    def similarity(self, row: int, others: Positions) -> npt.NDArray[np.float64]:
-        """Return estimates of the Jaccard index of ``row`` and each of ``others``.
+    def low(self, rows: Positions) -> Bytes:
+        """Return the lowest byte of each number of ``rows``, which ascend: rows x permutations.
 
-        Bytes agree by chance once in 256.
+        It is all that an estimate needs (Li and König 2010, b-bit minwise hashing).
         """
-        agreeing = (self.low[others] == self.low[row]).mean(axis=1)
-        return np.asarray((agreeing - 1 / 256) / (1 - 1 / 256))
+        found = [np.empty((0, self._width), np.uint8)]
+        if len(rows):
+            with (self._folder / "low").open("rb") as file:
+                for start in range(0, int(rows[-1]) + 1, _BATCH_ROWS):
+                    block = np.fromfile(file, np.uint8, _BATCH_ROWS * self._width)
+                    first, end = np.searchsorted(rows, (start, start + _BATCH_ROWS))
+                    found.append(block.reshape(-1, self._width)[rows[first:end] - start])
+        return np.concatenate(found)
+
+    def _write(self, name: str, numbers: npt.NDArray[Any]) -> None:
+        with (self._folder / name).open("ab") as file:
+            numbers.tofile(file)
 
 
 class Likeness(NamedTuple):
@@ -108,21 +116,23 @@ class Likeness(NamedTuple):
 
 def near_duplicates(signatures: Signatures, max_similarity: float) -> list[Likeness]:
     """Return the rows to drop, in order, each with the most similar kept row before it."""
-    _, firsts, same_as = np.unique(signatures.whole, return_index=True, return_inverse=True)
+    _, firsts, same_as = np.unique(signatures.whole(), return_index=True, return_inverse=True)
     first_of = firsts[same_as]  # the first row with the same signature
+    rows, buckets_of = _in_buckets(signatures, np.sort(firsts))
+    low = signatures.low(rows)
     likeness: dict[int, tuple[int, float]] = {}
-    kept_in: defaultdict[int, list[int]] = defaultdict(list)
-    for row, buckets in _in_buckets(signatures.bands, np.sort(firsts)):
+    kept_in: defaultdict[int, list[int]] = defaultdict(list)  # places among `rows`
+    for place, buckets in enumerate(buckets_of):
         candidates = np.array(sorted({k for b in buckets for k in kept_in[b]}), np.int64)
         if len(candidates):
-            similarities = signatures.similarity(row, candidates)
+            similarities = _similarities(low[place], low[candidates])
             best = int(similarities.argmax())
             if similarities[best] > max_similarity:
-                likeness[row] = (int(candidates[best]), float(similarities[best]))
+                likeness[int(rows[place])] = int(rows[candidates[best]]), float(similarities[best])
                 continue
         for bucket in buckets:
             if len(kept_in[bucket]) < _MOST_PER_BUCKET:
-                kept_in[bucket].append(row)
+                kept_in[bucket].append(place)
     repeated = np.flatnonzero(first_of != np.arange(len(first_of)))
     for row, first in zip(repeated.tolist(), first_of[repeated].tolist(), strict=True):
         likeness[row] = likeness.get(first, (first, 1.0))
@@ -183,23 +193,32 @@ def _hashed(values: Words32) -> Words64:
     return hashed
 
 
-def _in_buckets(bands: Words32, rows: npt.NDArray[Any]) -> Iterator[tuple[int, list[int]]]:
-    """Yield of ``rows``, in order, those that share a bucket with another, and their buckets."""
+def _similarities(low: Bytes, others: Bytes) -> npt.NDArray[np.float64]:
+    """Return estimates of the Jaccard index of one row and each of the others.
+
+    Bytes agree by chance once in 256.
+    """
+    agreeing = (others == low).mean(axis=1)
+    return np.asarray((agreeing - 1 / 256) / (1 - 1 / 256))
+
+
+def _in_buckets(signatures: Signatures, rows: Positions) -> tuple[Positions, Iterator[list[int]]]:
+    """Return those of ``rows``, in order, that share a bucket with another, and their buckets."""
     rows = rows.astype(np.int32)  # there are as many as bands and rows: half the memory counts
     found_rows, found_buckets, num_buckets = [rows[:0]], [rows[:0]], 0
-    for band in range(bands.shape[1]):
-        _, bucket, sizes = np.unique(bands[rows, band], return_inverse=True, return_counts=True)
+    for number in range(signatures.num_bands):
+        band = signatures.band(number)[rows]
+        _, bucket, sizes = np.unique(band, return_inverse=True, return_counts=True)
         shared = sizes[bucket] > 1
         found_rows.append(rows[shared])
         found_buckets.append((bucket[shared] + num_buckets).astype(np.int32))
         num_buckets += len(sizes)
-    all_rows, buckets = np.concatenate(found_rows), np.concatenate(found_buckets)
+    all_rows, all_buckets = np.concatenate(found_rows), np.concatenate(found_buckets)
     del found_rows, found_buckets
     order = np.argsort(all_rows, kind="stable")
-    all_rows, buckets = all_rows[order], buckets[order]
+    all_rows, all_buckets = all_rows[order], all_buckets[order]
     del order
-    ends = np.flatnonzero(np.diff(all_rows, append=-1)) + 1
-    start = 0
-    for end in ends.tolist():
-        yield int(all_rows[start]), buckets[start:end].tolist()
-        start = end
+    found, starts = np.unique(all_rows, return_index=True)
+    ends = [*starts[1:].tolist(), len(all_rows)]
+    spans = zip(starts.tolist(), ends, strict=False)
+    return found.astype(np.int64), (all_buckets[start:end].tolist() for start, end in spans)
