@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +81,30 @@ def nearest(name: str, known: list[str]) -> str:
     """
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_names(names: Sequence[str], place: str, *, taken: str, by: str) -> None:
+    """Return when the teachers of a panel have names of their own.
+
+    Args:
+        names: Of the teachers.
+        place: Of the panel in its section.
+        taken: A name that reports give to somebody else.
+        by: To whom.
+
+    Raises:
+        ValueError: Two are alike, or one is ``taken``.
+    """
+    if taken in names:
+        raise ValueError(
+            f"{place} names a teacher {taken!r}, which is what reports call {by}. Give it another "
+            "name."
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{place} names {list(names)!r}, two of them alike, so reports could not tell them "
+            "apart. Give each teacher a name of its own."
+        )
 
 
 def runtime_field(default: Any, **constraints: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Branch, RegularExpression, Spec
+from schemas.base import Branch, RegularExpression, Spec, check_names
 from schemas.teacher import TeacherSpec
 
 DivergenceName = Literal[
@@ -137,16 +137,7 @@ class _SoftTargetSettings(_Divergence):
     @model_validator(mode="after")
     def _panel_fits_the_way_it_is_combined(self) -> Self:
         names = [each.name for each in self.panel]
-        if RECIPES_TEACHER in names:
-            raise ValueError(
-                f"objective.panel names a teacher {RECIPES_TEACHER!r}, which is what reports call "
-                "the recipe's own. Give it another name."
-            )
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"objective.panel names {names!r}, one of them twice, so reports could not tell "
-                "them apart. Give each teacher a name of its own."
-            )
+        check_names(names, "objective.panel", taken=RECIPES_TEACHER, by="the recipe's own")
         for each in self.panel:
             if (each.pattern is None) == (self.combine == "route"):
                 has = "no pattern" if each.pattern is None else "a pattern"

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Branch, RegularExpression, Spec
+from schemas.base import Branch, RegularExpression, Spec, check_names
 from schemas.judge import PairJudge
 from schemas.samples import JsonChoice, LabelChoice, RegexChoice
 from schemas.task import TaskKind
@@ -220,16 +220,7 @@ class PanelTeacher(AnswersPrompts):
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [each.name for each in self.teachers]
-        if JUDGE in names:
-            raise ValueError(
-                f"a teacher is named {JUDGE!r}, which is what reports call the judge of a panel. "
-                "Give it another name."
-            )
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"teachers are named {names!r}, two of them alike, so rows could not say who "
-                "answered them. Give each a name of its own."
-            )
+        check_names(names, "teacher.teachers", taken=JUDGE, by="the judge of a panel")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from distillery.filters.balance import check_field
 from distillery.filters.judge import SCORE, as_the_judges, naming_the_judge
+from distillery.preflight.judge import unread_settings
 from distillery.storage.fingerprint import model_identity
 from distillery.task_types import TaskType
 from distillery.teacher.http.keys import read_key
@@ -19,7 +20,8 @@ def filter_problems(filters: FilterSpec, kind: TaskType) -> Iterator[str]:
             yield from _raised(functools.partial(check_field, spec, kind))
         if isinstance(spec, JudgeFilter):
             yield from _raised(functools.partial(_check_judge, spec))
-            yield from _unread_settings(spec)
+            reads = "the prompt with its response, once"
+            yield from unread_settings(spec.model, "filters.responses[judge]", reads)
 
 
 def check_judging_endpoints(filters: FilterSpec) -> list[str]:
@@ -45,21 +47,6 @@ def _check_judge(spec: JudgeFilter) -> None:
             model_identity(spec.model.model, spec.model.revision, role=role)
         elif spec.model.is_hosted and spec.model.api_key_env is not None:
             read_key(spec.model)
-
-
-def _unread_settings(spec: JudgeFilter) -> Iterator[str]:
-    model = spec.model
-    is_set = {
-        "system_prompt": model.system_prompt is not None,
-        "examples": model.examples is not None,
-        "samples": model.samples.num_samples > 1,
-    }
-    for name in (name for name, found in is_set.items() if found):
-        yield (
-            f"filters.responses[judge].model.{name} is set, but a judge reads nothing but the "
-            "rubric, the prompt and the response, once. Remove it, or put what it says into the "
-            "judge's rubric."
-        )
 
 
 def _raised(check: "functools.partial[None]") -> Iterator[str]:

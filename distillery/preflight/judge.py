@@ -18,7 +18,7 @@ from schemas.judge import JudgeSpec
 from schemas.panel import AnyTeacher
 from schemas.student import PretrainedStudent, StudentSpec
 from schemas.task import TaskKind
-from schemas.teacher import VLLMTeacher
+from schemas.teacher import TeacherSpec, VLLMTeacher
 
 JUDGED_TYPES = (TaskKind.CONVERSATION, TaskKind.SUMMARIZATION)
 
@@ -30,7 +30,7 @@ def judge_problems(judge: JudgeSpec, kind: TaskType, export: ExportSpec | None) 
     """
     return [
         *_wrong_type(kind),
-        *_unread_settings(judge),
+        *unread_settings(judge.model, "evaluation.judge", "the pair, once in each order"),
         *_unknown_contestants(judge, export),
         *_absent_judge(judge),
         *_unusable_preferences(judge, kind, from_hub=False),
@@ -56,6 +56,26 @@ def check_judges_endpoint(judge: JudgeSpec, kind: TaskType, execution: Execution
         return [as_the_judges(warning) for warning in check_endpoint(judge.model, VERDICT)]
 
 
+def unread_settings(model: TeacherSpec, judge: str, reads: str) -> Iterator[str]:
+    """Yield what ``model`` has set and no judge reads.
+
+    Args:
+        model: Who judges.
+        judge: Its place in the recipe.
+        reads: What it reads beside the rubric, and how often.
+    """
+    is_set = {
+        "system_prompt": model.system_prompt is not None,
+        "examples": model.examples is not None,
+        "samples": model.samples.num_samples > 1,
+    }
+    for name in (name for name, found in is_set.items() if found):
+        yield (
+            f"{judge}.model.{name} is set, but a judge reads nothing but the rubric and {reads}. "
+            f"Remove it, or put what it says into {judge}.rubric."
+        )
+
+
 def self_preference(
     judge: JudgeSpec, teacher: AnyTeacher, student: StudentSpec | None
 ) -> Iterator[str]:
@@ -78,21 +98,6 @@ def _wrong_type(kind: TaskType) -> Iterator[str]:
         yield (
             f"evaluation.judge is set, but answers to task.type {kind.task.type.value!r} are right "
             "or wrong, which needs no opinion. Remove evaluation.judge."
-        )
-
-
-def _unread_settings(judge: JudgeSpec) -> Iterator[str]:
-    model = judge.model
-    is_set = {
-        "system_prompt": model.system_prompt is not None,
-        "examples": model.examples is not None,
-        "samples": model.samples.num_samples > 1,
-    }
-    for name in (name for name, found in is_set.items() if found):
-        yield (
-            f"evaluation.judge.model.{name} is set, but a judge reads nothing but the rubric and "
-            "the pair, once in each order. Remove it, or put what it says into "
-            "evaluation.judge.rubric."
         )
 
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
+from distillery.preflight.judge import unread_settings
 from distillery.storage.fingerprint import sha256
 from distillery.task_types import TaskType
 from distillery.teacher import teacher_identity
@@ -49,6 +50,9 @@ def panel_problems(
     yield from _unusable_verifier(panel, kind)
     yield from _unread_columns(panel, data, judges_rows=judges_rows)
     yield from _several_currencies(panel)
+    if panel.judge is not None:
+        reads = "two responses, once in each order"
+        yield from unread_settings(panel.judge.model, "teacher.policy.judge", reads)
     if evaluation is not None and evaluation.in_context_student:
         yield (
             "evaluation.in_context_student is set, but the teacher is a panel, whose members each "

@@ -32,8 +32,8 @@ def _with(*responses: dict[str, Any]) -> FilterSpec:
         (
             {"kind": "judge", "model": SERVED | {"system_prompt": "Be strict."}},
             "filters.responses[judge].model.system_prompt is set, but a judge reads nothing but "
-            "the rubric, the prompt and the response, once. Remove it, or put what it says into "
-            "the judge's rubric.",
+            "the rubric and the prompt with its response, once. Remove it, or put what it says "
+            "into filters.responses[judge].rubric.",
         ),
     ],
 )

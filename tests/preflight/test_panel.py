@@ -80,6 +80,12 @@ def test_what_needs_one_teachers_prompt_or_canaries_is_refused() -> None:
     assert "evaluation.canaries is 5" in problems(three, canaries=5)[0]
 
 
+def test_what_the_judge_of_a_panel_would_not_read_is_refused() -> None:
+    judge = {"model": member("j")["teacher"] | {"system_prompt": "Be strict."}}
+    [problem] = problems(panel({"kind": "best_of", "judge": judge}, *map(member, "ab")))
+    assert problem.startswith("teacher.policy.judge.model.system_prompt is set, but a judge reads")
+
+
 def test_a_vote_of_two_is_warned_of() -> None:
     [warning] = panel_warnings(panel(VOTE, *map(member, "ab")))
     assert "'a' and 'b' disagree is a tie and is dropped" in warning
@@ -126,7 +132,7 @@ def test_auto_takes_hard_targets_and_says_why() -> None:
             "both a verifier and a judge",
         ),
         (VOTE, [member("a"), member("a", model="other")], "two of them alike"),
-        (VOTE, [member("a"), member("judge")], "a teacher is named 'judge'"),
+        (VOTE, [member("a"), member("judge")], "names a teacher 'judge'"),
         (VOTE, [member("a")], "at least 2"),
         ({"kind": "route"}, [member("a"), member("b")], "'a' has no rule"),
         (

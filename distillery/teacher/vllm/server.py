@@ -142,7 +142,7 @@ class VLLMServer:
             return False
 
     def _last_words(self) -> str:
-        """Return its first error, which the last lines of several processes often hide, and those."""
+        """Return its last lines, and its first error, which those of several processes hide."""
         error = next(filter(_ERROR.match, self._lines()), None)
         first = f"Its first error: {error[:_ERROR_CHARS]}\n" if error else ""
         return f"{first}Its last lines:\n{self._last_lines()}"

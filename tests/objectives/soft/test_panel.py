@@ -244,7 +244,7 @@ def test_a_panel_that_cannot_teach_together_is_refused_by_name(
 def test_the_name_of_the_recipes_teacher_and_a_name_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="names a teacher 'teacher', which is what reports"):
         SoftTargets(panel=panel(SERVED, name="teacher"))
-    with pytest.raises(ValueError, match="one of them twice"):
+    with pytest.raises(ValueError, match="two of them alike"):
         SoftTargets(panel=panel(SERVED) + panel(SERVED))
 
 

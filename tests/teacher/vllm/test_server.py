@@ -42,7 +42,7 @@ def test_notes_say_how_long_it_loads_and_what(stub_python: StubPython) -> None:
     assert any(re.fullmatch(r"vLLM starts, \d+ s: Loading the weights", note) for note in notes)
 
 
-def test_a_server_that_dies_leaves_its_first_error_and_last_lines_in_the_error(stub_python: StubPython) -> None:
+def test_a_server_that_dies_leaves_its_last_words_in_the_error(stub_python: StubPython) -> None:
     with pytest.raises(TeacherError) as raised:
         VLLMServer(stub_python.teacher(dies=True))
     assert "exit status 3" in str(raised.value)
