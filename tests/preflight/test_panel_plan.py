@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from distillery.preflight.plan import PanelPlan, plan_panel, sentences
+from distillery.preflight.panel_plan import PanelPlan, plan_panel
+from distillery.preflight.plan import sentences
 from schemas.execution import StoreSpec
 from schemas.task import TaskSpec
 from tests.fixtures_generation import run_all, train_prompts, write_prompts

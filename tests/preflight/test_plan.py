@@ -10,7 +10,8 @@ import pytest
 from distillery.data.loading import load_prompts
 from distillery.data.validation import validate_prompts
 from distillery.ledger import Ledger, LedgerRow
-from distillery.preflight.plan import GenerationPlan, plan_generation, plan_recipe, sentences
+from distillery.preflight.generation_plan import GenerationPlan, plan_generation
+from distillery.preflight.plan import plan_recipe, sentences
 from distillery.storage.fingerprint import sha256
 from distillery.teacher import Request
 from distillery.teacher.generation import generation_stage, prompt_requests, rows_per_chunk
@@ -307,7 +308,7 @@ def test_a_plan_refuses_prompts_that_the_run_would_refuse(folder: Path) -> None:
 
 def test_a_plan_holds_no_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The requests come as an iterator, and each look-up is for a bounded number of them."""
-    from distillery.preflight import plan as planning
+    from distillery.preflight import generation_plan as planning
 
     monkeypatch.setattr(planning, "_REQUESTS_PER_LOOKUP", 3)
     case = Case(folder, [TEXT, *_texts(6), TEXT])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distillery.data.chat import Message, load_messages
-from distillery.preflight.plan import plan_generation
+from distillery.preflight.generation_plan import plan_generation
 from distillery.storage.fingerprint import canonical_json
 from distillery.storage.store import Store
 from distillery.teacher.generation import generation_stage
