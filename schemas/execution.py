@@ -117,8 +117,9 @@ class ExecutionSpec(Spec):
     """Stages to rerun although the store has their results, and with them every stage
     downstream. Teacher responses come from the ledger all the same."""
 
-    chunk_rows: int = Field(1000, ge=1)
-    """Prompts per chunk of teacher generation. About 1,000 keep the orchestrator's load small."""
+    chunk_rows: int = Field(5000, ge=1)
+    """Prompts per chunk of teacher generation. A chunk is a task run, which costs Prefect as much
+    as some 80 rows cost us. Fewer spread over the workers of a small Ray run."""
 
     ray: RaySpec | None = Field(None, title="Ray")
     """Where the chunks are answered. None: in threads of the stage's process, which is enough for
