@@ -84,7 +84,7 @@ def make_card(
     """
     classes = answer_classes(task)
     teacher = "teacher" if "teacher" in kept.columns else "NULL"
-    with querying(kept=store.dataset(kept)) as sql:
+    with querying(store, kept=kept) as sql:
         sql.execute(_ROWS.format(teacher=teacher))
         sql.execute(_LENGTHS_TABLE)
         sample = sql.sql(_SAMPLE.format(limit=SAMPLE_ROWS)).fetchall()

@@ -137,7 +137,7 @@ def _read(
     store: Store, kept: DatasetRef, num_responses: int
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Return the aggregates over all rows, and a repeatable sample of them."""
-    with querying(kept=store.dataset(kept)) as sql:
+    with querying(store, kept=kept) as sql:
         row = sql.sql(_AGGREGATES.format(num_responses=max(1, num_responses))).df()
         sample = sql.sql(
             "SELECT split, prompt_id, messages, response FROM kept "

@@ -123,7 +123,7 @@ def prompt_set(validated: StageResult) -> PromptSet:
 
 def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterator[pd.DataFrame]:
     """Yield the loaded rows in order, with `is_repeated`, `is_in_test` and `is_in_selection`."""
-    with querying(loaded=attempt.store.dataset(loaded)) as sql:
+    with querying(attempt.store, loaded=loaded) as sql:
         source = "replace(split, 'validation', 'train')" if data.validation is None else "split"
         query = sql.sql(_MARK_ROWS.format(source=source, splits=list(SPLITS)))
         for batch in query.to_arrow_reader(_BATCH_ROWS):

@@ -19,8 +19,6 @@ from schemas.frames import arrow_schema, check_frame
 from schemas.refs import DatasetRef
 
 _BATCH_ROWS = 4096
-# Rows beyond it go to the scratch folder while a filter looks at all of them together.
-_MEMORY = "400MB"
 
 _WITH_DROPS = """
     SELECT rows.*, drops.position IS NOT NULL AS is_dropped, drops.detail, drops.score
@@ -115,8 +113,8 @@ class Funnel:
     def _together(
         self, step: "_Step", chosen: SetFilter[Any], rows: Iterable[Rows]
     ) -> Iterator[Rows]:
-        with querying(incoming=self._schema.empty_table()) as sql:
-            sql.execute(f"SET memory_limit = '{_MEMORY}'")
+        with querying() as sql:
+            sql.register("incoming", self._schema.empty_table())
             sql.execute("CREATE TABLE rows AS FROM incoming")
             for batch in rows:
                 step.num_rows += len(batch)
