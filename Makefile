@@ -59,7 +59,7 @@ bench-evaluation: $(LOCK) ## measure what evaluation costs beside the models (5 
 bench-filters: $(LOCK) ## measure the filters over prompts, beside datatrove's where DISTILLERY_DATATROVE names it (10 minutes)
 	@$(BIN)/python -m benchmarks.filters
 
-bench-quality: bench-extra ## measure what students learn by each objective (an hour)
+bench-quality: bench-extra ## measure what students learn by each objective (hours; resumable)
 	@$(BIN)/python -m benchmarks.quality
 
 results: $(LOCK) ## let Gemma 3 270M learn one task, such as TASK=nli (10 to 60 minutes; docs/results.md)

@@ -119,7 +119,7 @@ class ExecutionSpec(Spec):
 
     chunk_rows: int = Field(5000, ge=1)
     """Prompts per chunk of teacher generation. A chunk is a task run, which costs Prefect as much
-    as some 80 rows cost us. Fewer spread over the workers of a small Ray run."""
+    as some 80 rows cost us. Set it lower to spread a small run over the workers of Ray."""
 
     ray: RaySpec | None = Field(None, title="Ray")
     """Where the chunks are answered. None: in threads of the stage's process, which is enough for

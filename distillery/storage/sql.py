@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from distillery.storage.scratch import scratch_folder
-from distillery.storage.store import Store
-from schemas.errors import StoreError
+from distillery.storage.store import Store, damaged
 from schemas.refs import DatasetRef
 
 
@@ -33,8 +32,5 @@ def querying(store: Store | None = None, **datasets: DatasetRef) -> Iterator[Any
             try:
                 sql.read_parquet(files).create_view(name)
             except duckdb.Error as error:
-                raise StoreError(
-                    f"data set {store.path(ref.uri)!r} is damaged: {error}. Delete that folder, "
-                    "and the next run makes it again."
-                ) from error
+                raise damaged(store.path(ref.uri), error) from error
         yield sql

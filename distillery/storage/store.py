@@ -188,9 +188,10 @@ class Store:
     def local_copy(self, ref: Ref) -> Iterator[Path]:
         """Yield a local folder with the files of ``ref``: itself when local, else a download."""
         if self.is_local:
-            if not Path(self.path(ref.uri)).is_dir():
+            folder = Path(self.path(ref.uri))
+            if not (folder.is_dir() and any(folder.iterdir())):
                 raise self._gone(ref)
-            yield Path(self.path(ref.uri))
+            yield folder
             return
         with scratch_folder("download") as scratch:
             self.download(ref.uri, scratch)
@@ -412,7 +413,12 @@ def _read_errors(path: str) -> Iterator[None]:
         with _store_errors(f"read {path!r}"):
             yield
     except pa.ArrowInvalid as error:
-        raise StoreError(
-            f"data set {path!r} is damaged: {error}. Delete that folder, and the next run makes "
-            "it again."
-        ) from error
+        raise damaged(path, error) from error
+
+
+def damaged(path: str, error: Exception) -> StoreError:
+    """Return the error for a data set at ``path`` whose files cannot be read."""
+    return StoreError(
+        f"data set {path!r} is damaged: {error}. Delete that folder, and the next run makes it "
+        "again."
+    )

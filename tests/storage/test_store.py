@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 from distillery.storage import store as store_module
+from distillery.storage.sql import querying
 from distillery.storage.stage import Attempt, Stage, StageResult, find_stage, run_stage
 from distillery.storage.store import Store
 from schemas.errors import StoreError
@@ -270,6 +271,8 @@ def test_an_emptied_output_folder_counts_as_gone(local: Store) -> None:
         Path(file).unlink()
     with pytest.raises(StoreError, match=r"is gone from the store\. Run again"):
         local.dataset(ref)
+    with pytest.raises(StoreError, match=r"is gone from the store\."), querying(local, rows=ref):
+        pass
     assert not _run(local.root).reused
 
 
@@ -278,8 +281,23 @@ def test_a_damaged_shard_is_named_and_done_again_once_deleted(store: Store) -> N
     store.fs.pipe_file(_files(store, ref.uri)[0], b"PAR1 and then nothing")
     with pytest.raises(StoreError, match=r"rows' is damaged: .*Delete that folder"):
         _numbers(store, ref)
+    with pytest.raises(StoreError, match=r"rows' is damaged: "), querying(store, rows=ref):
+        pass
     store.delete(ref.uri)
     assert not _run(store.root).reused
+
+
+def test_sql_reads_all_shards_in_order_wherever_they_are(store: Store) -> None:
+    ref = _run(store.root).dataset("rows")
+    with querying(store, rows=ref) as sql:
+        assert sql.sql("SELECT n FROM rows").fetchall() == [(1,), (2,), (-3,)]
+
+
+def test_sql_takes_a_path_as_it_is_written(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "a [b] *?"))
+    ref = _run(store.root).dataset("rows")
+    with querying(store, rows=ref) as sql:
+        assert sql.sql("SELECT count(*) FROM rows").fetchall() == [(3,)]
 
 
 def _weeks_later(monkeypatch: pytest.MonkeyPatch, weeks: float) -> None:
