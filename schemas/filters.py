@@ -85,13 +85,6 @@ class _ResponseFilter(Branch):
     """Keeps, drops or rewrites a response."""
 
 
-class EmptyFilter(_ResponseFilter):
-    """Drops responses that are empty or white space."""
-
-    kind: Literal["empty"] = "empty"
-    """Drop empty responses."""
-
-
 class TruncatedFilter(_ResponseFilter):
     """Drops responses that were cut at max_new_tokens: the student would learn to stop midway."""
 
@@ -268,8 +261,7 @@ class AgreementFilter(_ResponseFilter):
 
 
 ResponseFilter = Annotated[
-    EmptyFilter
-    | TruncatedFilter
+    TruncatedFilter
     | RefusalFilter
     | LengthFilter
     | FormatFilter

@@ -140,8 +140,18 @@ def _target(
     reached = f", {more_or_less(value)}" if unit else ""
     state = "met" if met else "missed"
     if value > -1:
-        state += f", {abs(value - target) * 100:.1f} points {'above' if met else 'short of'} it"
+        state += f", {_gap_text(abs(value - target))} {'above' if met else 'short of'} it"
     return Finding(f"{text}{reached}: target of {aim} {state}.", met)
+
+
+def _gap_text(gap: float) -> str:
+    """Return a gap in points; one that rounds to nothing is still there.
+
+    >>> _gap_text(0.027), _gap_text(0.0004), _gap_text(0.0)
+    ('2.7 points', 'less than 0.1 points', '0.0 points')
+    """
+    points = f"{gap * 100:.1f}"
+    return f"{'less than 0.1' if gap > 0 and points == '0.0' else points} points"
 
 
 def _cost_finding(

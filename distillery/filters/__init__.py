@@ -7,7 +7,6 @@ from distillery.filters.balance import Balance
 from distillery.filters.decontamination import Decontamination
 from distillery.filters.diversity import Diversity
 from distillery.filters.duplicate import Duplicate
-from distillery.filters.empty import Empty
 from distillery.filters.format import Format
 from distillery.filters.funnel import AnyFilter
 from distillery.filters.judge import Judge
@@ -21,7 +20,7 @@ from distillery.filters.repetition import Repetition
 from distillery.filters.semantic_duplicate import SemanticDuplicate
 from distillery.filters.truncated import Truncated
 from distillery.filters.usable import Usable
-from schemas.filters import EmptyFilter, ResponseFilter
+from schemas.filters import ResponseFilter
 from schemas.prompt_filters import PromptFilter
 
 PROMPT_FILTERS: dict[str, type[AnyFilter]] = {
@@ -34,7 +33,6 @@ PROMPT_FILTERS: dict[str, type[AnyFilter]] = {
 }
 
 RESPONSE_FILTERS: dict[str, type[AnyFilter]] = {
-    "empty": Empty,
     "truncated": Truncated,
     "refusal": Refusal,
     "length": Length,
@@ -54,10 +52,6 @@ def prompt_filters(specs: Sequence[PromptFilter]) -> list[tuple[str, AnyFilter]]
 
 
 def response_filters(specs: Sequence[ResponseFilter]) -> list[tuple[str, AnyFilter]]:
-    """Return the filters of ``specs`` by name, between the two that no recipe can leave out.
-
-    First goes what the teacher has no usable response to; a response without a token to learn from
-    can never enter the training set.
-    """
+    """Return the filters of ``specs`` by name, behind the one that no recipe can leave out."""
     named = [(spec.kind, RESPONSE_FILTERS[spec.kind](spec)) for spec in specs]
-    return [("teacher", Usable(None)), *named, ("empty", Empty(EmptyFilter()))]
+    return [("teacher", Usable(None)), *named]

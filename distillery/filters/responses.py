@@ -22,7 +22,7 @@ from schemas.frames import RejectedFrame, ResponseFrame, TrainingFrame, arrow_sc
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
 
-_LOGIC_VERSION = 6
+_LOGIC_VERSION = 7
 
 
 def response_filtering_stage(

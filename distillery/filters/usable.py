@@ -15,7 +15,7 @@ _UNUSABLE = {
 
 
 class Usable(RowFilter[None]):
-    """Drops what failed, was refused or is malformed, and what no sample or teacher bears out."""
+    """Drops what failed, was refused, malformed or empty, and what nothing bears out."""
 
     def row(self, row: Row, task: TaskType) -> Drop | None:
         """Return the state's drop, if it has one, or that of a choice that nothing passed."""
@@ -26,10 +26,15 @@ class Usable(RowFilter[None]):
                 f"two answers have equally many votes ({because})",
                 row["agreement"],
             )
-        if row["agreement"] != 0 or row["state"] in _UNUSABLE:
-            return _UNUSABLE.get(row["state"])
+        if row["state"] in _UNUSABLE:
+            return _UNUSABLE[row["state"]]
+        is_empty = not row["response"].strip()
+        if not is_empty and row["agreement"] != 0:
+            return None
         if row["state"] == "truncated":  # raising max_new_tokens is what helps
             return Drop(DropReason.TRUNCATED, f"cut after {row['completion_tokens']} tokens")
+        if is_empty:
+            return Drop(DropReason.EMPTY, "the response has no text")
         return Drop(
             DropReason.NOT_VERIFIED,
             "no response to this prompt has what teacher.samples.choice or teacher.policy asks for",

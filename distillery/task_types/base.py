@@ -13,7 +13,6 @@ from distillery.task_types.prompt_templates import as_text, render_prompt
 from schemas.errors import RecipeError
 from schemas.filters import (
     DuplicateFilter,
-    EmptyFilter,
     FormatFilter,
     RefusalFilter,
     ResponseFilter,
@@ -69,7 +68,6 @@ class TaskType(ABC):
     """The metrics of one answer. By the first, models are compared and students promoted."""
 
     default_filters: ClassVar[tuple[ResponseFilter, ...]] = (
-        EmptyFilter(),
         TruncatedFilter(),
         RefusalFilter(),
         FormatFilter(),

@@ -12,7 +12,6 @@ from distillery.filters.usable import Usable
 from distillery.task_types import task_type
 from schemas.filters import (
     AgreementFilter,
-    EmptyFilter,
     FormatFilter,
     LengthFilter,
     RefusalFilter,
@@ -39,8 +38,6 @@ def _judge(
 @pytest.mark.parametrize(
     ("row", "rule", "reason", "detail", "score"),
     [
-        (response_row(""), EmptyFilter(), "empty", "the response has no text", None),
-        (response_row(" \n"), EmptyFilter(), "empty", "the response has no text", None),
         (
             response_row("half of it", state="truncated", completion_tokens=256),
             TruncatedFilter(),
@@ -204,6 +201,9 @@ def test_agreement_is_kept_from_its_bound_upwards(agreement: float, is_kept: boo
         (response_row(agreement=0.0), "not_verified", "no response to this prompt has what"),
         # Raising max_new_tokens is what helps.
         (response_row("cut", state="truncated", agreement=0.0), "truncated", "cut after 2 tokens"),
+        (response_row("", state="truncated"), "truncated", "cut after 2 tokens"),
+        (response_row(""), "empty", "the response has no text"),
+        (response_row(" \n", agreement=0.0), "empty", "the response has no text"),
     ],
 )
 def test_a_row_without_a_usable_response_is_dropped(row: Row, reason: str, detail: str) -> None:
@@ -213,7 +213,7 @@ def test_a_row_without_a_usable_response_is_dropped(row: Row, reason: str, detai
     assert detail in found.detail
 
 
-@pytest.mark.parametrize("state", ["ok", "empty", "truncated"])
+@pytest.mark.parametrize("state", ["ok", "truncated"])
 @pytest.mark.parametrize("agreement", [None, 0.2])
 def test_what_other_filters_judge_is_usable(state: str, agreement: float | None) -> None:
     row = response_row(state=state, agreement=agreement)
@@ -229,4 +229,4 @@ def test_every_filter_of_a_recipe_has_its_class() -> None:
 
 def test_no_recipe_can_leave_out_what_makes_a_row_usable() -> None:
     names = [name for name, _ in response_filters([LengthFilter()])]
-    assert names == ["teacher", "length", "empty"]
+    assert names == ["teacher", "length"]

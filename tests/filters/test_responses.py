@@ -18,7 +18,6 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.filters import (
     AgreementFilter,
     DuplicateFilter,
-    EmptyFilter,
     FilterSpec,
     FormatFilter,
     LengthFilter,
@@ -63,7 +62,7 @@ def test_the_first_rule_that_drops_a_row_names_the_reason(tmp_path: Path) -> Non
 
 def test_what_the_teacher_says_of_a_row_comes_before_any_rule(tmp_path: Path) -> None:
     rows = [response_row("", state="refused"), response_row("maybe", agreement=0.0)]
-    _, rejected = _filtered(tmp_path, *rows, rules=(EmptyFilter(), FormatFilter()), task=YES_NO)
+    _, rejected = _filtered(tmp_path, *rows, rules=(FormatFilter(),), task=YES_NO)
     assert [row["reason"] for row in rejected] == ["teacher_refused", "not_verified"]
     assert {row["filter"] for row in rejected} == {"teacher"}
     assert [row["score"] for row in rejected] == [None, 0.0]
@@ -74,7 +73,7 @@ def test_a_response_without_text_never_gets_through_whatever_the_rules(
     tmp_path: Path, response: str
 ) -> None:
     _, rejected = _filtered(tmp_path, response_row(response), rules=())
-    assert [(row["filter"], row["reason"]) for row in rejected] == [("empty", "empty")]
+    assert [(row["filter"], row["reason"]) for row in rejected] == [("teacher", "empty")]
 
 
 def test_labels_in_dress_are_kept_as_the_recipe_has_them_and_counted(tmp_path: Path) -> None:

@@ -62,18 +62,18 @@ def test_a_good_recipe_is_taken_with_the_defaults() -> None:
         ),
         (
             "filters.responses",
-            [{"kind": "empty"}, {"kind": "refusl"}],
-            "filters.responses.1: there is no kind 'refusl'. Did you mean 'refusal'? Known: emp",
+            [{"kind": "truncated"}, {"kind": "refusl"}],
+            "filters.responses.1: there is no kind 'refusl'. Did you mean 'refusal'? Known: tru",
         ),
         (
             "filters.responses",
             [{"min_chars": 3}],
-            "filters.responses.0: has no kind. Add 'kind:' with one of empty, truncated, ",
+            "filters.responses.0: has no kind. Add 'kind:' with one of truncated, ",
         ),
         (
             "filters.responses",
-            ["empty"],
-            "filters.responses.0: is 'empty', but has to be a section. ",
+            ["truncated"],
+            "filters.responses.0: is 'truncated', but has to be a section. ",
         ),
         ("training.method", "lora", "training.method: is 'lora', but has to be a section. Write "),
         ("training.method", {"kind": "lora", "r": 0}, "training.method.r: is 0, but has to be gr"),
@@ -299,7 +299,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_yaml_anchors_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    text = yaml.safe_dump(SHORTEST) + "filters: {responses: [&e {kind: empty}, *e]}\n"
+    text = yaml.safe_dump(SHORTEST) + "filters: {responses: [&r {kind: refusal}, *r]}\n"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     rules = load_recipe(path, [], Recipe).filters.responses
     assert rules is not None
