@@ -78,7 +78,7 @@ def share_rows(shares: PanelShares) -> list[tuple[str, ...]]:
     """Return one row of text per member, in the columns ``SHARE_COLUMNS``."""
     return [
         (
-            f"{each.name} ({each.model})",
+            each.name if each.name == each.model else f"{each.name} ({each.model})",
             f"{each.rows:,}",
             f"{each.asked:,}",
             percent_text(each.agreement),

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from distillery.evaluation.lineage import Origins, origin_tables
 from distillery.teacher.panel.session import PanelSession
-from distillery.teacher.summary import panel_shares
+from distillery.teacher.summary import panel_shares, shares_markdown
 from schemas.errors import BudgetError, TeacherError
 from schemas.execution import StoreSpec
 from schemas.panel import PanelTeacher
 from schemas.task import TaskSpec
+from tests.fixtures_comparison import comparison
 from tests.fixtures_generation import (
     answer,
     is_sealed,
@@ -143,7 +145,8 @@ def test_the_shares_say_who_did_what_and_what_was_saved(store: StoreSpec) -> Non
             member("small", small, price=PRICE | {"completion_per_million": 0}),
             member("big", big, price=PRICE),
         )
-        shares = panel_shares(run_all(prompts, teachers, store, task=TASK).manifest)
+        made = run_all(prompts, teachers, store, task=TASK).manifest
+    shares = panel_shares(made)
     assert shares is not None
     of_small, of_big = shares.teachers
     assert (of_small.rows, of_small.asked, of_small.agreement) == (8, 12, 8 / 12)
@@ -152,6 +155,19 @@ def test_the_shares_say_who_did_what_and_what_was_saved(store: StoreSpec) -> Non
     assert (of_small.cost, of_big.cost) == (12 * 7, 4 * 9)
     assert (shares.dearest, shares.dearest_cost, shares.cost) == ("big", 12 * 9, 120)
     assert shares.saved == 108 - 120
+    more = "All of them cost 120.00 USD; big alone would have cost 108.00 USD: 11.1 % more."
+    assert shares_markdown(shares).splitlines()[2:] == [
+        "| small | 8 | 12 | 66.7 % | 84 | 24 | 84.00 USD |",
+        "| big | 4 | 4 | 100.0 % | 28 | 8 | 36.00 USD |",
+        "",
+        more,
+    ]
+    told = origin_tables(comparison(), Origins({"generate_responses": made}))
+    [table] = [rows for title, rows in told.items() if title.endswith(f"training rows. {more}")]
+    assert [(row["teacher"], row["rows"]) for row in table] == [
+        ("small", "8"),
+        ("big", "4"),
+    ]
 
 
 def test_each_member_has_a_budget_of_its_own(store: StoreSpec) -> None:
