@@ -111,6 +111,7 @@ class Attempt:
     outputs: dict[str, DatasetRef | ModelRef | ReportRef] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
+    """Of parts; as `total` what went on before the attempt, to which its own time is added."""
     facts: dict[str, JsonValue] = field(default_factory=dict)
     cost: float | None = None
     currency: str | None = None
@@ -197,7 +198,8 @@ def run_stage(
     try:
         start = time.perf_counter()
         work(attempt)
-        attempt.timings_s["total"] = round(time.perf_counter() - start, 3)
+        took = time.perf_counter() - start
+        attempt.timings_s["total"] = round(attempt.timings_s.get("total", 0.0) + took, 3)
         manifest = attempt.seal()
     except BaseException:
         with contextlib.suppress(StoreError):

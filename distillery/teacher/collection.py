@@ -80,7 +80,8 @@ def collect_responses(
             "asked": totals.asked,
         }
         # The asking went on before this attempt at collecting.
-        attempt.timings_s["asking"] = attempt.timings_s["total"] = totals.seconds or 0.0
+        attempt.timings_s["asking"] = totals.seconds or 0.0
+        attempt.timings_s["total"] = attempt.timings_s["asking"]
         attempt.cost, attempt.currency = totals.cost, totals.currency
         attempt.facts["bill"] = {**collection.bill}
         attempt.facts["generation"] = totals.facts() | {

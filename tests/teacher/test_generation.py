@@ -19,6 +19,7 @@ import pytest
 from distillery.models.local import LocalModel
 from distillery.storage.fingerprint import sha256
 from distillery.teacher import teacher_identity
+from distillery.teacher.collection import collect_responses
 from distillery.teacher.generation import (
     generate_chunk,
     generation_stage,
@@ -26,8 +27,9 @@ from distillery.teacher.generation import (
     plan_chunks,
 )
 from distillery.teacher.local import release_models
+from distillery.teacher.session import Totals
 from schemas.errors import TeacherError
-from schemas.execution import StoreSpec
+from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import DatasetRef
 from schemas.task import JsonFormat, TaskSpec
 from schemas.teacher import OpenAITeacher, TransformersTeacher
@@ -91,6 +93,17 @@ def test_output_has_one_row_per_prompt_in_order_with_its_own_response(store: Sto
     assert (facts["prompt_tokens"], facts["completion_tokens"]) == (21, 6)
     assert facts["cost"] is None, "no price is known"
     assert facts["seconds"] > 0 and facts["rows_per_s"] == pytest.approx(3 / facts["seconds"])
+
+
+def test_the_time_of_a_stage_has_that_of_the_asking_in_it(store: StoreSpec) -> None:
+    prompts, totals = train_prompts(store, 1), Totals(seconds=3600.0)
+    with StubEndpoint() as stub:
+        teacher = endpoint(stub)
+        answer(prompts, teacher, store)
+    stage = generation_stage(prompts, teacher, TASK)
+    made = collect_responses(stage, prompts, teacher, TASK, store, ExecutionSpec(), totals)
+    assert made.manifest.timings_s["asking"] == 3600
+    assert 3600 < made.manifest.timings_s["total"] < 3700
 
 
 def test_thoughts_of_the_teacher_stand_beside_its_responses(store: StoreSpec) -> None:
