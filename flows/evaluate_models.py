@@ -11,7 +11,7 @@ from schemas.task import TaskSpec
 from tasks.evaluation import answer_test_prompts, measure_performance, run_lm_eval
 
 
-@flow(name="evaluate-models")
+@flow(name="evaluate-models", flow_run_name="{task.name}")
 def evaluate_models(
     store: StoreSpec,
     execution: ExecutionSpec,

@@ -24,7 +24,7 @@ from tasks.stage import look_up_stage
 _FEW_AT_A_TIME: Any = ThreadPoolTaskRunner(max_workers=CHUNKS_AT_A_TIME)
 
 
-@flow(name="generate-responses", task_runner=_FEW_AT_A_TIME)
+@flow(name="generate-responses", flow_run_name="{task.name}", task_runner=_FEW_AT_A_TIME)
 def generate_responses(
     store: StoreSpec,
     execution: ExecutionSpec,

@@ -9,7 +9,7 @@ from schemas.task import TaskSpec
 from tasks.evaluation import ask_judge
 
 
-@flow(name="judge-answers")
+@flow(name="judge-answers", flow_run_name="{task.name}")
 def judge_answers(
     store: StoreSpec,
     execution: ExecutionSpec,

@@ -10,7 +10,7 @@ from schemas.training import TrainingSpec
 from tasks.scoring import score_rows
 
 
-@flow(name="score-soft-targets")
+@flow(name="score-soft-targets", flow_run_name="{task.name}")
 def score_soft_targets(
     store: StoreSpec,
     execution: ExecutionSpec,
