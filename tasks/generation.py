@@ -14,12 +14,11 @@ from distillery.teacher import collection
 from distillery.teacher import generation as library
 from distillery.teacher.local import release_models
 from distillery.teacher.session import Totals
-from distillery.teacher.summary import panel_shares, shares_markdown, summary
+from distillery.teacher.summary import panel_shares, progress_note, shares_markdown, summary
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
 from schemas.task import TaskSpec
-from schemas.units import money_text
 from tasks.artifacts import ProgressReport, pairs_markdown, progress_report, publish_markdown
 from tasks.stage import stage_task
 
@@ -89,24 +88,3 @@ def collect_responses(
         "Teacher responses by state, where they came from, and what they cost",
     )
     return result.dataset("responses"), result
-
-
-def progress_note(session: library.AnySession) -> str:
-    """Return what is going on beside the count: requests in flight, trouble, the cost."""
-    activity, totals = session.activity(), session.totals
-    if activity.note is not None:
-        return activity.note
-    said = f"{activity.in_flight}/{activity.limit} in flight"
-    if (batches := activity.batches) is not None:
-        noun = "batch" if batches.num_batches == 1 else f"{batches.num_batches} batches"
-        done = f"{batches.completed:,}/{batches.num_requests:,} done there"
-        said = f"{noun} {batches.status}, {done}, {batches.failed:,} failed"
-    if activity.requests_per_minute is not None:
-        said += f", {activity.requests_per_minute:,.0f}/min"
-    if totals.cost is not None and totals.currency is not None:
-        said += f", {money_text(totals.cost, totals.currency)}"
-    if activity.retries:
-        said += f", retries {activity.retries:,}"
-    if activity.rate_limited:
-        said += f", 429s {activity.rate_limited:,}"
-    return said

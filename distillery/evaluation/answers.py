@@ -41,8 +41,8 @@ _STAGES: dict[JudgedSplit, StageName] = {
     "selection": StageName.ANSWER_SELECTION,
 }
 
-OnProgress = Callable[[int, int], None]
-"""Called with the rows answered so far and those in all."""
+OnProgress = Callable[[int, int, Callable[[], str]], None]
+"""Called with the rows answered so far, those in all, and what says what else goes on."""
 
 
 def answers_stage(
@@ -103,7 +103,7 @@ def answer_questions(
         asked = contestant(spec, prompts, task, evaluation, store)
         with (
             cpu_threads(execution),
-            asked.answering(attempt) as ask,
+            asked.answering(attempt) as answering,
             attempt.row_writer("answers", arrow_schema(ScoreFrame)) as writer,
         ):
             stop = stop_rule(spec, evaluation)
@@ -112,8 +112,10 @@ def answer_questions(
                 chunks = _by_the_batch(chunks)
             if stop is not None:
                 chunks = stop.in_random_order(prompts, attempt.store)
+            if on_progress is not None:
+                on_progress(0, num_rows, answering.note)
             for rows in chunks:
-                answers = ask(rows)
+                answers = answering.ask(rows)
                 metrics = [
                     kind.score(
                         answered.response,
@@ -128,7 +130,7 @@ def answer_questions(
                 counts["unscored"] += sum(values[kind.primary] is None for values in metrics)
                 counts["truncated"] += sum(answered.truncated for answered in answers)
                 if on_progress is not None:
-                    on_progress(counts["rows"], num_rows)
+                    on_progress(counts["rows"], num_rows, answering.note)
                 if stop is not None:
                     scores = [values[kind.primary] for values in metrics]
                     if stop.is_reached([row.cluster for row in rows], scores):

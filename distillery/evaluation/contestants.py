@@ -14,7 +14,7 @@ from distillery.evaluation.exported import Exported
 from distillery.evaluation.panel import PanelContestant
 from distillery.evaluation.protocol import (
     Answered,
-    Ask,
+    Answering,
     Contestant,
     Conversation,
     Opened,
@@ -38,6 +38,7 @@ from distillery.teacher import (
 from distillery.teacher.local import release_models
 from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
 from distillery.teacher.session import AskedFor, TeacherSession
+from distillery.teacher.summary import progress_note
 from schemas.contestants import (
     BASELINE,
     CHAMPION,
@@ -175,10 +176,12 @@ class _Local(Contestant):
             yield _timed(model, greedy, self.evaluation, self.prompt)
 
     @contextlib.contextmanager
-    def answering(self, attempt: Attempt) -> Iterator[Ask]:
+    def answering(self, attempt: Attempt) -> Iterator[Answering]:
         with self.opened(attempt.store) as opened:
-            yield lambda rows: opened.answer(
-                [row.conversation for row in rows], self.evaluation.batch_size
+            yield Answering(
+                lambda rows: opened.answer(
+                    [row.conversation for row in rows], self.evaluation.batch_size
+                )
             )
 
 
@@ -282,11 +285,13 @@ class _Teacher(Contestant):
         ]
 
     @contextlib.contextmanager
-    def answering(self, attempt: Attempt) -> Iterator[Ask]:
+    def answering(self, attempt: Attempt) -> Iterator[Answering]:
         purpose = attempt.stage.fingerprint
         with TeacherSession(self.teacher, self.store, purpose=purpose) as session:
             try:
-                yield functools.partial(self._ask, session)
+                yield Answering(
+                    functools.partial(self._ask, session), lambda: progress_note(session)
+                )
             finally:
                 release_models()
             attempt.counts["asked"] = session.totals.asked

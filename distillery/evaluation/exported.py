@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from distillery.evaluation.protocol import Answered, Ask, Contestant, Conversation, Opened
+from distillery.evaluation.protocol import Answered, Answering, Contestant, Conversation, Opened
 from distillery.export import FORMATS, open_runtime
 from distillery.models.loading import ModelFiles
 from distillery.storage.stage import Attempt
@@ -27,10 +27,10 @@ class Exported(Contestant):
         return cls(spec.model.uri, spec.model.fingerprint, inputs, evaluation, spec)
 
     @contextlib.contextmanager
-    def answering(self, attempt: Attempt) -> Iterator[Ask]:
+    def answering(self, attempt: Attempt) -> Iterator[Answering]:
         """Open it; rows are answered one after the other."""
         with self.opened(attempt.store) as opened:
-            yield lambda rows: opened.answer([row.conversation for row in rows], 1)
+            yield Answering(lambda rows: opened.answer([row.conversation for row in rows], 1))
 
     @contextlib.contextmanager
     def opened(self, store: Store) -> Iterator[Opened]:

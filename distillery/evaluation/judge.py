@@ -23,6 +23,7 @@ from distillery.teacher.local import release_models
 from distillery.teacher.naming import named_as, naming_as
 from distillery.teacher.pair import Pair, PairAsker, judging_inputs
 from distillery.teacher.session import AskedFor, TeacherSession
+from distillery.teacher.summary import progress_note
 from schemas.base import versioned
 from schemas.contestants import STUDENT
 from schemas.errors import TeacherError
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 _LOGIC_VERSION = 1
 
-OnProgress = Callable[[int, int], None]
-"""Called with the pairs judged so far and those in all."""
+OnProgress = Callable[[int, int, Callable[[], str]], None]
+"""Called with the pairs judged so far, those in all, and what says what else goes on."""
 
 
 def judging_stage(
@@ -107,6 +108,12 @@ def judge_answers(
             attempt.row_writer("verdicts", arrow_schema(VerdictFrame)) as writer,
         ):
             asking = _Asking(session, judge)
+
+            def show() -> None:
+                if on_progress is not None:
+                    on_progress(counts["pairs"], num_pairs, lambda: progress_note(session))
+
+            show()
             try:
                 at_once = max(judge.batch_size, ROWS_PER_BATCH if judge.model.in_batches else 0)
                 while batch := list(itertools.islice(pairs, at_once)):
@@ -114,8 +121,7 @@ def judge_answers(
                     writer.write(check_frame(_verdict_frame(rows), VerdictFrame))
                     counts["pairs"] += len(rows)
                     counts["unscored"] += sum(row["verdict"] is None for row in rows)
-                    if on_progress is not None:
-                        on_progress(counts["pairs"], num_pairs)
+                    show()
             finally:
                 release_models()
             asking.refuse_missing()

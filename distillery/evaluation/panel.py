@@ -13,7 +13,7 @@ from typing import Self
 from distillery.data.chat import dump_messages
 from distillery.evaluation.protocol import (
     Answered,
-    Ask,
+    Answering,
     Contestant,
     Conversation,
     Opened,
@@ -32,6 +32,7 @@ from distillery.teacher.panel.session import PanelSession
 from distillery.teacher.panel.shares import Shares
 from distillery.teacher.protocol import kept
 from distillery.teacher.session import ledger_row
+from distillery.teacher.summary import progress_note
 from schemas.comparison import Size
 from schemas.errors import TeacherError
 from schemas.evaluation import EvaluationSpec
@@ -74,7 +75,7 @@ class PanelContestant(Contestant):
         return cls(*named, inputs, evaluation, panel, prompts, task, store)
 
     @contextlib.contextmanager
-    def answering(self, attempt: Attempt) -> Iterator[Ask]:
+    def answering(self, attempt: Attempt) -> Iterator[Answering]:
         """Open the members for the quality of the answers; who did what is a fact of the stage."""
         purpose, shares = attempt.stage.fingerprint, Shares(self.panel, self.task)
         given = (self.panel, self.task, self.prompts, self.store)
@@ -89,7 +90,7 @@ class PanelContestant(Contestant):
                 return [self._answered(row) for row in rows]
 
             try:
-                yield ask
+                yield Answering(ask, lambda: progress_note(session))
             finally:
                 release_models()
             attempt.counts["asked"] = session.totals.asked

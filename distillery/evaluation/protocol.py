@@ -4,7 +4,7 @@ import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from distillery.data.chat import Message
 from distillery.storage.stage import Attempt
@@ -53,7 +53,14 @@ class Answered:
     """Seconds that it took by itself. None: as long as all that were asked with it."""
 
 
-Ask = Callable[[Sequence[Question]], list[Answered]]
+class Answering(NamedTuple):
+    """A contestant at work."""
+
+    ask: Callable[[Sequence[Question]], list[Answered]]
+    """Return the answers to questions, in order."""
+
+    note: Callable[[], str] = str
+    """Return what goes on beside the count of answers; "" where there is nothing to say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Contestant(abc.ABC):
     evaluation: EvaluationSpec
 
     @abc.abstractmethod
-    def answering(self, attempt: Attempt) -> contextlib.AbstractContextManager[Ask]:
+    def answering(self, attempt: Attempt) -> contextlib.AbstractContextManager[Answering]:
         """Open it for the quality of its answers; what it costs goes into ``attempt``."""
 
     @abc.abstractmethod

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.storage.store import Store
+from distillery.teacher.generation import AnySession
 from distillery.teacher.protocol import State
 from schemas.data import DataSpec, FileSource, LogSource
 from schemas.errors import RecipeError, StoreError
@@ -63,6 +64,27 @@ def summary(
         pace = f"{facts['rows_per_s']:,.4g} rows/s over {facts['seconds']:,.1f} s"
         lines.append(("rate", pace))
     return lines
+
+
+def progress_note(session: AnySession) -> str:
+    """Return what is going on beside the count: requests in flight, trouble, the cost."""
+    activity, totals = session.activity(), session.totals
+    if activity.note is not None:
+        return activity.note
+    said = f"{activity.in_flight}/{activity.limit} in flight"
+    if (batches := activity.batches) is not None:
+        noun = "batch" if batches.num_batches == 1 else f"{batches.num_batches} batches"
+        done = f"{batches.completed:,}/{batches.num_requests:,} done there"
+        said = f"{noun} {batches.status}, {done}, {batches.failed:,} failed"
+    if activity.requests_per_minute is not None:
+        said += f", {activity.requests_per_minute:,.0f}/min"
+    if totals.cost is not None and totals.currency is not None:
+        said += f", {money_text(totals.cost, totals.currency)}"
+    if activity.retries:
+        said += f", retries {activity.retries:,}"
+    if activity.rate_limited:
+        said += f", 429s {activity.rate_limited:,}"
+    return said
 
 
 def panel_shares(generation: Manifest) -> PanelShares | None:

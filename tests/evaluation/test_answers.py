@@ -150,8 +150,8 @@ def test_every_contestant_answers_every_test_row_and_is_measured(
     run = run_of(store, local(teacher_folder), champion=champion)
     assert [one.name for one in run.contestants] == ["teacher", "baseline", "champion", "student"]
     seen: list[tuple[int, int]] = []
-    done = run.answer("teacher", on_progress=lambda rows, total: seen.append((rows, total)))
-    assert seen == [(NUM_ROWS, NUM_ROWS)]
+    done = run.answer("teacher", on_progress=lambda rows, total, _: seen.append((rows, total)))
+    assert seen == [(0, NUM_ROWS), (NUM_ROWS, NUM_ROWS)]
     assert done.manifest.counts == {
         "rows": NUM_ROWS,
         "unscored": 0,

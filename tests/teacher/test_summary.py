@@ -5,7 +5,7 @@ from typing import Any
 
 from distillery.teacher.protocol import Activity, BatchActivity
 from distillery.teacher.session import Totals
-from tasks.generation import progress_note
+from distillery.teacher.summary import progress_note
 
 
 def note(activity: Activity) -> str:
