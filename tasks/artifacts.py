@@ -204,7 +204,8 @@ class ProgressReport:
             pace = ", ".join(filter(None, [self._pace.sentence(done, total, now_s=now_s), note]))
             if self._bar and self._task is not None:
                 self._bar.update(self._task, completed=done, total=total, note=pace)
-            said = ", ".join(filter(None, [f"{done:,} of {total:,}", pace]))
+            count = f"{done:,} of {total:,}" if self._total else "starting"
+            said = ", ".join(filter(None, [count, pace]))
             if now_s >= self._next_log and self._bar is None:
                 self._next_log = now_s + _LOG_S
                 logger.info("%s: %s", self._name, said)
