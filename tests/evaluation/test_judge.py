@@ -1,16 +1,23 @@
 """The judge: what it is asked, what becomes of its verdicts, and what is asked again."""
 
 import functools
+import itertools
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from pydantic import TypeAdapter
 
 from distillery.evaluation.judge import judge_answers, judging_stage
+from distillery.ledger import Ledger
 from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
 from distillery.storage.store import Store
 from distillery.teacher.http.batch.teacher import BatchTeacher
@@ -24,7 +31,8 @@ from tests.fixtures_comparison import prompt_frame, seal_prompts
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_recipe import write_rows
 from tests.stub_batches import StubOpenAI
-from tests.stub_endpoint import Reply, StubEndpoint
+from tests.stub_endpoint import STANDS_STILL, Reply, StubEndpoint
+from tests.waiting import wait_until
 
 TASK = TaskSpec.model_validate({"name": "support", "type": "conversation"})
 Responses = Mapping[str, Sequence[str | None]]
@@ -269,6 +277,53 @@ def test_a_run_that_failed_asks_only_what_is_missing(store: StoreSpec) -> None:
         result = judged(store, responses, judge)
         assert endpoint.num_requests - before == 2
     assert [row[-1] for row in verdicts(store, result)] == ["win", "loss", "win"]
+
+
+JUDGE = """
+import sys
+from pydantic import TypeAdapter
+from distillery.evaluation.judge import judge_answers
+from schemas.execution import ExecutionSpec, StoreSpec
+from schemas.judge import JudgeSpec
+from schemas.refs import DatasetRef
+from schemas.task import TaskSpec
+answers, prompts, task, judge, store = sys.argv[1:]
+judge_answers(
+    TypeAdapter(dict[str, DatasetRef]).validate_json(answers),
+    DatasetRef.model_validate_json(prompts),
+    TaskSpec.model_validate_json(task),
+    JudgeSpec.model_validate_json(judge),
+    StoreSpec.model_validate_json(store),
+    ExecutionSpec(),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_judge_killed_at_work_is_paid_for_nothing_twice(store: StoreSpec) -> None:
+    answers, prompts = answered(store, {"teacher": list("abcd"), "student": ["xx"] * 4})
+    numbers = itertools.count()
+    better = prefers(longer)
+
+    def three_then_none(body: dict[str, Any]) -> Reply:
+        return better(body) if next(numbers) < 3 else STANDS_STILL
+
+    def three_are_kept() -> bool:
+        with Ledger.open(store) as ledger:
+            return bool(sum(each["num_rows"] for each in ledger.stats()) == 3)
+
+    with StubEndpoint(respond=three_then_none) as endpoint:
+        given = [each.model_dump_json() for each in (prompts, TASK, judge_at(endpoint), store)]
+        named = TypeAdapter(dict[str, DatasetRef]).dump_json(answers).decode()
+        child = subprocess.Popen([sys.executable, "-c", JUDGE, named, *given])
+        wait_until(three_are_kept)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    with StubEndpoint(respond=better) as endpoint:
+        judge = judge_at(endpoint)
+        result = judge_answers(answers, prompts, TASK, judge, store, ExecutionSpec())
+        assert endpoint.num_requests == 2 * 4 - 3
+    assert {verdict for *_, verdict in verdicts(store, result)} == {"win"}
 
 
 def test_a_budget_stops_the_judge_and_a_higher_one_goes_on(store: StoreSpec) -> None:
