@@ -36,20 +36,31 @@ _BATCH_ROWS = 4096
 # Not dirt: rows that must not be seen before the students are judged by them.
 _FOUND_ELSEWHERE = (DropReason.FOUND_IN_TEST, DropReason.FOUND_IN_SELECTION)
 
-# One pass over all rows marks what no single row can tell. A duplicate keeps its first row.
+# What no single row can tell. A duplicate keeps its first row.
 # Ids are unique within a source; {source} is the split, or what the split was set aside from.
+_REPEATED = """
+    SELECT {source} AS source, prompt_id, min(source_row) AS first_row
+    FROM loaded WHERE hash(prompt_id) % {num_parts} = {part} GROUP BY ALL HAVING count(*) > 1
+"""
+_IDS_AT_ONCE = 1_000_000  # more do not fit into the memory that DuckDB has
+
+_HELD_OUT = """
+    SELECT DISTINCT split, content_hash FROM loaded
+    WHERE split IN ('selection', 'test') AND content_hash IS NOT NULL
+"""
+
+# No sort: within a split the rows lie in the order of their source, and a sort of millions of
+# prompts needs more memory than there is.
 _MARK_ROWS = """
-    SELECT *,
-        row_number() OVER (PARTITION BY {source}, prompt_id ORDER BY source_row) > 1 AS is_repeated,
+    SELECT loaded.*,
+        coalesce(source_row > first_row, false) AS is_repeated,
         split <> 'test' AND content_hash IN
-            (SELECT content_hash FROM loaded WHERE split = 'test' AND content_hash IS NOT NULL)
-            AS is_in_test,
+            (SELECT content_hash FROM held_out WHERE split = 'test') AS is_in_test,
         split NOT IN ('selection', 'test') AND content_hash IN
-            (SELECT content_hash FROM loaded
-                WHERE split = 'selection' AND content_hash IS NOT NULL)
-            AS is_in_selection
-    FROM loaded
-    ORDER BY list_position({splits}, split), source_row, length(messages)
+            (SELECT content_hash FROM held_out WHERE split = 'selection') AS is_in_selection
+    FROM loaded LEFT JOIN repeated
+        ON repeated.source = {source} AND repeated.prompt_id = loaded.prompt_id
+    WHERE split = '{split}'
 """
 
 
@@ -125,9 +136,16 @@ def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterat
     """Yield the loaded rows in order, with `is_repeated`, `is_in_test` and `is_in_selection`."""
     with querying(attempt.store, loaded=loaded) as sql:
         source = "replace(split, 'validation', 'train')" if data.validation is None else "split"
-        query = sql.sql(_MARK_ROWS.format(source=source, splits=list(SPLITS)))
-        for batch in query.to_arrow_reader(_BATCH_ROWS):
-            yield batch.to_pandas()
+        sql.execute("CREATE TABLE repeated (source VARCHAR, prompt_id VARCHAR, first_row BIGINT)")
+        num_parts = 1 + loaded.num_rows // _IDS_AT_ONCE
+        for part in range(num_parts):
+            found = _REPEATED.format(source=source, num_parts=num_parts, part=part)
+            sql.execute(f"INSERT INTO repeated {found}")
+        sql.execute(f"CREATE TABLE held_out AS {_HELD_OUT}")
+        for split in SPLITS:
+            query = sql.sql(_MARK_ROWS.format(source=source, split=split))
+            for batch in query.to_arrow_reader(_BATCH_ROWS):
+                yield batch.to_pandas()
 
 
 def _split_rows(frame: pd.DataFrame, kind: TaskType) -> tuple[pd.DataFrame, pd.DataFrame]:

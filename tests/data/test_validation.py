@@ -62,7 +62,11 @@ def test_labelled_rows_without_a_right_answer_are_put_aside(
     assert bench.reasons(data, task) == {("gold", 2): reason, ("test", 2): reason}
 
 
-def test_ids_have_to_be_there_and_unique_within_a_source(bench: Bench) -> None:
+@pytest.mark.parametrize("ids_at_once", [1, 1_000_000])
+def test_ids_have_to_be_there_and_unique_within_a_source(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ids_at_once: int
+) -> None:
+    monkeypatch.setattr("distillery.data.validation._IDS_AT_ONCE", ids_at_once)
     rows = [{"text": t, "key": k} for t, k in (("a", 1), ("b", "2"), ("c", "1"), ("d", None))]
     data = bench.data(rows, columns={"id": "key"})
     assert bench.reasons(data) == {("train", 3): "duplicate_id", ("train", 4): "unreadable_row"}
