@@ -284,7 +284,7 @@ class FilterSpec(Spec):
 
     responses: tuple[ResponseFilter, ...] | None = Field(None, title="Response filters")
     """Filters over the responses, in order; the first that drops a row gives the reason. None:
-    those of the task's type, mostly empty, truncated, refusal, format, duplicate."""
+    those of the task's type, mostly truncated, refusal, format, duplicate."""
 
     restore: tuple[str, ...] = ()
     """Ids of prompts that pass although a filter would drop them, or their response:

@@ -19,7 +19,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from distillery.storage.stage import StageResult
 from schemas.execution import StoreSpec
@@ -203,7 +203,7 @@ class ProgressReport:
             shown = done, note, is_quiet
             pace = ", ".join(filter(None, [self._pace.sentence(done, total, now_s=now_s), note]))
             if self._bar and self._task is not None:
-                self._bar.update(self._task, completed=done, total=total, note=pace)
+                self._bar.update(self._task, completed=done, total=self._total, note=pace)
             count = f"{done:,} of {total:,}" if self._total else "starting"
             said = ", ".join(filter(None, [count, pace]))
             if now_s >= self._next_log and self._bar is None:
@@ -245,7 +245,7 @@ def _bar() -> Progress:
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=8),
-        TextColumn("{task.completed}/{task.total}"),
+        MofNCompleteColumn(),
         # What is too wide for the terminal is cut here, at its end, and not from the counts.
         TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True)),
     )

@@ -50,7 +50,8 @@ _HELD_OUT = """
 """
 
 # No sort: within a split the rows lie in the order of their source, and a sort of millions of
-# prompts needs more memory than there is.
+# prompts needs more memory than there is. They keep it as the probing side of the join.
+_KEEP_ORDER = "SET disabled_optimizers = 'build_side_probe_side'"
 _MARK_ROWS = """
     SELECT loaded.*,
         coalesce(source_row > first_row, false) AS is_repeated,
@@ -142,6 +143,7 @@ def _marked_rows(attempt: Attempt, loaded: DatasetRef, data: DataSpec) -> Iterat
             found = _REPEATED.format(source=source, num_parts=num_parts, part=part)
             sql.execute(f"INSERT INTO repeated {found}")
         sql.execute(f"CREATE TABLE held_out AS {_HELD_OUT}")
+        sql.execute(_KEEP_ORDER)
         for split in SPLITS:
             query = sql.sql(_MARK_ROWS.format(source=source, split=split))
             for batch in query.to_arrow_reader(_BATCH_ROWS):

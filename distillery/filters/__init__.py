@@ -52,6 +52,6 @@ def prompt_filters(specs: Sequence[PromptFilter]) -> list[tuple[str, AnyFilter]]
 
 
 def response_filters(specs: Sequence[ResponseFilter]) -> list[tuple[str, AnyFilter]]:
-    """Return the filters of ``specs`` by name, behind the one that no recipe can leave out."""
+    """Return the filters of ``specs`` by name, after the one that no recipe can leave out."""
     named = [(spec.kind, RESPONSE_FILTERS[spec.kind](spec)) for spec in specs]
     return [("teacher", Usable(None)), *named]

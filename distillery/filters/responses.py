@@ -59,10 +59,10 @@ def filter_responses(
 ) -> StageResult:
     """Return the responses that pass all filters as `kept`, the others as `rejected`.
 
-    Rows without a usable response are rejected whatever the filters: those that the teacher failed
-    at or refused, those that break the response schema, and those of which no sample passed its
-    verifier. The facts count drops and rewrites by reason and by filter, and the tokens that were
-    paid for what was dropped.
+    Rows without a usable response are rejected whatever the filters: empty ones, those that the
+    teacher failed at or refused, those that break the response schema, and those of which no
+    sample passed its verifier. The facts count drops and rewrites by reason and by filter, and the
+    tokens that were paid for what was dropped.
 
     Args:
         responses: What the teacher answered.

@@ -18,7 +18,12 @@ class Usable(RowFilter[None]):
     """Drops what failed, was refused, malformed or empty, and what nothing bears out."""
 
     def row(self, row: Row, task: TaskType) -> Drop | None:
-        """Return the state's drop, if it has one, or that of a choice that nothing passed."""
+        """Return the drop of a state, of an empty response, of a tie, or of a failed choice."""
+        if row["state"] in _UNUSABLE:
+            return _UNUSABLE[row["state"]]
+        cut = f"cut after {row['completion_tokens']} tokens" if row["state"] == "truncated" else ""
+        if not row["response"].strip():
+            return Drop(DropReason.EMPTY, "the response has no text" + (cut and f", {cut}"))
         because = row["chosen_because"] or ""
         if because.startswith(f"{TIE}:"):
             return Drop(
@@ -26,15 +31,10 @@ class Usable(RowFilter[None]):
                 f"two answers have equally many votes ({because})",
                 row["agreement"],
             )
-        if row["state"] in _UNUSABLE:
-            return _UNUSABLE[row["state"]]
-        is_empty = not row["response"].strip()
-        if not is_empty and row["agreement"] != 0:
+        if row["agreement"] != 0:
             return None
-        if row["state"] == "truncated":  # raising max_new_tokens is what helps
-            return Drop(DropReason.TRUNCATED, f"cut after {row['completion_tokens']} tokens")
-        if is_empty:
-            return Drop(DropReason.EMPTY, "the response has no text")
+        if cut:  # raising max_new_tokens is what helps
+            return Drop(DropReason.TRUNCATED, cut)
         return Drop(
             DropReason.NOT_VERIFIED,
             "no response to this prompt has what teacher.samples.choice or teacher.policy asks for",

@@ -111,7 +111,7 @@ class Attempt:
     outputs: dict[str, DatasetRef | ModelRef | ReportRef] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
-    """Of parts; as `total` what went on before the attempt, to which its own time is added."""
+    """By part. `total` may be set to the time spent before the attempt; its own is added."""
     facts: dict[str, JsonValue] = field(default_factory=dict)
     cost: float | None = None
     currency: str | None = None

@@ -149,9 +149,12 @@ def test_every_contestant_answers_every_test_row_and_is_measured(
     champion = model_ref(store, "student", seed=9)
     run = run_of(store, local(teacher_folder), champion=champion)
     assert [one.name for one in run.contestants] == ["teacher", "baseline", "champion", "student"]
-    seen: list[tuple[int, int]] = []
-    done = run.answer("teacher", on_progress=lambda rows, total, _: seen.append((rows, total)))
-    assert seen == [(0, NUM_ROWS), (NUM_ROWS, NUM_ROWS)]
+    seen: list[tuple[int, int, str]] = []
+    done = run.answer(
+        "teacher", on_progress=lambda done, all_of, note: seen.append((done, all_of, note()))
+    )
+    idle = "0/64 in flight"
+    assert seen == [(0, NUM_ROWS, idle), (NUM_ROWS, NUM_ROWS, idle)]
     assert done.manifest.counts == {
         "rows": NUM_ROWS,
         "unscored": 0,

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -300,7 +299,7 @@ judge_answers(
 
 
 @pytest.mark.slow
-def test_a_judge_killed_at_work_is_paid_for_nothing_twice(store: StoreSpec) -> None:
+def test_a_judge_killed_at_work_pays_for_nothing_twice(store: StoreSpec) -> None:
     answers, prompts = answered(store, {"teacher": list("abcd"), "student": ["xx"] * 4})
     numbers = itertools.count()
     better = prefers(longer)
@@ -316,8 +315,10 @@ def test_a_judge_killed_at_work_is_paid_for_nothing_twice(store: StoreSpec) -> N
         given = [each.model_dump_json() for each in (prompts, TASK, judge_at(endpoint), store)]
         named = TypeAdapter(dict[str, DatasetRef]).dump_json(answers).decode()
         child = subprocess.Popen([sys.executable, "-c", JUDGE, named, *given])
-        wait_until(three_are_kept)
-        os.kill(child.pid, signal.SIGKILL)
+        try:
+            wait_until(three_are_kept)
+        finally:
+            child.kill()
         assert child.wait() == -signal.SIGKILL
     with StubEndpoint(respond=better) as endpoint:
         judge = judge_at(endpoint)

@@ -201,7 +201,7 @@ def test_agreement_is_kept_from_its_bound_upwards(agreement: float, is_kept: boo
         (response_row(agreement=0.0), "not_verified", "no response to this prompt has what"),
         # Raising max_new_tokens is what helps.
         (response_row("cut", state="truncated", agreement=0.0), "truncated", "cut after 2 tokens"),
-        (response_row("", state="truncated"), "truncated", "cut after 2 tokens"),
+        (response_row("", state="truncated"), "empty", "has no text, cut after 2 tokens"),
         (response_row(""), "empty", "the response has no text"),
         (response_row(" \n", agreement=0.0), "empty", "the response has no text"),
     ],

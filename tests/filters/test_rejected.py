@@ -114,6 +114,14 @@ def test_what_has_no_answer_is_not_restored(tmp_path: Path) -> None:
     assert "restored" not in result.manifest.counts
 
 
+@pytest.mark.parametrize("state", ["empty", "truncated"])
+def test_an_empty_response_is_never_learnt(tmp_path: Path, state: str) -> None:
+    rows = [response_row(" \n", state=state, prompt_id="1"), response_row("a", prompt_id="2")]
+    filters = FilterSpec(responses=(RefusalFilter(),), restore=("1",))
+    result = filter_rows(tmp_path, rows, filters, TASK)
+    assert result.drop_reasons == {"empty": 1}
+
+
 def test_every_filter_has_a_step_with_the_tokens_that_were_paid(tmp_path: Path) -> None:
     rows: list[Row] = [
         response_row("I am sorry.", prompt_id="1", prompt_tokens=100, completion_tokens=10),

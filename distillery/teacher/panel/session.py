@@ -81,6 +81,7 @@ class PanelSession:
             limit=sum(each.limit for each in found),
             rate_limited=sum(each.rate_limited for each in found),
             retries=sum(each.retries for each in found),
+            note=next((each.note for each in found if each.note), None),
         )
 
     def settle(
