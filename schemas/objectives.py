@@ -289,7 +289,8 @@ class OnPolicy(_Divergence):
     """Passes over the training rows, after those of `training.epochs` on hard targets."""
 
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate. None: `training.learning_rate`."""
+    """Peak learning rate. None: a tenth of `training.learning_rate`, as the whole of it undoes in a
+    few steps what hard targets have taught (docs/objectives.md)."""
 
     k: int = Field(64, ge=1, le=1024)
     """A served teacher's most likely tokens that are asked for."""

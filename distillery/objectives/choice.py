@@ -171,7 +171,7 @@ def decided(training: TrainingSpec, because: str) -> ChosenObjective:
     assert isinstance(objective, OnPolicy)
     after = {
         "epochs": objective.epochs,
-        "learning_rate": objective.learning_rate or training.learning_rate,
+        "learning_rate": objective.learning_rate or training.learning_rate / 10,
     }
     return ChosenObjective(
         training.model_copy(update=after), because, first=training.with_hard_targets()

@@ -168,6 +168,8 @@ def test_it_starts_from_the_student_of_hard_targets_which_is_trained_once(school
     chosen = choose_objective(school.teacher, school.student, wanted)
     assert chosen.first == hard
     assert (chosen.training.epochs, chosen.training.learning_rate) == (1.0, 1e-12)
+    unsaid = choose_objective(school.teacher, school.student, on_policy(epochs=2)).training
+    assert unsaid.learning_rate == pytest.approx(hard.learning_rate / 10)
     stage = training_stage(
         StageName.TRAIN_STUDENT, school.training_rows, school.prompts, school.student, hard
     )
