@@ -32,7 +32,11 @@ def table(
         hard: Names of hard targets, by rising number of epochs; they share a cost.
         metric: Of the answers.
     """
-    times = {name: _training_s(learnt[name], costs, name, hard[0]) for name in learnt}
+    times = {
+        name: _training_s(learnt[name], costs, name, hard[0])
+        for name in learnt
+        if name in costs and hard[0] in costs
+    }
     unit = times.get(hard[0])
     lines = [
         f"| objective | seeds | step time | memory | training time | {metric}, % | "
@@ -46,7 +50,7 @@ def table(
             str(len(runs)),
             _over(costs, name, hard[0], "step_s"),
             _over(costs, name, hard[0], "peak_bytes"),
-            f"{times[name] / unit:.1f} x" if unit else "-",
+            f"{times[name] / unit:.1f} x" if name in times and unit else "-",
             interval([run.quality for run in runs.values()]),
             gain(runs, learnt.get(hard[0], {})) if name != hard[0] else "-",
             f"{gain(runs, learnt[rival])} ({times[rival] / unit:.0f} x)"
@@ -59,15 +63,15 @@ def table(
 
 
 def _training_s(runs: Learnts, costs: Mapping[str, Cost], name: str, hard: str) -> float:
-    """Return the seconds that a training takes, by its steps; NaN where a step was not timed."""
-    if name not in costs or hard not in costs:
-        return float("nan")
+    """Return the seconds that a training takes, by its steps."""
     one = next(iter(runs.values()))
     return one.steps * costs[name].step_s + one.steps_before * costs[hard].step_s
 
 
 def _rival(times: Mapping[str, float], name: str, hard: Sequence[str]) -> str | None:
     """Return the hard targets that had as much time, or the next more; None: none had."""
+    if name not in times:
+        return None
     enough = (each for each in hard if each in times and times[name] <= LITTLE_MORE * times[each])
     return next(enough, None)
 
