@@ -263,6 +263,10 @@ class CrossTokenizer(_Objective):
     tokenizer_revision: str | None = None
     """Commit hash of a tokenizer from the hub; required for one."""
 
+    def as_read(self) -> Self:
+        """Return the same without the tokenizer, which what is stored offline knows already."""
+        return self.model_copy(update={"tokenizer": None, "tokenizer_revision": None})
+
 
 class OnPolicy(_Divergence):
     """The student writes, the teacher scores what it wrote (GKD, arXiv:2306.13649).

@@ -171,6 +171,7 @@ def decided(training: TrainingSpec, because: str) -> ChosenObjective:
     assert isinstance(objective, OnPolicy)
     after = {
         "epochs": objective.epochs,
+        "min_steps": 0,
         "learning_rate": objective.learning_rate or training.learning_rate / 10,
     }
     return ChosenObjective(

@@ -13,6 +13,7 @@ from distillery.models.loading import ModelFiles
 from distillery.models.vocabulary import tokenizer_hash, vocabulary_size
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Objective, Row
 from distillery.objectives.soft.stored import (
+    STORED_ROUNDING,
     ScoringRow,
     at_temperature,
     check_meta,
@@ -170,12 +171,10 @@ class CrossTokenizerObjective(Objective):
 
         from distillery.objectives.sorted_probabilities import SortedTargets
 
-        targets = SortedTargets(
-            batch["compared"],
-            *at_temperature(
-                batch["sorted_log_probs"], batch["log_rest"], self._spec.distillation_temperature
-            ),
+        log_p = at_temperature(
+            batch["sorted_log_probs"], batch["log_rest"], self._spec.distillation_temperature
         )
+        targets = SortedTargets(batch["compared"], *log_p, log_rounding=STORED_ROUNDING)
         losses = self._response_losses(model, student, batch, soft=self._spec, targets=targets)
         parts = {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats}
         num_compared = torch.tensor(len(batch["compared"]))
@@ -189,6 +188,10 @@ def _teachers_tokenizer(spec: CrossTokenizer, teacher: TeacherSpec) -> Any:
         RecipeError, TrainingError: It does not; or a server cannot show what is to be stored.
         TeacherError: The server cannot be reached.
     """
+    from distillery.objectives.soft.served import check_served, check_settings, served_tokenizer
+
+    if teacher.is_served:
+        check_settings(teacher, spec)
     if not teacher.is_hosted:
         if spec.tokenizer is not None:
             raise RecipeError(
@@ -199,8 +202,6 @@ def _teachers_tokenizer(spec: CrossTokenizer, teacher: TeacherSpec) -> Any:
         _check_k(spec.k, vocabulary_size(chat_format.tokenizer), "teacher's")
         _check_written(chat_format, "teacher")
         return chat_format.tokenizer
-    from distillery.objectives.soft.served import check_served, served_tokenizer
-
     theirs = served_tokenizer(spec, teacher)
     _check_k(spec.k, vocabulary_size(theirs), "teacher's")
     check_served(teacher, spec, _PROBE)

@@ -198,11 +198,14 @@ def _obstacle_of(teacher: TeacherSpec, spec: SoftTargets, ours: ChatFormat) -> s
             "training.objective.source 'online' runs the teacher beside the student, which a "
             "server cannot do. Set it to offline, or teacher.kind to transformers."
         )
-    if not teacher.is_hosted:
+    if not teacher.is_served:
         return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
-    from distillery.objectives.soft.served import check_served
+    from distillery.objectives.soft.served import check_served, check_settings
 
     try:
+        check_settings(teacher, spec)
+        if not teacher.is_hosted:
+            return other_tokens(ModelFiles.of(teacher).chat_format(), ours)
         response_ids = ours.row(PROBE, ANSWER).response_ids
         check_served(teacher, spec, ScoringRow("", "", PROBE, ANSWER), response_ids)
     except (RecipeError, TrainingError) as error:

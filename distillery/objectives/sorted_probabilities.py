@@ -43,13 +43,15 @@ class SortedTargets(NamedTuple):
     """float32, descending within a token."""
     log_rest_M: Tensor
     """float32, log of the mass outside the K; -inf where there is none."""
+    log_rounding: float = 0.0
+    """How far the logarithms of the K may be off, as a share of themselves."""
 
     def part(self, tokens: slice) -> "SortedTargets":
         """Return those of some response tokens."""
         edges = torch.tensor([tokens.start, tokens.stop], device=self.at_M.device)
         first, stop = torch.searchsorted(self.at_M, edges).tolist()
-        at_M, *known = (tensor[first:stop] for tensor in self)
-        return SortedTargets(at_M - tokens.start, *known)
+        at_M, *known = (tensor[first:stop] for tensor in self[:3])
+        return SortedTargets(at_M - tokens.start, *known, self.log_rounding)
 
 
 def differentiate_sorted(
@@ -76,7 +78,7 @@ def differentiate_sorted(
     >>> logits_RV.round(decimals=4).tolist()  # q · (sign - Σ q · sign)
     [[-0.375, 0.375]]
     """
-    at_M, log_p_MK, log_rest_M = known
+    at_M, log_p_MK, log_rest_M, log_rounding = known
     z_MV = work_RV[: len(at_M)]
     torch.index_select(logits_RV, 0, at_M, out=z_MV)
     hard_R = cross_entropy(logits_RV, labels_R, spec.hard_weight)
@@ -84,12 +86,12 @@ def differentiate_sorted(
     if len(at_M):
         z_MV.div_(spec.distillation_temperature)
         p_MB = torch.cat([log_p_MK, log_rest_M[:, None]], 1).to(z_MV.dtype).exp_()
-        soft_R[at_M] = _compare(z_MV, p_MB, spec.soft_weight)
+        soft_R[at_M] = _compare(z_MV, p_MB, spec.soft_weight, log_rounding)
         logits_RV.index_add_(0, at_M, z_MV)
     return hard_R, soft_R
 
 
-def _compare(z_MV: Tensor, p_MB: Tensor, scale: float) -> Tensor:
+def _compare(z_MV: Tensor, p_MB: Tensor, scale: float, log_rounding: float) -> Tensor:
     """Return L1 of every token; scale · dL1/dz takes the place of z."""
     z_MK, ids_MK = z_MV.topk(p_MB.shape[1] - 1)
     # The others are summed without the K: 1 minus the K's sum would cancel to nothing.
@@ -98,8 +100,13 @@ def _compare(z_MV: Tensor, p_MB: Tensor, scale: float) -> Tensor:
     lse_M1 = torch.logaddexp(z_MK.logsumexp(1, keepdim=True), rest_M1)
     q_MB = (torch.cat([z_MK, rest_M1], 1) - lse_M1).exp_()
     gap_MB = q_MB - p_MB
-    rounding = _ROUNDING * torch.finfo(q_MB.dtype).eps
-    gap_MB.masked_fill_(gap_MB.abs() <= rounding * torch.maximum(p_MB, q_MB), 0)
+    rounding_MB = torch.maximum(p_MB, q_MB).mul_(_ROUNDING * torch.finfo(q_MB.dtype).eps)
+    if log_rounding:
+        # Of p itself, and of what all K are divided by so that they keep their sum.
+        off_MB = torch.special.entr(p_MB)
+        off_MB[:, -1] = 0
+        rounding_MB += off_MB.addcmul_(p_MB, off_MB.sum(1, keepdim=True)).mul_(log_rounding)
+    gap_MB.masked_fill_(gap_MB.abs() <= rounding_MB, 0)
     slope_MB = gap_MB.sign()
     slope_MB -= (slope_MB * q_MB).sum(1, keepdim=True)
     slope_MB *= scale

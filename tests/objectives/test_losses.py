@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distillery.models.head import Head
 from distillery.objectives.divergence import SparseTargets
 from distillery.objectives.losses import DenseTargets, Losses, MixedTargets, response_losses
+from distillery.objectives.sorted_probabilities import SortedTargets
 from schemas.errors import InputDataError, TrainingError
-from schemas.objectives import DivergenceName, SoftTargets
+from schemas.objectives import CrossTokenizer, DivergenceName, SoftTargets
 
 DIVERGENCES = get_args(DivergenceName)
 FORWARD_KL = SoftTargets(hard_weight=0, soft_weight=1)
@@ -484,6 +485,20 @@ def test_no_operation_makes_more_than_a_chunk_of_logits(
                 gradients(losses.loss, case)
             # The output layer and its gradient, 4 wide, are as large as a chunk of 4 tokens.
             assert 500 * 4 <= largest.numel <= 500 * max(chunk, 4)
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_nor_do_sorted_probabilities(chunk: int) -> None:
+    case = make_case(0, tokens=64, vocab_size=500, dtype=torch.float32)
+    log_p_NK = torch.randn(64, 8).log_softmax(1)
+    targets = SortedTargets(torch.arange(64), log_p_NK, torch.full((64,), -torch.inf), 2**-10)
+    with LargestTensor() as largest:
+        losses = response_losses(
+            case.hidden_ND, Head(case.weight_VD), case.labels_N, vocab_size=500, normaliser=1,
+            soft=CrossTokenizer(k=8), targets=targets, chunk_tokens=chunk,
+        )  # fmt: skip
+        losses.loss.backward()
+    assert 500 * 4 <= largest.numel <= 500 * max(chunk, 4)
 
 
 # Several teachers: the average of their probabilities.

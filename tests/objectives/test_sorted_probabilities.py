@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillery.models.head import Head
 from distillery.objectives.losses import Losses, response_losses
+from distillery.objectives.soft.stored import STORED_ROUNDING, at_temperature
 from distillery.objectives.sorted_probabilities import SortedTargets
 from schemas.objectives import CrossTokenizer
 
@@ -153,6 +154,32 @@ def test_a_student_like_its_teacher_has_neither_distance_nor_gradient(
     assert with_soft.soft_nats == 0
     slopes = [torch.autograd.grad(losses.loss, logits_NV) for losses in (with_soft, without)]
     torch.testing.assert_close(slopes[0], slopes[1], rtol=0, atol=1e-6)
+
+
+@PROPERTY
+@given(seed=seeds, k=st.integers(1, VOCABULARY), spec=specs)
+def test_nor_has_one_whose_teacher_was_stored_in_16_bits(
+    seed: int, k: int, spec: CrossTokenizer
+) -> None:
+    """The sign of a rounding error would be a gradient at full strength."""
+    drawn = make_case(seed)
+    logits_NV = (drawn.hidden_ND @ drawn.weight_VD.T).detach().float()
+    log_p_MV = logits_NV[drawn.at_M].log_softmax(1).sort(1, descending=True).values
+    at_T_MV = (log_p_MV / spec.distillation_temperature).log_softmax(1)
+    rest_M = at_T_MV[:, k:].logsumexp(1)
+    stored = at_temperature(log_p_MV[:, :k].half(), rest_M, spec.distillation_temperature)
+    targets = SortedTargets(drawn.at_M, *stored, log_rounding=STORED_ROUNDING)
+    losses = response_losses(
+        logits_NV, Head(None), drawn.labels_N, vocab_size=VOCABULARY, normaliser=1,
+        soft=spec, targets=targets,
+    )  # fmt: skip
+    assert losses.soft_nats == 0
+    apart = drawn._replace(teacher_MW=logits_NV[drawn.at_M] * 1.05).targets(spec, k)
+    moved = response_losses(
+        logits_NV, Head(None), drawn.labels_N, vocab_size=VOCABULARY, normaliser=1,
+        soft=spec, targets=apart._replace(log_rounding=STORED_ROUNDING),
+    )  # fmt: skip
+    assert moved.soft_nats > 0
 
 
 @PROPERTY

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from distillery.models.chat_format import IGNORED, ChatFormat
-from schemas.objectives import Attention, CrossTokenizer, HiddenStates, SoftTargets
+from distillery.models.local import LocalModel
+from schemas.objectives import Attention, CrossTokenizer, HiddenStates, LayerPair, SoftTargets
 from schemas.training import LoraMethod, TrainingSpec
 from tests.fixtures_models import make_tiny_model
 from tests.fixtures_training import SCRATCH, Killed, School, die_at, same_weights, soft_training
@@ -171,6 +173,81 @@ def test_a_served_teacher_with_a_tokenizer_of_its_own_teaches(tmp_path: Path) ->
                 distances.append(_sorted_distance(log_p, log_q[at - 1]))
                 said += tokenizer.decode([label]).encode()
     assert best["eval_soft_loss"] == pytest.approx(sum(distances) / len(distances), rel=1e-3)
+
+
+def _reads(bench: School, model: Any, tokenizer: Any) -> Iterator[tuple[Any, list[int]]]:
+    """Yield the tokens of each validation row, and where a response token is predicted."""
+    for row in bench.rows:
+        if row["split"] == "validation":
+            tokens = ChatFormat(tokenizer).row(json.loads(row["messages"]), row["response"])
+            places = [at - 1 for at, label in enumerate(tokens.labels) if label != IGNORED]
+            yield torch.tensor([tokens.input_ids]), places
+
+
+def _best(result: Any) -> dict[str, float]:
+    entries = [e for e in result.manifest.facts["curve"] if "eval_loss" in e]
+    best: dict[str, float] = min(entries, key=lambda entry: entry["eval_loss"])
+    return best
+
+
+def test_with_one_tokenizer_every_token_is_compared_with_itself(
+    tmp_path: Path, folder: str
+) -> None:
+    training = soft_training(objective=CrossTokenizer(k=K))
+    school = School(tmp_path, folder)
+    result = school.teach(training)
+    best = _best(result)
+    assert best["eval_compared_fraction"] == 1
+    (model, tokenizer), teacher = school.load(result), LocalModel.load(folder, device="cpu").model
+    distances = []
+    for ids, places in _reads(school, model, tokenizer):
+        with torch.no_grad():
+            log_p, log_q = (m(ids).logits[0].log_softmax(-1) for m in (teacher, model))
+        distances += [_sorted_distance(log_p[at], log_q[at]) for at in places]
+    assert best["eval_soft_loss"] == pytest.approx(sum(distances) / len(distances), rel=2e-3)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_each_layer_learns_from_the_one_that_is_named_where_a_token_is_predicted(
+    tmp_path: Path, distance: Any
+) -> None:
+    pairs = (LayerPair(student=0, teacher=1), LayerPair(student=1, teacher=2))
+    teacher_folder = str(make_tiny_model(tmp_path / "deep", num_layers=4, seed=3))
+    training = soft_training(objective=HiddenStates(distance=distance, layers=pairs))
+    school = School(tmp_path / "store", teacher_folder)
+    school.student = school.student.model_copy(update={"num_layers": 2, "hidden_size": 16})
+    result = school.teach(training)
+    model, tokenizer = school.load(result)
+    teacher = LocalModel.load(teacher_folder, device="cpu").model
+    of_pairs: list[float] = []
+    for ids, places in _reads(school, model, tokenizer):
+        for pair in pairs:
+            h, g = (
+                _output(each, layer, ids)[places].double()
+                for each, layer in ((model, pair.student), (teacher, pair.teacher))
+            )
+            if distance == "mse":
+                found = (h - g).square().sum(-1) / g.square().sum(-1)
+            else:
+                found = 1 - (h * g).sum(-1) / (h.norm(dim=-1) * g.norm(dim=-1))
+            of_pairs += found.tolist()
+    assert _best(result)["eval_hidden_loss"] == pytest.approx(
+        sum(of_pairs) / len(of_pairs), rel=1e-3
+    )
+
+
+def _output(model: Any, layer: int, ids: Any) -> Any:
+    """Return what a layer gives to the next, [T, D]."""
+    seen: list[Any] = []
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = model.get_decoder().layers[layer].register_forward_hook(note)
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    return seen[0][0]
 
 
 _MEASURE = """

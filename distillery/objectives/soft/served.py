@@ -104,7 +104,7 @@ class ServedScorer:
                 bytes its tokens stand for.
             TeacherError: A server of our own does not start.
         """
-        _check_settings(teacher, spec)
+        check_settings(teacher, spec)
         tokenizer = served_tokenizer(spec, teacher)
         self._text = None if tokenizer is None else TextBytes(tokenizer)
         self.meta = SoftTargetMeta(
@@ -320,8 +320,12 @@ def served_tokenizer(spec: Scored, teacher: OpenAITeacher | VLLMTeacher) -> Any:
     return ModelFiles(spec.tokenizer, spec.tokenizer_revision).tokenizer()
 
 
-def _check_settings(teacher: OpenAITeacher | VLLMTeacher, spec: Scored) -> None:
-    """Refuse what no server, or no server of this provider, can give."""
+def check_settings(teacher: OpenAITeacher | VLLMTeacher, spec: Scored) -> None:
+    """Refuse what no server, or no server of this provider, can give; nothing is asked.
+
+    Raises:
+        RecipeError: That is so.
+    """
     if teacher.is_hosted and "vllm" not in teacher.provider.lower():
         raise RecipeError(
             f"teacher.provider {teacher.provider!r} is not vLLM, and no other server shows the "

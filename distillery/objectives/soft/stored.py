@@ -42,6 +42,9 @@ _META_KEY = b"soft_targets"
 _GROUP_TOKENS = 16_384  # per row group: a few MB in memory, long enough to compress well
 _READ_ROWS = 64
 _LOWEST = np.finfo(np.float16).min
+STORED_ROUNDING = float(np.finfo(np.float16).eps)
+"""How far a stored log-probability may be off, as a share of itself: twice what float16 rounds."""
+
 _COLUMNS: dict[str, pa.DataType] = {
     "response_ids": pa.int32(),
     "id_steps": pa.int32(),

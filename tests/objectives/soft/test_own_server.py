@@ -47,6 +47,22 @@ def test_its_tokenizer_is_read_and_no_server_started(
     assert stub_python.servers == []
 
 
+@pytest.mark.parametrize(
+    ("of", "spec"),
+    [
+        (SoftTargetObjective, SoftTargets(distillation_temperature=2)),
+        (CrossTokenizerObjective, CrossTokenizer(distillation_temperature=2)),
+        (OnPolicyObjective, OnPolicy(max_new_tokens=16, distillation_temperature=2)),
+    ],
+)
+def test_what_no_server_shows_is_refused_before_it_has_answered(
+    of: Any, spec: Any, teacher: VLLMTeacher, stub_python: StubPython
+) -> None:
+    obstacle = of.obstacle(TrainingSpec(objective=spec, num_processes=1), teacher, STUDENT)
+    assert obstacle is not None and "is 2, but a served teacher shows" in obstacle
+    assert stub_python.servers == []
+
+
 def test_it_does_not_run_beside_the_student(teacher: VLLMTeacher) -> None:
     training = TrainingSpec(objective=SoftTargets(source="online"))
     obstacle = SoftTargetObjective.obstacle(training, teacher, STUDENT)
