@@ -1,6 +1,6 @@
 """What a student learns from: one branch per objective, each with its own settings."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -321,14 +321,21 @@ class Rationales(_Objective):
 
 
 class AutoObjective(_SoftTargetSettings):
-    """The best objective that is possible. These settings are those of soft targets."""
+    """The best objective that is possible, with as many of these settings as it has."""
 
     kind: Literal["auto"] = "auto"
     """The log and the manifest say which, and why."""
 
-    def as_soft_targets(self) -> SoftTargets:
-        """Return soft targets with the same settings."""
-        return SoftTargets(**self.model_dump(exclude={"kind"}))
+    tokenizer: str | None = None
+    """Folder or hub id of a served teacher's tokenizer, for `cross_tokenizer`."""
+
+    tokenizer_revision: str | None = None
+    """Commit hash of a tokenizer from the hub; required for one."""
+
+    def made(self, of: type[_Objective], **changes: Any) -> Any:
+        """Return an objective of class ``of`` with the same settings, as far as it has them."""
+        shared = set(type(self).model_fields) & set(of.model_fields) - {"kind"}
+        return of(**self.model_dump(include=shared) | changes)
 
 
 Scored = SoftTargets | CrossTokenizer

@@ -46,13 +46,19 @@ def check_prunable(spec: PrunedStudent) -> None:
     """Return when the model can be pruned as ``spec`` says; of its files only the small are read.
 
     Raises:
-        RecipeError: Layers are not there, blocks are not wide enough or of an unknown kind, or the
-            model's layers depend on each other's number.
+        RecipeError: Layers are not there or all kept, blocks are not wide enough or of an unknown
+            kind, or the model's layers depend on each other's number.
     """
     import torch
 
     model = ModelFiles.of(spec).skeleton()
-    layers, neurons = kept_layers(spec, _text_config(model.config).num_hidden_layers), None
+    num_layers = int(_text_config(model.config).num_hidden_layers)
+    layers, neurons = kept_layers(spec, num_layers), None
+    if len(layers) == num_layers and spec.intermediate_size is None:
+        raise RecipeError(
+            f"the student keeps all {num_layers} layers of {spec.model!r}, so nothing is pruned. "
+            "Keep fewer, or set student.kind to pretrained."
+        )
     if spec.intermediate_size is not None:
         of_model = feed_forward_width(model, spec.model)
         if spec.intermediate_size >= of_model:

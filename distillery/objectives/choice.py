@@ -1,6 +1,7 @@
 """Which objective a training gets: what the recipe says, or the best that is possible."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from distillery.objectives.attention import AttentionObjective
@@ -8,16 +9,29 @@ from distillery.objectives.base import Objective
 from distillery.objectives.cross_tokenizer import CrossTokenizerObjective
 from distillery.objectives.hard_targets import HardTargetObjective
 from distillery.objectives.hidden_states import HiddenStatesObjective
+from distillery.objectives.inner import is_made_of
 from distillery.objectives.on_policy import OnPolicyObjective
 from distillery.objectives.rationales import RationalesObjective
 from distillery.objectives.soft_targets import SoftTargetObjective
 from schemas.errors import RecipeError, TrainingError
-from schemas.objectives import AutoObjective, CrossTokenizer, OnPolicy
+from schemas.objectives import (
+    Attention,
+    AutoObjective,
+    CrossTokenizer,
+    HiddenStates,
+    OnPolicy,
+    SoftTargets,
+)
+from schemas.objectives import Objective as AnyObjective
 from schemas.panel import AnyTeacher
-from schemas.student import StudentSpec
+from schemas.student import PrunedStudent, StudentSpec
 from schemas.training import TrainingSpec
 
 logger = logging.getLogger("distillery.run")
+
+# As long as was measured. What attention takes grows with the square, and a training that does not
+# fit is refused only when its responses are paid for.
+_SHORT_ROWS = 512
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "hard_targets": HardTargetObjective,
@@ -125,8 +139,8 @@ def _best_possible(
 ) -> ChosenObjective:
     """Return the first objective that is possible, in the order of docs/objectives.md.
 
-    Hidden states, attention and on-policy learning ask for a teacher in every step, and rationales
-    for thoughts that are not known before they are paid for: they are for those who ask for them.
+    On-policy learning, whose steps cost many of the others, and rationales, of thoughts that are
+    not known before they are paid for, are for those who ask for them.
     """
     if training.learn_reasoning:
         return ChosenObjective(
@@ -134,19 +148,8 @@ def _best_possible(
             "hard_targets: no teacher's probabilities are made of the thoughts to be learnt "
             "(training.learn_reasoning)",
         )
-    candidates = (
-        (wanted.as_soft_targets(), "teacher and student share a vocabulary"),
-        (
-            CrossTokenizer(
-                soft_weight=wanted.soft_weight,
-                distillation_temperature=wanted.distillation_temperature,
-                k=wanted.k,
-            ),
-            "the teacher shows probabilities, of a vocabulary of its own",
-        ),
-    )
     obstacles: list[str] = []
-    for objective, because in candidates:
+    for objective, because in _candidates(wanted, teacher, student, training.max_length):
         tried = training.model_copy(update={"objective": objective})
         obstacle = _obstacle(tried, teacher, student)
         if obstacle is None:
@@ -156,6 +159,26 @@ def _best_possible(
     return ChosenObjective(
         training.with_hard_targets(), "hard_targets: not " + " Nor ".join(obstacles)
     )
+
+
+def _candidates(
+    wanted: AutoObjective, teacher: AnyTeacher, student: StudentSpec, max_length: int
+) -> Iterator[tuple[AnyObjective, str]]:
+    """Yield the objectives to try, the best first, and what speaks for each."""
+    single = None if teacher.is_panel or wanted.panel else teacher
+    if isinstance(student, PrunedStudent) and is_made_of(student, single):
+        made_of = "the student was pruned from the teacher, which runs beside it"
+        if max_length <= _SHORT_ROWS:
+            yield wanted.made(Attention), made_of
+        yield wanted.made(HiddenStates), made_of
+    yield wanted.made(SoftTargets), "teacher and student share a vocabulary"
+    if wanted.source == "online":
+        stored = "teacher and student share a vocabulary, and probabilities can be stored only"
+        yield wanted.made(SoftTargets, source="offline"), stored
+    if wanted.panel:
+        return  # whose other teachers cross_tokenizer would leave out
+    weight = {} if wanted.hard_weight > 0 else {"hard_weight": wanted.soft_weight}
+    yield wanted.made(CrossTokenizer, **weight), "the teacher shows probabilities"
 
 
 def decided(training: TrainingSpec, because: str) -> ChosenObjective:

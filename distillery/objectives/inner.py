@@ -5,6 +5,7 @@ Shapes: N = response tokens, D and E = width of student and teacher.
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from distillery.models.layers import attention_obstacle, decoder_layers, noted
@@ -14,6 +15,7 @@ from distillery.models.students import layers_beforehand
 from distillery.objectives.base import Batch, Inputs, Loss
 from distillery.objectives.beside import Beside
 from distillery.objectives.one_vocabulary import no_tokenizer, other_tokens
+from distillery.storage.fingerprint import model_identity
 from schemas.errors import RecipeError
 from schemas.objectives import Attention, HiddenStates, LayerPair, SoftTargets
 from schemas.student import PrunedStudent, StudentSpec
@@ -186,7 +188,7 @@ def paired_layers(
         _check_pairs(spec.layers, num_student, num_teacher)
         return spec.layers
     of_teacher = [_at_depth(place, num_student, num_teacher) for place in range(num_student)]
-    if isinstance(student, PrunedStudent) and _is_made_of(student, teacher):
+    if isinstance(student, PrunedStudent) and is_made_of(student, teacher):
         of_teacher = list(kept_layers(student, num_teacher))
     elif num_student > num_teacher:
         raise RecipeError(
@@ -206,11 +208,15 @@ def _at_depth(place: int, num_student: int, num_teacher: int) -> int:
     return (2 * (place + 1) * num_teacher + num_student) // (2 * num_student) - 1
 
 
-def _is_made_of(student: PrunedStudent, teacher: TeacherSpec | None) -> bool:
-    """Return whether the student was pruned from its teacher."""
+def is_made_of(student: PrunedStudent, teacher: TeacherSpec | None) -> bool:
+    """Return whether the student was pruned from its local teacher, however its folder is spelt."""
     if teacher is None or teacher.is_served:
         return False
-    return (student.model, student.revision) == (teacher.model, teacher.revision)
+    both = (student.model, student.revision), (teacher.model, teacher.revision)
+    if both[0] == both[1] or not all(Path(model).expanduser().is_dir() for model, _ in both):
+        return both[0] == both[1]
+    ours, theirs = (model_identity(*each, role="model") for each in both)
+    return ours == theirs
 
 
 def _check_pairs(pairs: Sequence[LayerPair], num_student: int, num_teacher: int) -> None:

@@ -86,14 +86,12 @@ class OnPolicyObjective(Objective):
                 "which would have to be put together for every token that it writes. Set "
                 "training.parallelism to ddp."
             )
-        if teacher.is_served and not teacher.is_hosted:
-            import torch
-
-            if (several := training.num_processes or torch.cuda.device_count()) > 1:
-                return (
-                    f"each of {several} training processes would serve the teacher for itself. Set "
-                    "training.num_processes to 1, or serve it elsewhere (teacher.kind: openai)."
-                )
+        several = training.num_processes or 1
+        if teacher.is_served and not teacher.is_hosted and several > 1:
+            return (
+                f"each of {several} training processes would serve the teacher for itself. Set "
+                "training.num_processes to 1, or serve it elsewhere (teacher.kind: openai)."
+            )
         soft = _as_soft_targets(spec, is_served=teacher.is_served)
         as_soft = training.model_copy(update={"objective": soft})
         return SoftTargetObjective.obstacle(as_soft, teacher, student)

@@ -1,13 +1,13 @@
 """Soft targets of several teachers that run beside the student."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distillery.data.chat import load_messages
 from distillery.models.chat_format import IGNORED, TokenizedRow
 from distillery.objectives.base import Batch, Collate, Columns, Inputs, Loss, Row
 from distillery.objectives.beside import Beside
-from distillery.objectives.soft.panel import members, route
+from distillery.objectives.soft.panel import members, report, route
 from distillery.objectives.soft_targets import SoftTargetObjective
 
 if TYPE_CHECKING:
@@ -57,6 +57,20 @@ class PanelBeside(SoftTargetObjective):
             return found
 
         return of_row
+
+    def counts(self, splits: Mapping[str, Any]) -> dict[str, int]:
+        """Return nothing; warn of a teacher that teaches few of the rows."""
+        train = splits["train"]
+        rows = {
+            each.name: int((train[f"{reader.whose}length"][:] > 0).sum())
+            for each, reader in zip(self._members, self._readers, strict=True)
+        }
+        self._taught = report(self._members, self._spec, rows)
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return each teacher's part."""
+        return {"teachers": self._taught}
 
     def collate(self, rows: Sequence[Row], tokens: Collate) -> Batch:
         """Return what each teacher reads and, of routed rows, who reads each response token."""

@@ -50,8 +50,13 @@ class SortedTargets(NamedTuple):
         """Return those of some response tokens."""
         edges = torch.tensor([tokens.start, tokens.stop], device=self.at_M.device)
         first, stop = torch.searchsorted(self.at_M, edges).tolist()
-        at_M, *known = (tensor[first:stop] for tensor in self[:3])
-        return SortedTargets(at_M - tokens.start, *known, self.log_rounding)
+        part = slice(first, stop)
+        return SortedTargets(
+            self.at_M[part] - tokens.start,
+            self.log_p_MK[part],
+            self.log_rest_M[part],
+            self.log_rounding,
+        )
 
 
 def differentiate_sorted(

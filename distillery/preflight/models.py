@@ -8,7 +8,6 @@ from distillery.data.chat import Message, load_messages, with_system_turn
 from distillery.models.chat_format import ChatFormat
 from distillery.models.hardware import resolve_device
 from distillery.models.loading import ModelFiles
-from distillery.models.pruning import check_prunable
 from distillery.models.vocabulary import known_vocabulary
 from distillery.objectives.choice import reads_with_teacher
 from distillery.preflight.vllm import check_length, check_served_here
@@ -22,7 +21,7 @@ from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.objectives import SoftTeacher
 from schemas.panel import AnyTeacher
 from schemas.refs import DatasetRef
-from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent, StudentSpec
+from schemas.student import FromScratchStudent, PretrainedStudent, StudentSpec
 from schemas.task import TaskSpec
 from schemas.teacher import TeacherSpec, TransformersTeacher, VLLMTeacher
 from schemas.teacher_base import OwnTeacher
@@ -103,10 +102,9 @@ def check_models(
     That is: a tokenizer or a chat template that is missing, a template that cannot render turns as
     the recipe makes them or leaves instructions out, responses that do not end or do not come
     back, thoughts that are to be learnt but have no place, a vocabulary larger than the embedding,
-    layers or neurons to keep that are not there, a device or a vLLM that is not there (looked for
-    only where stages run in this process). ``training``
-    decides whether the teacher renders responses too, to score them, ``evaluation`` whether the
-    student reads the teacher's prompt.
+    a device or a vLLM that is not there (looked for only where stages run in this process).
+    ``training`` decides whether the teacher renders responses too, to score them, ``evaluation``
+    whether the student reads the teacher's prompt.
     """
     problems: list[str] = []
     for reader in _readers(student, teacher, training, evaluation):
@@ -114,11 +112,6 @@ def check_models(
             _check_files(reader, task, data)
             if execution.mode == "inline":
                 _check_machine(reader.spec)
-        except DistilleryError as error:
-            problems.append(str(error))
-    if isinstance(student, PrunedStudent):
-        try:
-            check_prunable(student)
         except DistilleryError as error:
             problems.append(str(error))
     return problems

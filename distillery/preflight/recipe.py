@@ -270,8 +270,18 @@ def check_teacher_recipe(
 
 
 def _check_student(problems: _Problems, student: StudentSpec) -> bool:
-    """Note files that are not there; return whether they are."""
-    if not isinstance(student, FromScratchStudent):
+    """Note files that are not there, or cannot be pruned; return whether they are and can.
+
+    A pruned student's configuration is opened by every run: it is not among what its responses are
+    made of, so an unchanged teacher would not have it looked at.
+    """
+    if isinstance(student, PrunedStudent):
+        from distillery.models.pruning import check_prunable
+
+        read = (student.model, student.revision)
+        is_there = problems.collect(model_identity, *read, role="student")
+        return is_there and problems.collect(check_prunable, student)
+    if isinstance(student, PretrainedStudent):
         return problems.collect(model_identity, student.model, student.revision, role="student")
     return student.tokenizer is None or problems.collect(tokenizer_identity, student.tokenizer)
 

@@ -13,7 +13,7 @@ from distillery.training import training_stage
 from distillery.training.pruning import pruning_stage
 from schemas.errors import DistilleryError
 from schemas.execution import StageName
-from schemas.objectives import AutoObjective
+from schemas.objectives import AutoObjective, SoftTargets
 from schemas.recipe import Recipe
 from schemas.refs import DatasetRef, ModelRef, PromptSet
 from schemas.student import PrunedStudent
@@ -54,11 +54,11 @@ def student_identity(recipe: Recipe) -> str:
     """Return the fingerprint that the student of ``recipe`` will have, whatever its prompts are.
 
     The stages of `flows/teach_student.py`, over rows that nobody has read. An objective `auto` is
-    taken as soft targets, which read all that it says.
+    taken as soft targets, which read most of what it says.
     """
     task, teacher, student, training = recipe.task, recipe.teacher, recipe.student, recipe.training
     if isinstance(training.objective, AutoObjective):
-        soft = training.objective.as_soft_targets()
+        soft = training.objective.made(SoftTargets)
         training = training.model_copy(update={"objective": soft})
         if teacher.is_panel:  # whose probabilities nobody learns from
             training = training.with_hard_targets()

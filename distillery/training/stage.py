@@ -180,7 +180,11 @@ def _train(job: TrainingJob, scratch: Path, on_progress: OnProgress | None) -> T
     from distillery.training.launch.processes import train_in_processes
     from distillery.training.preflight import default_num_processes
 
-    num_processes = default_num_processes(job.training)
+    training = job.training
+    if job.teacher is not None and job.teacher.is_served and not job.teacher.is_hosted:
+        # Each process would serve it for itself.
+        training = training.model_copy(update={"num_processes": 1})
+    num_processes = default_num_processes(training)
     if num_processes > 1:
         return train_in_processes(job, scratch, num_processes, on_progress)
     from distillery.training.loop import train

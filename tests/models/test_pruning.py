@@ -229,6 +229,7 @@ def test_what_can_be_pruned_is_known_from_the_configuration_alone(tmp_path: Path
     ("kind", "settings", "reason"),
     [
         ("Llama", {"num_layers": 7}, "num_layers=7 is more than the 6 layers"),
+        ("Llama", {"num_layers": 6}, "keeps all 6 layers of .* so nothing is pruned"),
         ("Llama", {"layers": (2, 6)}, "names layer 6, but .* has 6 layers"),
         ("Llama", {"intermediate_size": WIDTH}, "intermediate_size=24 is not smaller than the 24"),
         ("Mixtral", {"intermediate_size": 8}, r"layer 0 .*\(MixtralDecoderLayer\) has no feed-for"),

@@ -8,11 +8,22 @@ import pytest
 
 from distillery.objectives.choice import ChosenObjective, choose_objective
 from schemas.errors import RecipeError
-from schemas.objectives import AutoObjective, CrossTokenizer, SoftTargets
-from schemas.student import FromScratchStudent, PretrainedStudent
+from schemas.objectives import (
+    Attention,
+    AutoObjective,
+    CrossTokenizer,
+    HiddenStates,
+    SoftTargets,
+    SoftTeacher,
+)
+from schemas.student import FromScratchStudent, PretrainedStudent, PrunedStudent
 from schemas.teacher import OpenAITeacher, TransformersTeacher
 from schemas.training import TrainingSpec
 from tests.fixtures_models import make_tiny_model
+from tests.fixtures_vllm import StubPython, stub_python
+from tests.stub_vllm import StubVllm, save_tokenizer
+
+__all__ = ["stub_python"]
 
 AUTO = TrainingSpec(objective=AutoObjective())
 SOFT = TrainingSpec(objective=SoftTargets())
@@ -93,6 +104,60 @@ def test_soft_targets_that_cannot_be_are_refused_with_the_reason(models: dict[st
         choose_objective(teacher, PretrainedStudent(model=models["stranger"]), SOFT)
     with pytest.raises(RecipeError, match=r"gets a new tokenizer.*Set student\.tokenizer to the f"):
         choose_objective(teacher, NEW_TOKENIZER, SOFT)
+
+
+def test_a_student_pruned_from_its_teacher_learns_from_its_layers(models: dict[str, str]) -> None:
+    teacher = TransformersTeacher(model=models["teacher"])
+    student = PrunedStudent(model=models["teacher"], num_layers=1)
+    chosen = choose_objective(teacher, student, AUTO.model_copy(update={"max_length": 256}))
+    assert chosen.training.objective == Attention()
+    assert chosen.because.startswith("attention: the student was pruned from the teacher")
+    chosen = choose_objective(teacher, student, AUTO.model_copy(update={"max_length": 1024}))
+    assert chosen.training.objective == HiddenStates()
+    other = PrunedStudent(model=models["kin"], num_layers=1)
+    assert choose_objective(teacher, other, AUTO).training.objective == SoftTargets()
+
+
+def test_auto_passes_its_settings_on(models: dict[str, str]) -> None:
+    teacher = TransformersTeacher(model=models["teacher"])
+    stranger = PretrainedStudent(model=models["stranger"])
+    for weight, taken in ((0.2, 0.2), (0.0, 0.7)):  # sorted probabilities alone teach no token
+        auto = AutoObjective(soft_weight=0.7, hard_weight=weight, k=8)
+        chosen = choose_objective(teacher, stranger, TrainingSpec(objective=auto))
+        expected = CrossTokenizer(soft_weight=0.7, hard_weight=taken, k=8)
+        assert chosen.training.objective == expected
+
+
+def test_auto_leaves_no_teacher_of_a_panel_out(models: dict[str, str]) -> None:
+    other = TransformersTeacher(model=models["kin"])
+    auto = AutoObjective(panel=(SoftTeacher(name="kin", teacher=other),))
+    teacher, training = TransformersTeacher(model=models["teacher"]), TrainingSpec(objective=auto)
+    chosen = choose_objective(teacher, PretrainedStudent(model=models["stranger"]), training)
+    assert chosen.training == TrainingSpec()
+    pruned = PrunedStudent(model=models["teacher"], num_layers=1)
+    chosen = choose_objective(teacher, pruned, training)
+    assert chosen.training.objective == SoftTargets(panel=auto.panel)
+
+
+def test_auto_stores_what_a_server_cannot_do_beside_the_student(
+    models: dict[str, str], stub_python: StubPython
+) -> None:
+    teacher = stub_python.teacher(model=models["teacher"], revision=None)
+    online = TrainingSpec(objective=AutoObjective(source="online"))
+    chosen = choose_objective(teacher, PretrainedStudent(model=models["kin"]), online)
+    assert chosen.training.objective == SoftTargets()
+    assert "; not soft_targets: training.objective.source 'online'" in chosen.because
+
+
+def test_auto_aligns_with_the_tokenizer_of_an_endpoint(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    named = str(save_tokenizer(tmp_path / "tokenizer"))
+    auto = TrainingSpec(objective=AutoObjective(k=8, tokenizer=named))
+    with StubVllm() as server:
+        student = PretrainedStudent(model=models["stranger"])
+        chosen = choose_objective(server.spec(), student, auto)
+    assert chosen.training.objective == CrossTokenizer(k=8, tokenizer=named)
 
 
 def test_more_targets_than_tokens_are_refused(models: dict[str, str]) -> None:

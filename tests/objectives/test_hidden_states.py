@@ -78,6 +78,21 @@ def test_pairs_follow_the_depth_or_what_a_student_was_pruned_from() -> None:
     assert of_teacher(PrunedStudent(model="other", num_layers=3), 3) == [1, 3, 5]
 
 
+def test_what_a_student_was_pruned_from_is_known_however_its_folder_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fingerprint of the training does not depend on it either."""
+    for name in ("t", "twin", "other"):
+        make_tiny_model(tmp_path / name, seed=name == "other", num_layers=6)
+    monkeypatch.chdir(tmp_path)
+    teacher = TransformersTeacher(model="t")
+    spellings = {"./t": True, f"{tmp_path}/t/": True, "twin": True, "other": False}
+    for spelt, made_of in spellings.items():
+        student = PrunedStudent(model=spelt, layers=(0, 1, 5))
+        pairs = paired_layers(HiddenStates(), student, teacher, 3, 6)
+        assert [pair.teacher for pair in pairs] == ([0, 1, 5] if made_of else [1, 3, 5])
+
+
 @pytest.mark.parametrize(
     ("pairs", "reason"),
     [

@@ -264,25 +264,6 @@ def test_too_few_gold_rows_are_told_of_a_served_teacher_too(tmp_path: Path) -> N
         check_prompts(prompts, None, served, TASK, store)
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"num_layers": 3}, "student.num_layers=3 is more than the 2 layers"),
-        ({"layers": (0, 2)}, "student.layers names layer 2, but"),
-        ({"intermediate_size": 32}, "student.intermediate_size=32 is not smaller than the 32"),
-        ({"num_layers": 1, "chat_template_kwargs": {"role": 1}}, None),
-        ({"num_layers": 1, "intermediate_size": 31}, None),
-    ],
-)
-def test_what_cannot_be_kept_of_a_model_is_told(
-    settings: dict[str, Any], reason: str | None, tiny: Path
-) -> None:
-    student = PrunedStudent(model=str(tiny), **settings)
-    problems = check_models(student, None, TASK, DATA, HERE)
-    assert [reason in problem for problem in problems if reason] == [True] * bool(reason)
-    assert len(problems) == bool(reason)
-
-
 def test_a_pruned_student_reads_the_prompts_with_its_models_template(folder: Path) -> None:
     student = PrunedStudent(model=str(_alternating(folder)), num_layers=1)
     [problem] = check_models(student, None, TASK, WITH_SYSTEM, HERE)

@@ -13,6 +13,7 @@ from distillery.task_types import task_type
 from schemas.errors import RecipeError
 from schemas.recipe import GenerationRecipe, Recipe, TeacherTrainingRecipe, validate_recipe
 from schemas.teacher import TransformersTeacher
+from tests.fixtures_models import make_tiny_model
 from tests.fixtures_recipe import changed, load, make_recipe
 from tests.fixtures_registry import entry
 from tests.stub_endpoint import StubEndpoint, listing
@@ -248,6 +249,31 @@ def test_a_pruned_student_does_not_answer_untrained_and_its_model_has_to_be_ther
     told = str(caught.value)
     assert "student './nowhere' is neither an existing folder nor a hub id" in told
     assert "is set, but a pruned student understands no instructions before it is tr" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"num_layers": 3}, "student.num_layers=3 is more than the 2 layers"),
+        ({"layers": (0, 2)}, "student.layers names layer 2, but"),
+        ({"num_layers": 2}, "keeps all 2 layers of .* so nothing is pruned"),
+        ({"intermediate_size": 32}, "student.intermediate_size=32 is not smaller than the 32"),
+        ({"num_layers": 1, "intermediate_size": 31}, None),
+    ],
+)
+def test_what_cannot_be_kept_of_a_model_is_told_by_every_run(
+    settings: dict[str, Any], reason: str | None, tmp_path: Path
+) -> None:
+    """Though all prompts are answered: the next stage may score the answers for hours."""
+    folder = str(make_tiny_model(tmp_path / "tiny", num_layers=2))
+    raw = make_recipe(tmp_path, "http://127.0.0.1:1/v1")
+    raw["student"] = {"kind": "pruned", "model": folder, **settings}
+    recipe = load(raw)
+    if reason is None:
+        check(recipe)
+        return
+    with pytest.raises(RecipeError, match=reason):
+        check(recipe)
 
 
 def test_a_teacher_is_not_trained_pruned() -> None:

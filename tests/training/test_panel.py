@@ -62,6 +62,20 @@ def test_teachers_beside_teach_what_their_stored_probabilities_teach(
     assert losses(offline, "soft_loss") != pytest.approx(losses(single, "soft_loss"), rel=1e-2)
 
 
+def test_a_teacher_beside_that_teaches_nothing_is_named(
+    school: School, folders: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    training = taught(folders, "route", epochs=1)
+    few = school.teach(training)
+    assert few.manifest.facts["teachers"] == {"teacher": {"rows": 16}, "second": {"rows": 8}}
+    assert "fewer than a tenth" not in caplog.text
+    [second] = training.objective.soft_teachers
+    nobody = (second.model_copy(update={"pattern": "no such text"}),)
+    objective = training.objective.model_copy(update={"panel": nobody})
+    school.teach(training.model_copy(update={"objective": objective}))
+    assert "second teaches 0 of 24 rows, fewer than a tenth" in caplog.text
+
+
 @pytest.mark.parametrize("combine", COMBINED)
 def test_how_a_step_is_carried_out_does_not_change_what_is_learnt(
     school: School, tmp_path: Path, folders: tuple[str, str], combine: str

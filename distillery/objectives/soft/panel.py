@@ -107,7 +107,10 @@ def panel_obstacle(of: Sequence[Member], soft: SoftTargets) -> str | None:
 
 
 def report(
-    of: Sequence[Member], soft: SoftTargets, rows: Mapping[str, int], agreement: Mapping[str, float]
+    of: Sequence[Member],
+    soft: SoftTargets,
+    rows: Mapping[str, int],
+    agreement: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return each teacher's part, for the manifest; one that teaches next to nothing is warned of.
 
@@ -115,7 +118,8 @@ def report(
         of: The teachers.
         soft: How they are combined.
         rows: How many rows each has scored.
-        agreement: Share of response tokens at which each has the mixture's most likely token.
+        agreement: Share of response tokens at which each has the mixture's most likely token. None:
+            nobody knows.
     """
     total = max(1, *(rows.get(each.name, 0) for each in of)) if soft.combine == "average" else 0
     total = total or max(1, sum(rows.values()))
@@ -136,10 +140,7 @@ def report(
     if soft.combine == "route":
         return {each.name: {"rows": rows.get(each.name, 0)} for each in of}
     return {
-        each.name: {
-            "rows": rows.get(each.name, 0),
-            "weight": each.weight,
-            "agreement": agreement.get(each.name, 0.0),
-        }
+        each.name: {"rows": rows.get(each.name, 0), "weight": each.weight}
+        | ({} if agreement is None else {"agreement": agreement.get(each.name, 0.0)})
         for each in of
     }
