@@ -59,11 +59,10 @@ def sweep_students(
     )
     check_sweep(recipe)
     rows = read_prompts(recipe)
-    shared = [gather_material(each, rows) for each in shared_recipes(recipe)]
-    asked = [each.responses for each in shared]
-    asked += [each.soft_targets for each in shared if each.soft_targets]
-
     with open_study(recipe, rows.prompts) as study:
+        shared = [gather_material(each, rows) for each in shared_recipes(recipe)]
+        asked = [each.responses for each in shared]
+        asked += [each.soft_targets for each in shared if each.soft_targets]
 
         def try_one(trial: Trial) -> None:
             spec = TrialSpec(study=study.name, number=trial.number)

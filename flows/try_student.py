@@ -5,8 +5,8 @@ from prefect.client.schemas.objects import State
 from pydantic import JsonValue
 
 from distillery.sweep.trial import trial_contestant, trial_recipe
-from distillery.sweep.trials import noting_failure
-from flows.teach_student import teach_student
+from distillery.sweep.trials import noting_failure, refuse_other_rows
+from flows.teach_student import read_prompts, teach_student
 from schemas.errors import TrialPruned
 from schemas.execution import ExecutionSpec, StoreSpec
 from schemas.refs import ModelRef
@@ -27,6 +27,8 @@ def try_student(
     """Return the student of ``recipe`` with ``values``, taught and judged by the selection rows."""
     try:
         with noting_failure(store, execution):
+            untouched = trial_recipe(recipe, {}, store, execution)
+            refuse_other_rows(recipe, read_prompts(untouched).prompts, study)
             tried = trial_recipe(recipe, values, store, execution)
             lineage = teach_student(tried)
             answers = answer_selection_prompts(

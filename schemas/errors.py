@@ -12,6 +12,7 @@ DistilleryError
 ├── RegistryError         an alias does not stand as is needed (also a RuntimeError)
 ├── ReleaseError          the training set does not pass its release gate (also a RuntimeError)
 └── StageError            a stage ended without a result (also a RuntimeError)
+    └── CrashedError      its run on a work pool crashed, and again when it was retried
 
 Every message says what is wrong with its value, why it matters where that is not plain, and the
 one thing to do. All are picklable: Prefect stores the exceptions of failed runs.
@@ -64,3 +65,7 @@ class ReleaseError(DistilleryError, RuntimeError):
 
 class StageError(DistilleryError, RuntimeError):
     """A stage ended without a result."""
+
+
+class CrashedError(StageError):
+    """Its run on a work pool crashed, and again when it was retried: memory ran out, perhaps."""

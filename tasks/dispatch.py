@@ -18,7 +18,7 @@ from pydantic_core import to_jsonable_python
 from distillery.storage.fingerprint import sha256
 from distillery.storage.stage import Stage, StageResult
 from distillery.storage.store import Store
-from schemas.errors import StageError, TrialPruned
+from schemas.errors import CrashedError, StageError, TrialPruned
 from schemas.execution import ExecutionSpec, StoreSpec
 from tasks.stage import PRUNED, look_up_stage, result_of
 
@@ -129,12 +129,12 @@ def run_on_pool(
                 raise TrialPruned(run.state.message)
             return
         ended = f"{run.state.name}: {(run.state.message or 'no message').rstrip('.')}"
-        if not run.state.is_crashed():
+        if not (has_crashed := run.state.is_crashed()):
             break
         logger.warning(
             "%s %r, %d of %d: %s", deployment, run.name, num_crashes, _MOST_CRASHES, ended
         )
-    raise StageError(
+    raise (CrashedError if has_crashed else StageError)(
         f"deployment {deployment!r} ended as {ended}. Correct the cause (see the logs of flow run "
         f"{run.name!r}) and rerun; finished stages are kept."
     )

@@ -1,6 +1,7 @@
 """Refuse a sweep that cannot work before anything is spent."""
 
 from distillery.objectives.choice import choose_objective
+from distillery.preflight.models import check_models
 from distillery.preflight.recipe import check_recipe
 from distillery.storage.fingerprint import canonical_json, reading_files_once
 from distillery.sweep.sameness import unread_parameters
@@ -11,8 +12,8 @@ from schemas.errors import DistilleryError, RecipeError
 from schemas.recipe import Recipe
 from schemas.sweep import SweepRecipe
 
-# Numbers of these sections change nothing that could be checked beforehand.
-_CHECKED = ("task", "teacher", "student", "training.objective", "training.method")
+# Whose files, templates and prompts a trial would open.
+_OPENED = ("task.", "teacher.", "student.", "training.objective")
 
 
 def check_sweep(recipe: SweepRecipe) -> None:
@@ -46,7 +47,8 @@ def _about_the_sweep(recipe: SweepRecipe) -> list[str]:
             "data.selection is missing, so students could only be chosen by the test rows, which "
             "would then tell nobody anything. Add labelled rows that are in no other split."
         )
-    known = (*kind.metrics, *kind.of_the_set)
+    of_the_set = (name for name, metric in kind.of_the_set.items() if metric.more_is_better)
+    known = (*kind.metrics, *of_the_set)
     if sweep.metric is not None and sweep.metric not in known:
         problems.append(
             f"sweep.metric is {sweep.metric!r}, which task.type {recipe.task.type.value!r} does "
@@ -69,6 +71,13 @@ def _check(recipe: Recipe) -> None:
     choose_objective(teacher, student, recipe.training)
 
 
+def _open(recipe: Recipe) -> None:
+    """Raise what models that are made as ``recipe`` says would be refused for."""
+    models = (recipe.student, recipe.teacher, recipe.task, recipe.data, recipe.execution)
+    if problems := check_models(*models, recipe.training, recipe.evaluation):
+        raise RecipeError("\n".join(problems))
+
+
 def _unread(recipe: SweepRecipe) -> list[str]:
     return [
         f"sweep.parameters.{number} varies {parameter.field!r}, which does not change what is "
@@ -80,11 +89,12 @@ def _unread(recipe: SweepRecipe) -> list[str]:
 def _impossible_values(recipe: SweepRecipe) -> list[str]:
     problems = []
     for number, parameter in enumerate(recipe.sweep.parameters):
-        if not parameter.field.startswith(_CHECKED):
-            continue
         for value in edges(parameter):
             try:
-                _check(applied(recipe, {parameter.field: value}))
+                tried = applied(recipe, {parameter.field: value})
+                _check(tried)
+                if parameter.field.startswith(_OPENED):
+                    _open(tried)
             except DistilleryError as error:
                 made = f"{parameter.field}={canonical_json(value)}"
                 problems.append(f"sweep.parameters.{number}: with {made}: {error}")

@@ -53,6 +53,7 @@ def report_sweep(
         execution: What to rerun.
     """
     trials = study.trials()
+    written = winning_yaml(recipe, best, study.name)
     stage = Stage(
         StageName.REPORT_SWEEP,
         _LOGIC_VERSION,
@@ -60,6 +61,7 @@ def report_sweep(
             "study": study.name,
             "trials": [trial.model_dump(mode="json") for trial in trials],
             "winner": best.number,
+            "recipe": written,
         },
         spec={"sweep": recipe.sweep.model_dump(mode="json")},
     )
@@ -67,7 +69,6 @@ def report_sweep(
     def work(attempt: Attempt) -> None:
         spent = spending([*asked, *_asked(recipe, study, attempt.store)], store)
         importance = importance_of(study)
-        written = winning_yaml(recipe, best, study.name)
         files = {
             "sweep.json": json.dumps([trial.model_dump(mode="json") for trial in trials], indent=1),
             "recipe.yaml": written,
@@ -167,7 +168,8 @@ def trial_rows(recipe: SweepRecipe, trials: Sequence[Trial], best: Trial) -> lis
 
 def reasons(trials: Sequence[Trial]) -> dict[str, str]:
     """Return why trials ended without a student, by trial."""
-    return {f"trial {each.number}": each.reason for each in trials if each.reason}
+    without = (each for each in trials if each.state in ("pruned", "failed"))
+    return {f"trial {each.number}": each.reason for each in without if each.reason}
 
 
 def sweep_markdown(

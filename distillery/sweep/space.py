@@ -1,5 +1,6 @@
 """What trials vary: fields of a recipe, as the sampler sees them and as the recipe has them."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ _JUDGES = {
     "store": "all trials share one store",
     "execution": "it changes no result",
     "sweep": "it is what the sweep goes by",
+    "task.type": "students of different tasks are no comparison",
+    "task.answer_format": "students that are judged in different ways are no comparison",
 }
 
 Values = Mapping[str, JsonValue]
@@ -113,13 +116,10 @@ def space_problems(recipe: SweepRecipe) -> list[str]:
 
 def _field_problems(recipe: SweepRecipe, parameter: Parameter, place: str) -> Iterator[str]:
     field = parameter.field
-    section = field.partition(".")[0]
-    if section in _JUDGES:
-        yield (
-            f"{place} varies {field!r}, but {_JUDGES[section]}. Vary fields of "
-            f"{', '.join(VARIED)} only."
-        )
-        return
+    for judge, why in _JUDGES.items():
+        if f"{field}.".startswith(f"{judge}."):
+            yield f"{place} varies {field!r}, but {why}. Vary other fields of {', '.join(VARIED)}."
+            return
     if (unknown := _unknown(recipe, field)) is not None:
         yield f"{place} varies {field!r}, but {unknown}"
         return
@@ -204,13 +204,21 @@ def _holds(found: Any, wanted: JsonValue) -> bool:
 def shared_recipes(recipe: SweepRecipe) -> list[Recipe]:
     """Return the recipes whose teacher's work all trials share, to be done once before them.
 
-    One for each objective that is tried, as each may want other scores of the teacher. None where
-    trials vary who the teacher is or what it is asked: each then asks for what it needs.
+    One for each objective that is tried, as each may want other scores of the teacher; where trials
+    run beside each other also for each choice within it and of filters, as two of them would ask
+    for the same. None where trials vary who the teacher is or what it is asked: each then asks for
+    what it needs.
     """
-    by_field = {parameter.field: parameter for parameter in recipe.sweep.parameters}
-    if any(field.startswith(("task.", "teacher.")) for field in by_field):
+    varied = recipe.sweep.parameters
+    if any(parameter.field.startswith(("task.", "teacher.")) for parameter in varied):
         return []
-    objectives = by_field.get("training.objective")
-    if objectives is None:
-        return [applied(recipe, {})]
-    return [applied(recipe, {objectives.field: choice}) for choice in edges(objectives)]
+    inside = ("training.objective.", "filters.") if recipe.sweep.parallel_trials > 1 else ()
+    shared = {
+        parameter.field: parameter.choices
+        for parameter in varied
+        if isinstance(parameter, ChoiceParameter)
+        and f"{parameter.field}.".startswith(("training.objective.", *inside))
+        and (inside or parameter.field == "training.objective")
+    }
+    every = itertools.product(*shared.values())
+    return [applied(recipe, dict(zip(shared, each, strict=True))) for each in every]

@@ -7,6 +7,7 @@ from typing import Any
 from distillery.ledger import Ledger
 from distillery.storage.store import Store
 from schemas.execution import StageName, StoreSpec
+from schemas.manifest import Manifest
 from schemas.refs import DatasetRef
 from schemas.units import money_text
 
@@ -19,7 +20,11 @@ class Spending:
     """Responses, each counted once, however many trials learnt from it."""
 
     requests: int
-    """Requests that were charged for them, by the ledger."""
+    """Requests that were charged for them, by the ledger: several of a row where several were
+    sampled, or several teachers asked."""
+
+    paid_twice: int
+    """Requests that were charged beyond one for each sample of each teacher."""
 
     scoring_requests: int
     """Requests to a served teacher for its probabilities."""
@@ -35,11 +40,6 @@ class Spending:
 
     currency: str | None
     """ISO 4217 code."""
-
-    @property
-    def paid_twice(self) -> int:
-        """Return how many requests were charged beyond one for each response."""
-        return max(0, self.requests - self.responses)
 
     def sentence(self, num_trials: int) -> str:
         """Return it in words."""
@@ -62,16 +62,25 @@ def spending(asked: Iterable[DatasetRef], store: StoreSpec) -> Spending:
     scored = [m for m in made.values() if m.stage == StageName.SCORE_SOFT_TARGETS]
     given = {at: m for at, m in made.items() if m.stage == StageName.GENERATE_RESPONSES}
     with Ledger.open(store) as ledger:
-        spent = [ledger.spent(fingerprint) for fingerprint in given]
+        requests = {at: _requests(ledger, at, manifest) for at, manifest in given.items()}
+    said: dict[str, Any] = {at: manifest.facts["bill"] for at, manifest in given.items()}
     served: list[Any] = [m.facts["served"] for m in scored if "served" in m.facts]
     bills: list[Any] = [m.facts["generation"] for m in given.values()] + served
     costs = [m.cost for m in made.values() if m.cost is not None]
     return Spending(
         responses=sum(refs[at].num_rows for at in given),
-        requests=sum(each.requests for each in spent),
+        requests=sum(requests.values()),
+        paid_twice=sum(max(0, requests[at] - said[at]["responses"]) for at in given),
         scoring_requests=sum(each["requests"] for each in served),
         prompt_tokens=sum(each["prompt_tokens"] for each in bills),
         completion_tokens=sum(each["completion_tokens"] for each in bills),
         cost=sum(costs) if costs else None,
         currency=next((m.currency for m in made.values() if m.currency), None),
     )
+
+
+def _requests(ledger: Ledger, fingerprint: str, manifest: Manifest) -> int:
+    """Return how many requests were charged for responses; those of a panel to its members."""
+    panel: Any = manifest.facts.get("panel")
+    members = [f"{fingerprint}:{each['name']}" for each in panel["teachers"]] if panel else []
+    return sum(ledger.spent(purpose).requests for purpose in members or [fingerprint])

@@ -137,6 +137,9 @@ class Study:
                 if len(trials) >= self.sweep.num_trials:
                     return None
                 found = self._begin(trials)
+            elif _REASON in found.user_attrs:
+                self._note(found.number, _REASON, None)  # of a try whose sweep was killed
+                found = self._frozen()[found.number]
             self._held.add(found.number)
             return self._trial(found)
 

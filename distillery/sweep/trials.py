@@ -18,10 +18,12 @@ from distillery.sweep.trial import worth
 from distillery.teacher import teacher_identity
 from schemas.errors import (
     BudgetError,
+    CrashedError,
     DistilleryError,
     InputDataError,
     RecipeError,
     RegistryError,
+    StageError,
     StoreError,
     TeacherError,
     TrainingError,
@@ -41,14 +43,36 @@ Try = Callable[[Trial], None]
 
 
 def open_study(recipe: SweepRecipe, prompts: DatasetRef) -> Study:
-    """Return the study of a sweep over the valid rows ``prompts``; close it after use."""
+    """Return the study of a sweep over the valid rows ``prompts``; close it after use.
+
+    Raises:
+        StoreError: The ledger's database cannot hold it, or another process runs this sweep.
+    """
+    return Study(recipe.store, _name(recipe, prompts), recipe.sweep)
+
+
+def refuse_other_rows(recipe: SweepRecipe, prompts: DatasetRef, study: str) -> None:
+    """Return when a trial reads the rows that its sweep began with.
+
+    Raises:
+        InputDataError: It does not: its student would be compared with those of other rows.
+    """
+    if _name(recipe, prompts) != study:
+        raise InputDataError(
+            f"the rows of data, or the files of teacher or student, are not those that the sweep "
+            f"{study!r} began with, so its students could not be compared. Run it again: it is a "
+            "new sweep then. For a log that grows, name a file of it in data."
+        )
+
+
+def _name(recipe: SweepRecipe, prompts: DatasetRef) -> str:
     student = recipe.student
     identities = {"teacher": sha256(teacher_identity(recipe.teacher))}
     if not isinstance(student, FromScratchStudent):
         identities["student"] = model_identity(student.model, student.revision, role="student")
     elif student.tokenizer is not None:
         identities["student"] = tokenizer_identity(student.tokenizer)
-    return Study(recipe.store, study_name(recipe, prompts, identities), recipe.sweep)
+    return study_name(recipe, prompts, identities)
 
 
 def run_trials(study: Study, metric: str, try_one: Try) -> None:
@@ -147,8 +171,13 @@ def settle(study: Study, number: int, run: Callable[[], StageResult]) -> None:
     except _ABOUT_ALL:
         raise
     except _ABOUT_ONE as error:
-        # Of a trial that ran elsewhere only its own process knows why.
-        study.fail(number, study.trial(number).reason or _sentence(error))
+        # Of a trial that ran elsewhere only its own process knows why. Where it says nothing it met
+        # what ends the sweep, or was cancelled, or nobody ran it; unless it had no time to say it.
+        reason = study.trial(number).reason
+        has_not_said = isinstance(error, StageError) and reason is None
+        if has_not_said and not isinstance(error, CrashedError):
+            raise
+        study.fail(number, reason or _sentence(error))
     else:
         study.complete(number, quality, costs)
 

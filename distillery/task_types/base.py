@@ -43,6 +43,9 @@ class SetMetric(ABC):
     So its interval costs no second look at any answer: resampled sums are enough.
     """
 
+    more_is_better: ClassVar[bool] = True
+    """Whether a model is the better the larger it is."""
+
     @abstractmethod
     def statistics(self, rows: Sequence[ScoredRow]) -> "Floats | csr_array":
         """Return what is summed, shape (N, S): N rows, S figures of each."""

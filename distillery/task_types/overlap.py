@@ -217,6 +217,8 @@ class LengthRatio(_SumOfCounts):
     1 is as long as the references, neither more nor less.
     """
 
+    more_is_better = False
+
     def _counts(self, text: str, references: tuple[str, ...]) -> list[int]:
         length = len(words(text))
         lengths = [len(words(one)) for one in references]

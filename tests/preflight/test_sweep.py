@@ -12,6 +12,7 @@ from schemas.objectives import SoftTargets
 from schemas.recipe import validate_recipe
 from schemas.student import FromScratchStudent
 from schemas.sweep import SweepRecipe
+from schemas.task import TaskKind
 from tests.fixtures_recipe import make_recipe, write_rows
 from tests.fixtures_sweep import LEARNING_RATE
 
@@ -51,6 +52,43 @@ def test_a_sweep_needs_rows_to_choose_by(tmp_path: Path) -> None:
 def test_a_metric_that_the_task_does_not_have_is_refused_with_the_nearest(tmp_path: Path) -> None:
     said = refusal(sweep(tmp_path, metric="acuracy"))
     assert "sweep.metric is 'acuracy'" in said and "Did you mean 'accuracy'?" in said
+
+
+def test_a_metric_that_is_not_the_better_the_larger_is_refused(tmp_path: Path) -> None:
+    recipe = sweep(tmp_path, metric="length ratio")
+    summaries = recipe.task.model_copy(update={"type": TaskKind.SUMMARIZATION})
+    said = refusal(recipe.model_copy(update={"task": summaries}))
+    assert "sweep.metric is 'length ratio', which" in said
+
+
+@pytest.mark.parametrize(
+    ("parameter", "reason"),
+    [
+        (
+            {"kind": "integer", "field": "student.num_layers", "low": 2, "high": 100},
+            "with student.num_layers=100: student.num_layers=100 is more than the 28 layers",
+        ),
+        (
+            {"kind": "choice", "field": "student.chat_template", "choices": [None, "/no.jinja"]},
+            "/no.jinja",
+        ),
+        (
+            {"kind": "integer", "field": "training.max_length", "low": 16, "high": 128},
+            "with training.max_length=16: training.objective.kind is 'on_policy', but",
+        ),
+    ],
+)
+def test_both_ends_and_every_choice_are_tried_as_a_whole_recipe(
+    parameter: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    recipe = sweep(tmp_path)
+    raw = recipe.model_dump(mode="json")
+    raw["teacher"] = {"kind": "transformers", "model": str(TEACHER)}
+    raw["student"] = {"kind": "pruned", "model": str(TEACHER), "num_layers": 4}
+    objective = {"kind": "on_policy", "max_new_tokens": 64}
+    raw["training"] |= {"max_length": 128, "objective": objective}
+    raw["sweep"]["parameters"] = [parameter]
+    assert reason in refusal(validate_recipe(raw, SweepRecipe, source="a test's sweep"))
 
 
 def test_several_trials_at_a_time_need_a_work_pool(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import yaml
 
+from distillery.ledger import Ledger
+from distillery.storage.stage import Attempt, Stage, run_stage
 from distillery.sweep.report import (
     importance_of,
     render_page,
+    report_sweep,
     sweep_markdown,
     terminal_trials,
     trial_rows,
@@ -16,15 +20,17 @@ from distillery.sweep.report import (
     winning_yaml,
 )
 from distillery.sweep.space import applied
-from distillery.sweep.spending import Spending
+from distillery.sweep.spending import Spending, spending
 from distillery.sweep.study import Study
-from schemas.execution import StoreSpec
+from schemas.execution import ExecutionSpec, StageName, StoreSpec
 from schemas.recipe import Recipe, load_recipe
+from schemas.refs import DatasetRef
 from schemas.sweep import Trial
+from tests.fixtures_ledger import commit, row
 from tests.fixtures_sweep import LEARNING_RATE, complete, costs_of, interval, sweep_recipe
 
 RECIPE = sweep_recipe(parameters=[LEARNING_RATE])
-SPENT = Spending(240, 240, 0, 5_000, 480, 0.5, "USD")
+SPENT = Spending(240, 240, 0, 0, 5_000, 480, 0.5, "USD")
 FAILED = Trial(
     number=2,
     values={"training.learning_rate": 0.1},
@@ -50,7 +56,6 @@ def test_what_was_asked_of_the_teacher_is_said_once_for_all_trials() -> None:
     )
     scored = dataclasses.replace(SPENT, scoring_requests=480)
     assert "240 requests and 480 for its probabilities, 5,000 tokens read" in scored.sentence(3)
-    assert Spending(240, 250, 0, 0, 0, None, None).paid_twice == 10
 
 
 def test_the_page_has_everything_and_nothing_from_outside_is_markup() -> None:
@@ -115,3 +120,56 @@ def test_importance_takes_ten_trials_and_finds_the_field_that_matters(
 
 def test_a_terminal_shows_the_trials() -> None:
     assert terminal_trials(RECIPE, TRIALS, TRIALS[1]).row_count == 3
+
+
+def test_a_page_of_another_gate_is_another_page(tmp_path: Path) -> None:
+    """The recipe to commit is written as it is now, though no trial has changed."""
+    store, execution = StoreSpec(root=str(tmp_path)), ExecutionSpec()
+    recipe = sweep_recipe(store)
+    stricter = recipe.model_copy(
+        update={"gate": recipe.gate.model_copy(update={"min_retention": 0.99})}
+    )
+    with Study(store, "s", recipe.sweep) as study:
+        trial = study.next_trial()
+        assert trial is not None
+        study.complete(0, interval(0.9), costs_of(0.1))
+        [best] = study.trials()
+        pages = [
+            report_sweep(each, study, best, [], store, execution)
+            for each in (recipe, recipe, stricter)
+        ]
+    assert [page.reused for page in pages] == [False, True, False]
+    [report] = Path(tmp_path).glob(f"*/{pages[2].manifest.fingerprint}/**/recipe.yaml")
+    assert "min_retention: 0.99" in report.read_text("utf-8")
+
+
+def test_what_is_paid_twice_is_beyond_one_for_each_sample_of_each_teacher(tmp_path: Path) -> None:
+    store = StoreSpec(root=str(tmp_path))
+    made = [
+        _responses(store, "of one", samples=3, charged={"of one": 7}),  # two rows: one too many
+        _responses(store, "of panel", samples=1, charged={"of panel:a": 2, "of panel:b": 1}),
+        _responses(store, "known", samples=1, charged={}),
+    ]
+    found = spending(made, store)
+    assert (found.responses, found.requests, found.paid_twice) == (6, 10, 2)
+    assert "6 responses of the teacher: 10 requests" in found.sentence(1)
+
+
+def _responses(store: StoreSpec, name: str, *, samples: int, charged: dict[str, int]) -> DatasetRef:
+    """Return two rows of responses, with what the ledger was charged for them."""
+    stage = Stage(StageName.GENERATE_RESPONSES, 1, inputs={"name": name}, spec={})
+
+    def work(attempt: Attempt) -> None:
+        with attempt.row_writer("responses", pa.schema([("id", pa.string())])) as writer:
+            writer.write(pa.RecordBatch.from_pydict({"id": ["a", "b"]}))
+        attempt.facts["bill"] = {"responses": 2 * samples}
+        attempt.facts["generation"] = {"prompt_tokens": 1, "completion_tokens": 1}
+        if len(charged) > 1:
+            attempt.facts["panel"] = {"teachers": [{"name": "a"}, {"name": "b"}]}
+
+    ref = run_stage(stage, store, ExecutionSpec(), work).dataset("responses")
+    with Ledger.open(store) as ledger:
+        for purpose, number in charged.items():
+            told = purpose.replace(name, ref.fingerprint)
+            commit(ledger, *(row(f"{purpose}{n}") for n in range(number)), purpose=told)
+    return ref

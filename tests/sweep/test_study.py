@@ -170,6 +170,16 @@ def test_costs_are_further_objectives(ledger_spec: StoreSpec) -> None:
     assert [trial.costs["latency"] for trial in found] == [0.1] * 6
 
 
+def test_costs_become_smaller(sqlite_spec: StoreSpec) -> None:
+    sweep = sweep_spec(costs=["latency"], pruning=False, num_trials=40, startup_trials=10)
+    latencies: list[float] = []
+    with Study(sqlite_spec, "s", sweep) as study:
+        while (trial := study.next_trial()) is not None:
+            latencies.append(float(trial.values["training.batch_size"]))  # type: ignore[arg-type]
+            study.complete(trial.number, interval(0.5), costs_of(latencies[-1]))
+    assert sum(latencies[30:]) < 0.6 * sum(latencies[:10])
+
+
 def test_the_ledger_stays_a_ledger(ledger_spec: StoreSpec) -> None:
     go_on(ledger_spec, steps=2)
     with Ledger.open(ledger_spec) as ledger:

@@ -7,7 +7,14 @@ import pytest
 
 from distillery.sweep.study import Study
 from distillery.sweep.trials import noting_failure, run_trials, settle
-from schemas.errors import RecipeError, TeacherError, TrainingError, TrialPruned
+from schemas.errors import (
+    CrashedError,
+    RecipeError,
+    StageError,
+    TeacherError,
+    TrainingError,
+    TrialPruned,
+)
 from schemas.execution import ExecutionSpec, StoreSpec, TrialSpec
 from schemas.sweep import Trial
 from tests.fixtures_sweep import costs_of, interval, sweep_spec
@@ -130,6 +137,47 @@ def test_what_ends_the_sweep_lets_running_trials_end(
             run_trials(study, "accuracy", try_one)
         assert [trial.state for trial in study.trials()] == ["complete", "running"]
     assert "the sweep stops once 1 running trials have ended" in caplog.text
+
+
+def test_a_run_on_a_pool_that_says_nothing_ends_the_sweep_and_its_trial_is_taken_up_again(
+    sqlite_spec: StoreSpec,
+) -> None:
+    """Its store was away, or somebody cancelled it, or nobody ran it: the next would end so too."""
+    told: list[str | None] = []
+    with _study(sqlite_spec) as study:
+        with pytest.raises(StageError, match="was cancelled"):
+            run_trials(
+                study,
+                "accuracy",
+                lambda trial: settle(study, trial.number, _fails(StageError("was cancelled"))),
+            )
+        assert [trial.state for trial in study.trials()] == ["running"]
+    with _study(sqlite_spec, startup_trials=3) as study:
+
+        def try_one(trial: Trial) -> None:
+            told.append(trial.reason)
+            if trial.number == 0:  # the process says why it failed, as the kernel lets it
+                study.note_reason(0, "the loss is not finite.")
+                settle(study, 0, _fails(StageError("failed")))
+            elif trial.number == 1:
+                settle(study, 1, _fails(CrashedError("crashed three times")))
+            else:
+                study.complete(trial.number, interval(0.5), costs_of(0.1))
+
+        run_trials(study, "accuracy", try_one)
+        found = [(trial.state, trial.reason) for trial in study.trials()[:2]]
+    assert found == [("failed", "the loss is not finite."), ("failed", "crashed three times")]
+    assert told == [None] * 5
+
+
+def test_a_reason_of_an_earlier_try_is_not_the_reason_of_the_next(sqlite_spec: StoreSpec) -> None:
+    with _study(sqlite_spec) as study:
+        trial = study.next_trial()
+        assert trial is not None
+        study.note_reason(0, "out of memory")  # and its sweep is killed
+    with _study(sqlite_spec) as study:
+        again = study.next_trial()
+        assert again is not None and (again.number, again.reason) == (0, None)
 
 
 def test_the_quality_is_called_by_its_metric(
