@@ -42,6 +42,7 @@ def run_sweep(path: str, overrides: Sequence[str], *, plan: bool) -> None:
 
 def _print_sweep_plan(recipe: SweepRecipe) -> None:
     from distillery.preflight.sweep import check_sweep
+    from distillery.sweep.space import asks_by_trial
 
     check_sweep(recipe)
     sweep, out = recipe.sweep, console()
@@ -52,6 +53,11 @@ def _print_sweep_plan(recipe: SweepRecipe) -> None:
         else:
             said = f"{parameter.low:g} to {parameter.high:g}{', logarithmic' * parameter.log}"
         out.print(f"  {parameter.field}: {escape(said)}")
+    if asks_by_trial(recipe):
+        out.print(
+            "What follows is for the recipe as it stands: each other teacher or prompt that a "
+            "trial draws asks as much again, and teacher.budget is a cap on each by itself."
+        )
     print_plan(recipe)
 
 

@@ -15,8 +15,8 @@ from schemas.refs import ReportRef
 class _Parameter(Branch):
     """A field of the recipe that trials vary."""
 
-    field: str = Field(pattern=r"^[a-z_]\w*(\.[a-z_]\w*)+$")
-    """Its place, such as `training.learning_rate`."""
+    field: str = Field(pattern=r"^[a-z_]\w*(\.\w+)*$")
+    """Its place, such as `training.learning_rate`, or a whole section's, such as `student`."""
 
 
 class NumberParameter(_Parameter):
@@ -65,6 +65,11 @@ class IntegerParameter(_Parameter):
             raise ValueError(
                 f"{self.field}: a logarithmic range has no even steps, and step is {self.step}. "
                 "Set step to 1, or log to false."
+            )
+        if self.low + self.step > self.high:
+            raise ValueError(
+                f"{self.field}: low={self.low} and step={self.step} go beyond high={self.high}, so "
+                "there is one value to try. Lower step."
             )
         return self
 

@@ -93,7 +93,7 @@ def _impossible_values(recipe: SweepRecipe) -> list[str]:
             try:
                 tried = applied(recipe, {parameter.field: value})
                 _check(tried)
-                if parameter.field.startswith(_OPENED):
+                if f"{parameter.field}.".startswith(_OPENED):
                     _open(tried)
             except DistilleryError as error:
                 made = f"{parameter.field}={canonical_json(value)}"

@@ -117,8 +117,10 @@ def space_problems(recipe: SweepRecipe) -> list[str]:
 def _field_problems(recipe: SweepRecipe, parameter: Parameter, place: str) -> Iterator[str]:
     field = parameter.field
     for judge, why in _JUDGES.items():
-        if f"{field}.".startswith(f"{judge}."):
-            yield f"{place} varies {field!r}, but {why}. Vary other fields of {', '.join(VARIED)}."
+        if f"{field}.".startswith(f"{judge}.") or judge.startswith(f"{field}."):
+            fixed = "" if field.startswith(judge) else f"it holds {judge!r}, and "
+            others = ", ".join(VARIED)
+            yield f"{place} varies {field!r}, but {fixed}{why}. Vary other fields of {others}."
             return
     if (unknown := _unknown(recipe, field)) is not None:
         yield f"{place} varies {field!r}, but {unknown}"
@@ -157,6 +159,11 @@ def _unknown(recipe: SweepRecipe, field: str) -> str | None:
     names = field.split(".")
     for depth, name in enumerate(names):
         place = ".".join(names[:depth])
+        if isinstance(found, list | tuple):
+            return (
+                f"{place} is a list, whose items are not varied by themselves. Vary all of "
+                f"{place!r}, as a choice."
+            )
         if not isinstance(found, BaseModel):
             what = "is not set" if found is None else "is not a section"
             return f"{place} {what}, so it has no field {name!r}. Write that section first."
@@ -201,6 +208,12 @@ def _holds(found: Any, wanted: JsonValue) -> bool:
     return bool(found == wanted)
 
 
+def asks_by_trial(recipe: SweepRecipe) -> bool:
+    """Return whether trials differ in who the teacher is or what it is asked."""
+    fields = (parameter.field for parameter in recipe.sweep.parameters)
+    return any(f"{field}.".startswith(("task.", "teacher.")) for field in fields)
+
+
 def shared_recipes(recipe: SweepRecipe) -> list[Recipe]:
     """Return the recipes whose teacher's work all trials share, to be done once before them.
 
@@ -210,7 +223,7 @@ def shared_recipes(recipe: SweepRecipe) -> list[Recipe]:
     what it needs.
     """
     varied = recipe.sweep.parameters
-    if any(parameter.field.startswith(("task.", "teacher.")) for parameter in varied):
+    if asks_by_trial(recipe):
         return []
     inside = ("training.objective.", "filters.") if recipe.sweep.parallel_trials > 1 else ()
     shared = {

@@ -28,7 +28,9 @@ def _number(field: str, low: float = 0.1, high: float = 0.9) -> dict[str, Any]:
 
 def test_a_sweep_that_can_be_has_no_problems() -> None:
     whole = _choice("training.method", {"kind": "full"}, {"kind": "lora", "r": 8})
-    assert space_problems(sweep_recipe(parameters=[LEARNING_RATE, OBJECTIVE, whole])) == []
+    sizes = _choice("student", *({"kind": "pretrained", "model": f"me/{n}"} for n in "ab"))
+    parameters = [LEARNING_RATE, OBJECTIVE, whole, sizes]
+    assert space_problems(sweep_recipe(parameters=parameters)) == []
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,8 @@ def test_a_sweep_that_can_be_has_no_problems() -> None:
         (_number("gate.min_retention"), "the gate is for the winner alone"),
         (_choice("store.root", "a", "b"), "all trials share one store"),
         (_choice("task.type", "classification", "qa"), "students of different tasks"),
+        (_choice("task", {"type": "qa"}, {"type": "nli"}), "but it holds 'task.type', and stud"),
+        (_number("filters.prompts.0.threshold"), "filters.prompts is a list, whose items"),
         (_choice("task.answer_format.labels", ["a"], ["b"]), "judged in different ways"),
         (_number("training.learning_rate", -1.0), "training.learning_rate: is -1.0, but has to be"),
         (
@@ -97,6 +101,16 @@ def test_a_parameter_inside_another_is_refused() -> None:
                 ]
             },
             "no even steps",
+        ),
+        (
+            {
+                "parameters": [
+                    LEARNING_RATE
+                    | {"kind": "integer", "low": 4, "high": 9, "step": 6}
+                    | {"log": False}
+                ]
+            },
+            "there is one value to try",
         ),
         ({"parameters": [_choice("training.seed", 1, 1)]}, "names 1 twice"),
         ({"parameters": [LEARNING_RATE, LEARNING_RATE]}, "one field twice"),
