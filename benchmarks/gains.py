@@ -40,8 +40,9 @@ def table(
     unit = times.get(hard[0])
     lines = [
         f"| objective | seeds | step time | memory | training time | {metric}, % | "
-        "minus hard targets | minus hard targets at equal time | agreement with the teacher, % |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "minus hard targets | minus hard targets at equal time | agreement with the teacher, % | "
+        f"{metric} by seed, % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name, runs in learnt.items():
         rival = _rival(times, name, hard)
@@ -57,6 +58,7 @@ def table(
             if rival and unit and name not in hard
             else "-",
             interval([run.agreement for run in runs.values()]),
+            ", ".join(f"{100 * run.quality:.1f}" for _, run in sorted(runs.items())),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

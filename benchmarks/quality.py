@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from benchmarks import gains
 from benchmarks.lora import model_folder
 from benchmarks.processes import REPO
-from benchmarks.results import heading, load_average, result_path, versions
+from benchmarks.results import commit, heading, load_average, result_path
 from benchmarks.school import Cost, Learnt, School, Taught, train_teacher
 from distillery.data.sources import expand_variables
 from schemas.data import FileSource
@@ -246,7 +246,7 @@ class Comparison:
             if not file.exists():
                 began = time.monotonic()
                 learnt = self.school.teach(self._training(name, seed))
-                write(file, learnt)
+                write(file, dataclasses.replace(learnt, commit=commit()))
                 found = f"{learnt.quality:.2%}, {learnt.agreement:.2%} as the teacher"
                 self._say(f"seed {seed}, {name}: {found}, {time.monotonic() - began:.0f} s")
 
@@ -271,6 +271,9 @@ class Comparison:
         lines = gains.table(found, costs, titles, HARD, taught.metric)
         refused = json.loads(self._refused.read_text("utf-8")) if self._refused.exists() else {}
         notes = [f"\n- {titles[name]}: left out, {why}\n" for name, why in refused.items()]
+        commits = sorted({run.commit for runs in found.values() for run in runs.values()})
+        if len(commits) > 1:
+            notes.append(f"\n- Trained by the code of several commits: {', '.join(commits)}.\n")
         return f"## {self.setting.title}\n\n{facts}\n\n{lines}\n{''.join(notes)}"
 
     def _training(self, name: str, seed: int) -> TrainingSpec:
@@ -313,7 +316,7 @@ def main() -> int:
     """Run the settings; print and write what is known."""
     arguments = _parse_arguments()
     began, load = time.monotonic(), load_average()
-    versions()  # of the code that runs, whatever is committed within the hour
+    commit()  # of the code that runs, whatever is committed within the hour
     store = StoreSpec(root=str(arguments.store))
     chosen = [setting for setting in SETTINGS if setting.name in arguments.settings]
     sections = [f"{why}\n" for setting in chosen if (why := setting.obstacle())]

@@ -62,20 +62,25 @@ def goal_table(lines: Sequence[Line]) -> str:
     return "\n".join(head + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-@functools.cache
 def versions() -> str:
-    """Return the versions that matter, and the commit when this is a checkout, as first asked."""
+    """Return the versions that matter, and the commit when this is a checkout."""
     found = [f"python {platform.python_version()}"]
     for name in LIBRARIES:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             found.append(f"no {name}")
+    if commit():
+        found.append(f"commit {commit()}")
+    return ", ".join(found)
+
+
+@functools.cache
+def commit() -> str:
+    """Return the commit of this checkout, as first asked; empty where it is none."""
     git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
-    if done.returncode == 0:
-        found.append(f"commit {done.stdout.strip()}")
-    return ", ".join(found)
+    return done.stdout.strip()
 
 
 def accelerators() -> list[str]:

@@ -90,6 +90,8 @@ class Learnt:
     """Optimizer steps by the objective itself."""
     steps_before: int
     """Those on hard targets, where the objective follows them."""
+    commit: str = ""
+    """Of the code that trained it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,7 @@ def test_a_difference_without_0_in_its_interval_is_bold() -> None:
 def test_seeds_that_one_of_two_has_not_learnt_yet_do_not_count() -> None:
     found = {"hard": learnt(0.50, 0.70), "soft": learnt(0.52, 0.72, 0.99)}
     assert cells(found, {}, 1)[1] == "3"
+    assert cells(found, {}, 1)[9] == "52.0, 72.0, 99.0"
     assert cells(found, {}, 1)[6] == "**+2.0 ± 0.0**"
 
 
