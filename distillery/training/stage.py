@@ -24,7 +24,7 @@ from schemas.training import TrainingSpec
 
 logger = logging.getLogger(__name__)
 
-_LOGIC_VERSION = 5
+_LOGIC_VERSION = 6
 _READ_OF_PRETRAINED = {"dtype", "chat_template_kwargs", "system_prompt"}
 
 
