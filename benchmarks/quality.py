@@ -271,7 +271,9 @@ class Comparison:
         lines = gains.table(found, costs, titles, HARD, taught.metric)
         refused = json.loads(self._refused.read_text("utf-8")) if self._refused.exists() else {}
         notes = [f"\n- {titles[name]}: left out, {why}\n" for name, why in refused.items()]
-        commits = sorted({run.commit for runs in found.values() for run in runs.values()})
+        commits = sorted(
+            {run.commit or "unknown" for runs in found.values() for run in runs.values()}
+        )
         if len(commits) > 1:
             notes.append(f"\n- Trained by the code of several commits: {', '.join(commits)}.\n")
         return f"## {self.setting.title}\n\n{facts}\n\n{lines}\n{''.join(notes)}"

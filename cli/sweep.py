@@ -55,8 +55,8 @@ def _print_sweep_plan(recipe: SweepRecipe) -> None:
         out.print(f"  {parameter.field}: {escape(said)}")
     if asks_by_trial(recipe):
         out.print(
-            "What follows is for the recipe as it stands: each other teacher or prompt that a "
-            "trial draws asks as much again, and teacher.budget is a cap on each by itself."
+            "What follows is for the recipe as it stands. Every other teacher or prompt that a "
+            "trial draws costs as much again, and teacher.budget caps each one separately."
         )
     print_plan(recipe)
 

@@ -10,7 +10,7 @@ from flows.teach_student import gather_material, read_prompts
 from flows.try_student import try_student
 from schemas.data import DataSpec
 from schemas.evaluation import EvaluationSpec
-from schemas.execution import ExecutionSpec, StoreSpec, TrialSpec
+from schemas.execution import ExecutionSpec, StageName, StoreSpec, TrialSpec
 from schemas.export import ExportSpec
 from schemas.filters import FilterSpec
 from schemas.gate import GateSpec
@@ -66,7 +66,9 @@ def sweep_students(
 
         def try_one(trial: Trial) -> None:
             spec = TrialSpec(study=study.name, number=trial.number)
-            of_trial = execution.model_copy(update={"trial": spec, "force": ()})
+            # What is read is forced or not for all of them alike.
+            force = tuple(stage for stage in execution.force if stage == StageName.READ_LOGS)
+            of_trial = execution.model_copy(update={"trial": spec, "force": force})
             run = dispatch(try_student, trial_stage, store, of_trial)
             settle(study, trial.number, lambda: run(recipe, study.name, trial.values))
 

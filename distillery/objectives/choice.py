@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from distillery.objectives.attention import AttentionObjective
 from distillery.objectives.base import Objective
@@ -177,8 +178,12 @@ def _candidates(
         yield wanted.made(SoftTargets, source="offline"), stored
     if wanted.panel:
         return  # whose other teachers cross_tokenizer would leave out
-    weight = {} if wanted.hard_weight > 0 else {"hard_weight": wanted.soft_weight}
-    yield wanted.made(CrossTokenizer, **weight), "the teacher shows probabilities"
+    changes: dict[str, Any] = {}
+    if wanted.hard_weight == 0:  # sorted probabilities alone do not say which token is meant
+        changes["hard_weight"] = wanted.soft_weight
+    if teacher.is_panel or not teacher.is_hosted:  # the tokenizer of any other is its own
+        changes |= {"tokenizer": None, "tokenizer_revision": None}
+    yield wanted.made(CrossTokenizer, **changes), "the teacher shows probabilities"
 
 
 def decided(training: TrainingSpec, because: str) -> ChosenObjective:

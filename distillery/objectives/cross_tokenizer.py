@@ -171,10 +171,10 @@ class CrossTokenizerObjective(Objective):
 
         from distillery.objectives.sorted_probabilities import SortedTargets
 
-        log_p = at_temperature(
-            batch["sorted_log_probs"], batch["log_rest"], self._spec.distillation_temperature
-        )
-        targets = SortedTargets(batch["compared"], *log_p, log_rounding=STORED_ROUNDING)
+        temperature = self._spec.distillation_temperature
+        log_p = at_temperature(batch["sorted_log_probs"], batch["log_rest"], temperature)
+        rounding = STORED_ROUNDING / min(1.0, temperature)  # what was stored is divided by it
+        targets = SortedTargets(batch["compared"], *log_p, log_rounding=rounding)
         losses = self._response_losses(model, student, batch, soft=self._spec, targets=targets)
         parts = {"hard_loss": losses.hard_nats, "soft_loss": losses.soft_nats}
         num_compared = torch.tensor(len(batch["compared"]))

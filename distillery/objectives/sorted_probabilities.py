@@ -107,10 +107,11 @@ def _compare(z_MV: Tensor, p_MB: Tensor, scale: float, log_rounding: float) -> T
     gap_MB = q_MB - p_MB
     rounding_MB = torch.maximum(p_MB, q_MB).mul_(_ROUNDING * torch.finfo(q_MB.dtype).eps)
     if log_rounding:
-        # Of p itself, and of what all K are divided by so that they keep their sum.
-        off_MB = torch.special.entr(p_MB)
-        off_MB[:, -1] = 0
-        rounding_MB += off_MB.addcmul_(p_MB, off_MB.sum(1, keepdim=True)).mul_(log_rounding)
+        # Of the K themselves, and of what all are divided by so that they keep their sum.
+        p_MK = p_MB[:, :-1]
+        off_MK = torch.special.entr(p_MK)
+        off_MK.addcmul_(p_MK, off_MK.sum(1, keepdim=True))
+        rounding_MB[:, :-1].add_(off_MK, alpha=log_rounding)
     gap_MB.masked_fill_(gap_MB.abs() <= rounding_MB, 0)
     slope_MB = gap_MB.sign()
     slope_MB -= (slope_MB * q_MB).sum(1, keepdim=True)

@@ -13,7 +13,7 @@ from schemas.recipe import Recipe
 from schemas.sweep import SweepRecipe
 
 # Whose files, templates and prompts a trial would open.
-_OPENED = ("task.", "teacher.", "student.", "training.objective")
+_OPENED = ("task.", "teacher.", "student.", "training.objective.")
 
 
 def check_sweep(recipe: SweepRecipe) -> None:
@@ -93,7 +93,8 @@ def _impossible_values(recipe: SweepRecipe) -> list[str]:
             try:
                 tried = applied(recipe, {parameter.field: value})
                 _check(tried)
-                if f"{parameter.field}.".startswith(_OPENED):
+                field = f"{parameter.field}."
+                if any(field.startswith(each) or each.startswith(field) for each in _OPENED):
                     _open(tried)
             except DistilleryError as error:
                 made = f"{parameter.field}={canonical_json(value)}"

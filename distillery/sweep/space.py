@@ -1,6 +1,5 @@
 """What trials vary: fields of a recipe, as the sampler sees them and as the recipe has them."""
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -217,21 +216,13 @@ def asks_by_trial(recipe: SweepRecipe) -> bool:
 def shared_recipes(recipe: SweepRecipe) -> list[Recipe]:
     """Return the recipes whose teacher's work all trials share, to be done once before them.
 
-    One for each objective that is tried, as each may want other scores of the teacher; where trials
-    run beside each other also for each choice within it and of filters, as two of them would ask
-    for the same. None where trials vary who the teacher is or what it is asked: each then asks for
-    what it needs.
+    One for each objective that is tried, as each may want other scores of the teacher. None where
+    trials vary who the teacher is or what it is asked: each then asks for what it needs.
     """
-    varied = recipe.sweep.parameters
     if asks_by_trial(recipe):
         return []
-    inside = ("training.objective.", "filters.") if recipe.sweep.parallel_trials > 1 else ()
-    shared = {
-        parameter.field: parameter.choices
-        for parameter in varied
-        if isinstance(parameter, ChoiceParameter)
-        and f"{parameter.field}.".startswith(("training.objective.", *inside))
-        and (inside or parameter.field == "training.objective")
-    }
-    every = itertools.product(*shared.values())
-    return [applied(recipe, dict(zip(shared, each, strict=True))) for each in every]
+    by_field = {parameter.field: parameter for parameter in recipe.sweep.parameters}
+    objectives = by_field.get("training.objective")
+    if objectives is None:
+        return [applied(recipe, {})]
+    return [applied(recipe, {objectives.field: choice}) for choice in edges(objectives)]

@@ -1,5 +1,6 @@
 """What a sweep asked its teacher for, once for all trials, by the manifests and the ledger."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from distillery.ledger import Ledger
 from distillery.storage.store import Store
 from schemas.execution import StageName, StoreSpec
 from schemas.manifest import Manifest
+from schemas.panel import JUDGE
 from schemas.refs import DatasetRef
 from schemas.units import money_text
 
@@ -24,7 +26,8 @@ class Spending:
     sampled, or several teachers asked."""
 
     paid_twice: int
-    """Requests that were charged beyond one for each sample of each teacher."""
+    """Requests that were charged beyond one for each sample of each teacher; those to a judge of
+    them do not count."""
 
     scoring_requests: int
     """Requests to a served teacher for its probabilities."""
@@ -62,15 +65,17 @@ def spending(asked: Iterable[DatasetRef], store: StoreSpec) -> Spending:
     scored = [m for m in made.values() if m.stage == StageName.SCORE_SOFT_TARGETS]
     given = {at: m for at, m in made.items() if m.stage == StageName.GENERATE_RESPONSES}
     with Ledger.open(store) as ledger:
-        requests = {at: _requests(ledger, at, manifest) for at, manifest in given.items()}
+        charged = {at: _charged(ledger, at, manifest) for at, manifest in given.items()}
     said: dict[str, Any] = {at: manifest.facts["bill"] for at, manifest in given.items()}
     served: list[Any] = [m.facts["served"] for m in scored if "served" in m.facts]
     bills: list[Any] = [m.facts["generation"] for m in given.values()] + served
     costs = [m.cost for m in made.values() if m.cost is not None]
     return Spending(
         responses=sum(refs[at].num_rows for at in given),
-        requests=sum(requests.values()),
-        paid_twice=sum(max(0, requests[at] - said[at]["responses"]) for at in given),
+        requests=sum(each.total() for each in charged.values()),
+        paid_twice=sum(
+            max(0, charged[at].total() - charged[at][JUDGE] - said[at]["responses"]) for at in given
+        ),
         scoring_requests=sum(each["requests"] for each in served),
         prompt_tokens=sum(each["prompt_tokens"] for each in bills),
         completion_tokens=sum(each["completion_tokens"] for each in bills),
@@ -79,8 +84,10 @@ def spending(asked: Iterable[DatasetRef], store: StoreSpec) -> Spending:
     )
 
 
-def _requests(ledger: Ledger, fingerprint: str, manifest: Manifest) -> int:
-    """Return how many requests were charged for responses; those of a panel to its members."""
+def _charged(ledger: Ledger, fingerprint: str, manifest: Manifest) -> Counter[str]:
+    """Return how many requests were charged for responses, by who was asked."""
     panel: Any = manifest.facts.get("panel")
-    members = [f"{fingerprint}:{each['name']}" for each in panel["teachers"]] if panel else []
-    return sum(ledger.spent(purpose).requests for purpose in members or [fingerprint])
+    if panel is None:
+        return Counter({"": ledger.spent(fingerprint).requests})
+    names = [each["name"] for each in panel["teachers"]]
+    return Counter({name: ledger.spent(f"{fingerprint}:{name}").requests for name in names})

@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from distillery.ledger import Ledger
 from distillery.ledger.database import Database
 from distillery.ledger.engine import engine_options, ledger_url
+from distillery.ledger.held import held
 from distillery.ledger.tables import create_tables
 from distillery.storage.fingerprint import sha256
 from distillery.sweep.curves import Curve, is_behind
@@ -52,13 +52,13 @@ def study_name(recipe: SweepRecipe, prompts: DatasetRef, identities: dict[str, s
 
 @contextlib.contextmanager
 def _running(store: StoreSpec, name: str) -> Iterator[None]:
-    """Claim the study ``name`` as the ledger's requests are claimed: as long as this process lives.
+    """Hold the study ``name``.
 
     Raises:
         StoreError: A process that is alive runs it.
     """
-    with Ledger.open(store) as ledger, ledger.working() as owner:
-        if not ledger.claim({sha256({"study": name})}, owner, max_new_tokens=1):
+    with held(store, name) as is_held:
+        if not is_held:
             raise StoreError(
                 f"the sweep {name!r} is running already, and two at once would train its trials "
                 "twice. Wait until the other one has ended; if it is stopped, the same command "
@@ -95,12 +95,12 @@ class Study:
             self._database_name = database.name
         finally:
             database.dispose()
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as running:
             if sweep is not None:
-                held.enter_context(_running(store, name))
+                running.enter_context(_running(store, name))
             with self._named_errors():
                 self._storage = self._open(url)
-            self._running = held.pop_all()
+            self._running = running.pop_all()
         try:
             self.sweep = self._join(sweep)
         except BaseException:

@@ -21,7 +21,6 @@ from schemas.errors import (
     CrashedError,
     DistilleryError,
     InputDataError,
-    RecipeError,
     RegistryError,
     StageError,
     StoreError,
@@ -60,8 +59,8 @@ def refuse_other_rows(recipe: SweepRecipe, prompts: DatasetRef, study: str) -> N
     if _name(recipe, prompts) != study:
         raise InputDataError(
             f"the rows of data, or the files of teacher or student, are not those that the sweep "
-            f"{study!r} began with, so its students could not be compared. Run it again: it is a "
-            "new sweep then. For a log that grows, name a file of it in data."
+            f"{study!r} began with, so its students could not be compared. Run it again as a new "
+            "sweep; of a log that grows, name a file that does not in data."
         )
 
 
@@ -153,9 +152,9 @@ def _refuse_all_failed(study: Study) -> None:
 
 # What ends the whole sweep: the next trial would meet it too, or it costs money.
 _ABOUT_ALL = (StoreError, TeacherError, BudgetError, RegistryError, InputDataError)
-# What a trial's own values may lead to: a recipe that cannot be, a loss that is not finite, memory
-# that runs out.
-_ABOUT_ONE = (RecipeError, RuntimeError, MemoryError)
+# What a trial's own values may lead to: a recipe that cannot be, modules that the model does not
+# have, a loss that is not finite, memory that runs out.
+_ABOUT_ONE = (ValueError, RuntimeError, MemoryError)
 
 
 def settle(study: Study, number: int, run: Callable[[], StageResult]) -> None:

@@ -158,6 +158,8 @@ def test_auto_aligns_with_the_tokenizer_of_an_endpoint(
         student = PretrainedStudent(model=models["stranger"])
         chosen = choose_objective(server.spec(), student, auto)
     assert chosen.training.objective == CrossTokenizer(k=8, tokenizer=named)
+    local = TransformersTeacher(model=models["teacher"])  # whose tokenizer is its own
+    assert choose_objective(local, student, auto).training.objective == CrossTokenizer(k=8)
 
 
 def test_more_targets_than_tokens_are_refused(models: dict[str, str]) -> None:

@@ -147,12 +147,17 @@ def test_what_is_paid_twice_is_beyond_one_for_each_sample_of_each_teacher(tmp_pa
     store = StoreSpec(root=str(tmp_path))
     made = [
         _responses(store, "of one", samples=3, charged={"of one": 7}),  # two rows: one too many
-        _responses(store, "of panel", samples=1, charged={"of panel:a": 2, "of panel:b": 1}),
+        _responses(
+            store,
+            "of panel",
+            samples=1,
+            charged={"of panel:a": 2, "of panel:b": 1, "of panel:judge": 4},
+        ),
         _responses(store, "known", samples=1, charged={}),
     ]
     found = spending(made, store)
-    assert (found.responses, found.requests, found.paid_twice) == (6, 10, 2)
-    assert "6 responses of the teacher: 10 requests" in found.sentence(1)
+    assert (found.responses, found.requests, found.paid_twice) == (6, 14, 2)
+    assert "6 responses of the teacher: 14 requests" in found.sentence(1)
 
 
 def _responses(store: StoreSpec, name: str, *, samples: int, charged: dict[str, int]) -> DatasetRef:
@@ -165,7 +170,7 @@ def _responses(store: StoreSpec, name: str, *, samples: int, charged: dict[str, 
         attempt.facts["bill"] = {"responses": 2 * samples}
         attempt.facts["generation"] = {"prompt_tokens": 1, "completion_tokens": 1}
         if len(charged) > 1:
-            attempt.facts["panel"] = {"teachers": [{"name": "a"}, {"name": "b"}]}
+            attempt.facts["panel"] = {"teachers": [{"name": name} for name in ("a", "b", "judge")]}
 
     ref = run_stage(stage, store, ExecutionSpec(), work).dataset("responses")
     with Ledger.open(store) as ledger:

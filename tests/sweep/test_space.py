@@ -8,7 +8,6 @@ from pydantic import ValidationError
 
 from distillery.sweep.space import applied, as_values, distributions, shared_recipes, space_problems
 from distillery.sweep.written import recipe_yaml
-from schemas.objectives import SoftTargets
 from schemas.recipe import Recipe, load_recipe
 from schemas.sweep import SweepSpec
 from tests.fixtures_sweep import LEARNING_RATE, OBJECTIVE, sweep_recipe, sweep_spec
@@ -120,23 +119,6 @@ def test_a_parameter_inside_another_is_refused() -> None:
 def test_a_sweep_that_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         sweep_spec(**changes)
-
-
-def test_trials_beside_each_other_ask_for_nothing_that_another_one_asks_for() -> None:
-    whole = _choice("training.objective", {"kind": "hard_targets"}, {"kind": "soft_targets"})
-    k = _choice("training.objective.k", 8, 16)
-    empty = _choice("filters.responses", [], [{"kind": "refusal"}])
-    rate = _choice("training.learning_rate", 1e-3, 1e-4)
-
-    def num_shared(*parameters: dict[str, Any], **changes: Any) -> int:
-        recipe = sweep_recipe(parameters=[*parameters], **changes)
-        soft = recipe.training.model_copy(update={"objective": SoftTargets()})
-        return len(shared_recipes(recipe.model_copy(update={"training": soft})))
-
-    assert num_shared(whole, rate) == 2
-    assert num_shared(k, empty) == 1  # the second trial finds what the first has made
-    assert num_shared(k, empty, rate, parallel_trials=2) == 4
-    assert num_shared(k, _choice("teacher.temperature", 0, 1), parallel_trials=2) == 0
 
 
 def test_values_are_put_in_their_places_and_whole_sections_are_replaced() -> None:

@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 
 from distillery.sweep.study import Study
-from distillery.sweep.trials import noting_failure, run_trials, settle
+from distillery.sweep.trials import (
+    noting_failure,
+    open_study,
+    refuse_other_rows,
+    run_trials,
+    settle,
+)
 from schemas.errors import (
     CrashedError,
+    InputDataError,
     RecipeError,
     StageError,
     TeacherError,
@@ -16,8 +23,12 @@ from schemas.errors import (
     TrialPruned,
 )
 from schemas.execution import ExecutionSpec, StoreSpec, TrialSpec
+from schemas.refs import DatasetRef
+from schemas.student import FromScratchStudent
 from schemas.sweep import Trial
-from tests.fixtures_sweep import costs_of, interval, sweep_spec
+from tests.fixtures_sweep import costs_of, interval, sweep_recipe, sweep_spec
+
+NEW = FromScratchStudent(num_layers=1, hidden_size=16, intermediate_size=32, num_heads=2)
 
 
 def _study(store: StoreSpec, **changes: Any) -> Study:
@@ -178,6 +189,35 @@ def test_a_reason_of_an_earlier_try_is_not_the_reason_of_the_next(sqlite_spec: S
     with _study(sqlite_spec) as study:
         again = study.next_trial()
         assert again is not None and (again.number, again.reason) == (0, None)
+
+
+def test_a_trial_that_finds_other_rows_than_its_sweep_began_with_is_refused(
+    sqlite_spec: StoreSpec,
+) -> None:
+    recipe = sweep_recipe(sqlite_spec).model_copy(update={"student": NEW})
+    began, grown = (
+        DatasetRef(uri="", fingerprint=name, num_rows=1, columns=()) for name in ("began", "grown")
+    )
+    with open_study(recipe, began) as study:
+        refuse_other_rows(recipe, began, study.name)
+        with pytest.raises(InputDataError, match=f"not those that the sweep {study.name!r} began"):
+            refuse_other_rows(recipe, grown, study.name)
+
+
+def test_a_value_that_a_library_refuses_is_the_trials_own_failure(sqlite_spec: StoreSpec) -> None:
+    with _study(sqlite_spec, num_trials=2, startup_trials=3) as study:
+
+        def try_one(trial: Trial) -> None:
+            run = ExecutionSpec(trial=TrialSpec(study="s", number=trial.number))
+            with pytest.raises(ValueError), noting_failure(sqlite_spec, run):
+                raise ValueError("target modules c_attn are not there")
+            settle(study, trial.number, _fails(StageError("the run on the pool failed")))
+
+        with pytest.raises(TrainingError, match="all 2 trials"):
+            run_trials(study, "accuracy", try_one)
+        assert {t.reason for t in study.trials()} == {
+            "ValueError: target modules c_attn are not there"
+        }
 
 
 def test_the_quality_is_called_by_its_metric(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,18 @@ def test_a_served_teacher_with_a_tokenizer_of_its_own_teaches(tmp_path: Path) ->
                 distances.append(_sorted_distance(log_p, log_q[at - 1]))
                 said += tokenizer.decode([label]).encode()
     assert best["eval_soft_loss"] == pytest.approx(sum(distances) / len(distances), rel=1e-3)
+
+
+def test_trainings_beside_each_other_pay_for_the_teachers_probabilities_once(
+    tmp_path: Path,
+) -> None:
+    spec = CrossTokenizer(k=K, tokenizer=str(save_tokenizer(tmp_path / "tokenizer")))
+    school = School(tmp_path / "store", "nowhere")
+    with StubVllm() as server, ThreadPoolExecutor(2) as threads:
+        school.teacher = server.spec()
+        one, two = threads.map(school.score, [soft_training(objective=spec)] * 2)
+        assert one == two
+        assert len(server.completions) == len(school.rows)
 
 
 def _reads(bench: School, model: Any, tokenizer: Any) -> Iterator[tuple[Any, list[int]]]:

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from distillery.data.chat import load_messages
+from distillery.ledger.held import held
 from distillery.models.chat_format import refuse_many_not_written
 from distillery.models.hardware import cpu_threads
 from distillery.objectives.soft.panel import Member, members, panel_inputs, report
 from distillery.objectives.soft.stored import Charged, ScoringRow, to_batch, write_targets
 from distillery.storage.fingerprint import model_identity, sha256
-from distillery.storage.stage import Attempt, Stage, StageResult, run_stage
+from distillery.storage.stage import Attempt, Stage, StageResult, find_stage, run_stage
 from distillery.storage.store import Store
 from distillery.teacher import teacher_identity
 from distillery.teacher.prompt import TeacherPrompt, prompt_inputs
@@ -92,7 +93,8 @@ def score_soft_targets(
 ) -> StageResult:
     """Return `soft_targets`: the teacher's probabilities along the responses of ``rows``.
 
-    Rows that do not fit the teacher's context are left out, as are a few that its chat format
+    One process at a time makes the same: trials beside each other, say, pay once. Rows that do not
+    fit the teacher's context are left out, as are a few that its chat format
     cannot write; both are counted, and the first named in the manifest. Scores are kept a part at a
     time, so a stage that was killed goes on where it was; one that is forced does not.
 
@@ -172,7 +174,10 @@ def score_soft_targets(
         if scoring.not_written:
             attempt.facts["not_written"] = dict(islice(scoring.not_written.items(), _NAMED_ROWS))
 
-    return run_stage(stage, store, execution, work)
+    if found := find_stage(stage, store, execution):
+        return found
+    with held(store, f"{stage.name} {stage.fingerprint}", wait=True):
+        return run_stage(stage, store, execution, work)
 
 
 class _Scoring:
