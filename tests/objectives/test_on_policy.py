@@ -14,7 +14,7 @@ from distillery.models.chat_format import IGNORED
 from distillery.models.local import LocalModel
 from distillery.models.output_layer import SplitModel
 from distillery.objectives.base import Batch, Inputs, Row
-from distillery.objectives.choice import choose_objective
+from distillery.objectives.choice import choose_objective, decided
 from distillery.objectives.on_policy import OnPolicyObjective
 from distillery.objectives.policy.batches import tokens_of
 from distillery.objectives.policy.samples import SAMPLES_FILE
@@ -355,3 +355,11 @@ def test_what_cannot_be_is_refused_before_anything_is_spent(folder: str, tmp_pat
             choose_objective(who, learner, training)
     with pytest.raises(ValueError, match="probabilities are those of its responses without"):
         TrainingSpec.model_validate({**on_policy().model_dump(), "learn_reasoning": True})
+
+
+def test_its_steps_are_its_own_whatever_hard_targets_were_given() -> None:
+    chosen = decided(on_policy({"epochs": 0.5}, min_steps=2_000, epochs=3, learning_rate=1e-3), "")
+    assert chosen.first is not None
+    assert (chosen.first.epochs, chosen.first.min_steps) == (3, 2_000)
+    assert (chosen.training.epochs, chosen.training.min_steps) == (0.5, 0)
+    assert chosen.training.learning_rate == pytest.approx(1e-4)
