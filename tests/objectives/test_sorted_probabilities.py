@@ -175,7 +175,7 @@ def test_nor_has_one_whose_teacher_was_stored_in_16_bits(
         logits_NV, Head(None), drawn.labels_N, vocab_size=VOCABULARY, normaliser=1,
         soft=spec, targets=targets,
     )  # fmt: skip
-    assert losses.soft_nats == 0
+    assert losses.soft_nats < 1e-5  # at T = 0.1 float32 itself is off by more than 64 ulp
     apart = drawn._replace(teacher_MW=logits_NV[drawn.at_M] * 1.05).targets(spec, k)
     moved = response_losses(
         logits_NV, Head(None), drawn.labels_N, vocab_size=VOCABULARY, normaliser=1,
