@@ -173,7 +173,7 @@ def _candidates(
             yield wanted.made(Attention), made_of
         yield wanted.made(HiddenStates), made_of
     yield wanted.made(SoftTargets), "teacher and student share a vocabulary"
-    if wanted.source == "online":
+    if wanted.source == "online" and not teacher.is_panel and teacher.is_served:
         stored = "teacher and student share a vocabulary, and probabilities can be stored only"
         yield wanted.made(SoftTargets, source="offline"), stored
     if wanted.panel:
